@@ -1,0 +1,83 @@
+"""Argument checks in the house wording: `<op>: <argument> must <constraint>, got <value>`."""
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_BITS = 8
+
+
+def check_float(op: str, name: str, tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+
+
+def check_x(op: str, x) -> None:
+    check_float(op, "x", x)
+    if x.dtype == torch.float64 and x.device.type == "cuda":
+        raise TypeError(f"{op}: x must be float32, bfloat16 or float16 on {x.device} (float64 is for the CPU), "
+                        "got torch.float64")
+
+
+def check_out_dtype(op: str, x, out_dtype) -> None:
+    if out_dtype is None:
+        return
+    if out_dtype not in FLOATS:
+        raise TypeError(f"{op}: out_dtype must be float32, bfloat16, float16 or float64, got {out_dtype}")
+    if (out_dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"{op}: out_dtype must be float64 exactly when x is, got {out_dtype} for x of {x.dtype}")
+
+
+def check_bits(op: str, bits, lowest: int = 1) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, (int, torch.SymInt)):
+        raise TypeError(f"{op}: bits must be an integer, got {bits!r}")
+    if bits < lowest or bits > MAX_BITS:
+        raise ValueError(f"{op}: bits must be between {lowest} and {MAX_BITS}, got {bits}")
+
+
+def check_flag(op: str, name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_factor(op: str, grad_factor) -> None:
+    if grad_factor is not None and (isinstance(grad_factor, bool) or not isinstance(grad_factor, (int, float))):
+        raise TypeError(f"{op}: grad_factor must be a number, got {grad_factor!r}")
+
+
+def check_axis(op: str, x, axis):
+    """`axis` counted from the front, or None."""
+    if axis is None:
+        return None
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"{op}: axis must be an integer or None, got {axis!r}")
+    if not -x.dim() <= axis < x.dim():
+        raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim()}) for x of shape {tuple(x.shape)}, got {axis}")
+    return axis % x.dim()
+
+
+def check_parameter(op: str, name: str, parameter, x, axis):
+    """`parameter` (a scale, offset or zero point) in the dtype of the arithmetic, once its shape and device fit x."""
+    check_float(op, name, parameter)
+    if parameter.device != x.device:
+        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {parameter.device}")
+    count = parameter.numel()
+    if axis is None and count != 1:
+        raise ValueError(f"{op}: {name} must have 1 element without axis, got {count} "
+                         f"(shape {tuple(parameter.shape)}; pass axis for one per channel)")
+    if axis is not None and count != 1 and tuple(parameter.shape) != (x.shape[axis],):
+        raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements (x has shape {tuple(x.shape)}, "
+                         f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
+    return widen(parameter, x)
+
+
+def widen(parameter, x):
+    """`parameter` in the dtype of the arithmetic on x."""
+    return parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def check_pair(op: str, names: tuple[str, str], first, second) -> None:
+    if second is not None and first.shape != second.shape:
+        raise ValueError(f"{op}: {names[1]} must have {names[0]}'s shape {tuple(first.shape)}, "
+                         f"got {tuple(second.shape)}")

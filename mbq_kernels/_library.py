@@ -1,0 +1,163 @@
+"""The one place that touches `torch.library` and the compiled library.
+
+An op is a pair of raw operators `mbq::<op>_forward` and `mbq::<op>_backward`. Each backend gives functions of those
+names and that signature: `reference/<op>.py` (plain PyTorch), `csrc/cpu` and `csrc/cuda` (in `_C.so`, they register
+themselves) and `triton/<op>.py`. PyTorch's dispatcher picks by the device of the tensors; there is no second one.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.utils._pytree as pytree
+
+NAMES = ("reference", "cpu", "cuda", "triton")  # every backend there is
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_COMPILED = Path(__file__).with_name("_C.so")
+
+_library = torch.library.Library("mbq", "DEF")
+_fallbacks = torch.library.Library("mbq", "IMPL")
+_raw_names: dict[str, list[str]] = {}  # op -> its raw operators, in the order of definition
+_compiled: dict[str, set[str]] = {"CPU": set(), "CUDA": set()}  # raw operators that _C.so registered, by dispatch key
+_load_error: str | None = None
+
+
+def _load_compiled() -> None:
+    global _load_error
+    if not _COMPILED.exists():
+        _load_error = f"{_COMPILED.name} was not built"
+    else:
+        try:
+            torch.ops.load_library(str(_COMPILED))
+        except OSError as error:
+            _load_error = f"{_COMPILED.name} does not load: {error}"
+    if _load_error and os.environ.get("MBQ_BACKEND") not in ("reference", "triton"):
+        warnings.warn(f"mbq_kernels: compiled kernels are missing ({_load_error}); CPU tensors use the PyTorch "
+                      "reference, CUDA tensors Triton", RuntimeWarning, stacklevel=2)
+
+
+def define(op: str, raw: str, signature: str, fake) -> torch._ops.OpOverload:
+    """Define raw operator `mbq::<raw>` of `op`, and register its shape function and its backends."""
+    _library.define(raw + signature, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"mbq::{raw}", fake, lib=_library)
+    kernel = getattr(torch.ops.mbq, raw).default
+    torch.library.register_vmap(f"mbq::{raw}", lambda info, dims, *args: _one_by_one(kernel, info, dims, args), lib=_library)
+    for key, compiled in _compiled.items():
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"mbq::{raw}", key):
+            compiled.add(raw)
+    _raw_names.setdefault(op, []).append(raw)
+    _fallbacks.impl(raw, _python_kernel("reference", op, raw), "CompositeExplicitAutograd")
+    if raw not in _compiled["CUDA"] and _triton_reason() is None:
+        _fallbacks.impl(raw, _python_kernel("triton", op, raw), "CUDA")
+    return kernel
+
+
+def _one_by_one(kernel, info, dims, args):
+    """The vmap rule of every raw operator: a loop over the batch, for correctness and not for speed."""
+    flat_args, structure = pytree.tree_flatten(list(args))
+    flat_dims = pytree._broadcast_to_and_flatten(list(dims), structure)
+    results = []
+    for i in range(info.batch_size):
+        one = [arg if dim is None else arg.select(dim, i) for arg, dim in zip(flat_args, flat_dims, strict=True)]
+        results.append(pytree.tree_flatten(kernel(*pytree.tree_unflatten(one, structure))))
+    stacked = [torch.stack(column) for column in zip(*(flat for flat, _ in results), strict=True)]
+    return pytree.tree_unflatten(stacked, results[0][1]), pytree.tree_unflatten([0] * len(stacked), results[0][1])
+
+
+def _python_kernel(backend: str, op: str, raw: str):
+    """The function `raw` of mbq_kernels/<backend>/<op>.py, imported at the first call: importing Triton is slow."""
+    def kernel(*args):
+        return getattr(importlib.import_module(f"mbq_kernels.{backend}.{op}"), raw)(*args)
+    return kernel
+
+
+def _triton_reason() -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(backend: str, op: str, device: str) -> str | None:
+    """Why `backend` cannot run `op` on tensors of `device` ("cpu" or "cuda"); None when it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        if device == "cpu" and not _interpreting():
+            return "Triton runs on CPU tensors only under TRITON_INTERPRET=1"
+        return _triton_reason()
+    if backend != device:
+        return f"{backend} kernels take {backend} tensors"
+    if set(_raw_names[op]) <= _compiled[device.upper()]:
+        return None
+    return _load_error or "built without CUDA (no nvcc, or MBQ_CUDA=off)"
+
+
+def backends(op: str, device: str = "cpu") -> list[str]:
+    """Backends that can run `op` on tensors of `device` ("cpu" or "cuda"), the one in use by default first.
+
+    Raises ValueError for an unknown op or device. Whether a GPU is present is not asked.
+    """
+    if op not in _raw_names:
+        raise ValueError(f"backends: op must be one of {', '.join(sorted(_raw_names))}, got {op!r}")
+    if device not in _PREFERENCE:
+        raise ValueError(f"backends: device must be 'cpu' or 'cuda', got {device!r}")
+    order = [*_PREFERENCE[device], *(name for name in NAMES if name not in _PREFERENCE[device])]
+    return [name for name in order if why_not(name, op, device) is None]
+
+
+@contextlib.contextmanager
+def use_backend(backend: str):
+    """Run every op on `backend` inside the `with` block, whatever the device's default is.
+
+    The whole process is affected, all threads. Raises RuntimeError, at once, when the backend can run on no device
+    here; tensors of a device the backend does not take then fail as they would without the block.
+    """
+    overrides = _override(backend)
+    try:
+        yield
+    finally:
+        overrides._destroy()
+
+
+def _override(backend: str) -> torch.library.Library:
+    if backend not in NAMES:
+        raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    library = torch.library.Library("mbq", "IMPL")
+    with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        _register_overrides(library, backend)
+    return library
+
+
+def _register_overrides(library: torch.library.Library, backend: str) -> None:
+    for op, raws in _raw_names.items():
+        reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
+        if None not in reasons.values():
+            detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+            raise RuntimeError(f"mbq_kernels: backend {backend!r} cannot run {op} here ({detail})")
+        for device, reason in reasons.items():
+            if backend != backends(op, device)[0]:
+                for raw in raws:
+                    kernel = _refuse(backend, op, reason) if reason else _python_kernel(backend, op, raw)
+                    library.impl(raw, kernel, device.upper(), allow_override=True)
+
+
+def _refuse(backend: str, op: str, reason: str):
+    def kernel(*args):
+        raise RuntimeError(f"{op}: backend {backend!r} was asked for but cannot run here: {reason}")
+    return kernel
+
+
+def force_backend_from_environment() -> torch.library.Library | None:
+    """Apply MBQ_BACKEND for the life of the process; called once, after every op is defined."""
+    backend = os.environ.get("MBQ_BACKEND")
+    return _override(backend) if backend else None
+
+
+_load_compiled()

@@ -1,0 +1,1 @@
+"""One file per public op: schema, shape function, autograd Functions, public function."""

@@ -1,0 +1,102 @@
+"""fake_quantize: round to one bit-width and back in one pass, with LSQ gradients."""
+
+import torch
+
+from .. import _checks as check
+from .._library import define
+from ._function import BackwardFunction
+
+NAME = "fake_quantize"
+
+
+def _forward_shape(x, scale, offset, bits, signed, axis, out_dtype):
+    return torch.empty_like(x, dtype=out_dtype or x.dtype)
+
+
+def _backward_shape(grad, x, scale, offset, bits, signed, axis, grad_factor):
+    grad_offset = scale.new_empty(0) if offset is None else torch.empty_like(offset)
+    return torch.empty_like(x), torch.empty_like(scale), grad_offset
+
+
+_forward = define(NAME, "fake_quantize_forward",
+                  "(Tensor x, Tensor scale, Tensor? offset, SymInt bits, bool signed, int? axis, "
+                  "ScalarType? out_dtype) -> Tensor", _forward_shape)
+_backward = define(NAME, "fake_quantize_backward",
+                   "(Tensor grad, Tensor x, Tensor scale, Tensor? offset, SymInt bits, bool signed, int? axis, "
+                   "float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+
+
+class FakeQuantizeBackward(BackwardFunction):
+    @staticmethod
+    def forward(grad, x, scale, offset, bits, signed, axis, grad_factor):
+        return _backward(grad, x, scale, offset, bits, signed, axis, grad_factor)
+
+
+class FakeQuantize(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, scale, offset, bits, signed, axis, grad_factor, out_dtype):
+        return _forward(x, scale, offset, bits, signed, axis, out_dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scale, offset, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        ctx.save_for_backward(x, scale, offset)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, offset = ctx.saved_tensors
+        grad_x, grad_scale, grad_offset = FakeQuantizeBackward.apply(
+            grad, x, scale, offset, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        return grad_x, grad_scale, None if offset is None else grad_offset, None, None, None, None, None
+
+
+def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None):
+    """Quantize x to `bits` bits with a learned scale and return the real values the codes stand for.
+
+    code = clamp(rint((x - offset) / scale), lo, hi);  x_hat = code * scale + offset
+    [lo, hi] = [-2^(bits-1), 2^(bits-1) - 1] signed, [0, 2^bits - 1] unsigned; signed 1 bit: code = +-1, the sign of
+    (x - offset), with 0 -> +1. rint rounds half to even. +-inf is clamped, NaN stays NaN.
+
+    Args:
+        x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
+        scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0. On CPU a value
+            that is not > 0 raises; on CUDA values are not looked at (no host synchronisation).
+        offset: scale's shape, floating point - real value of code 0; None is 0.
+        bits: 1..8 - may change from call to call without a recompile.
+        signed: which of the two code ranges.
+        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x. For
+            groups, view x as (groups, size) and use axis=0.
+        grad_factor: multiplies the gradients of scale and offset [default 1 / sqrt(n hi), n elements sharing a scale].
+        out_dtype: dtype of the result, rounded to once [default x's].
+
+    Returns:
+        x_hat: x's shape and strides, `out_dtype`.
+
+    Gradient, with v = (x - offset) / scale: x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype);
+    scale gets grad_factor * sum(grad * (code - v inside | lo below | hi above)); offset gets grad_factor * sum(grad
+    outside). NaN in x gives NaN to scale alone. Sums are deterministic. x, scale and offset are all that is saved.
+
+    Raises:
+        TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale not
+        > 0; double backward.
+
+    Equivalent to (forward):
+        ((x - offset) / scale).round().clamp(lo, hi) * scale + offset
+
+    Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153, eq. 1-3; offset: Bhalgat et
+    al., "LSQ+", 2020, arXiv 2004.09576, eq. 1-4.
+    """
+    check.check_x(NAME, x)
+    check.check_bits(NAME, bits)
+    check.check_flag(NAME, "signed", signed)
+    check.check_factor(NAME, grad_factor)
+    check.check_out_dtype(NAME, x, out_dtype)
+    axis = check.check_axis(NAME, x, axis)
+    scale = check.check_parameter(NAME, "scale", scale, x, axis)
+    if offset is not None:
+        offset = check.check_parameter(NAME, "offset", offset, x, axis)
+        check.check_pair(NAME, ("scale", "offset"), scale, offset)
+    axis = None if scale.numel() == 1 else axis
+    return FakeQuantize.apply(x, scale, offset, bits, signed, axis, grad_factor, out_dtype)

@@ -1,0 +1,112 @@
+"""fake_quantize_affine: the arithmetic of torch.ao's and torchao's integer fake-quantization, fused."""
+
+import torch
+
+from .. import _checks as check
+from .._library import define
+from ._function import BackwardFunction
+
+NAME = "fake_quantize_affine"
+_LIMIT = 2**20  # rounding adds 1.5 * 2^23, exact while codes, zero points and their differences stay under 2^22
+
+
+def _forward_shape(x, scale, zero_point, quant_min, quant_max, axis):
+    return torch.empty_like(x)
+
+
+def _backward_shape(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+    return torch.empty_like(x), torch.empty_like(scale), torch.empty_like(zero_point)
+
+
+_forward = define(NAME, "fake_quantize_affine_forward",
+                  "(Tensor x, Tensor scale, Tensor zero_point, SymInt quant_min, SymInt quant_max, int? axis) "
+                  "-> Tensor", _forward_shape)
+_backward = define(NAME, "fake_quantize_affine_backward",
+                   "(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, SymInt quant_min, SymInt quant_max, "
+                   "int? axis, float grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+
+
+class FakeQuantizeAffineBackward(BackwardFunction):
+    @staticmethod
+    def forward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+        return _backward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor)
+
+
+class FakeQuantizeAffine(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+        return _forward(x, scale, zero_point, quant_min, quant_max, axis)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor = inputs
+        ctx.save_for_backward(x, scale, zero_point)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = FakeQuantizeAffineBackward.apply(
+            grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor)
+        return *grads, None, None, None, None
+
+
+def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=None, grad_factor=1.0):
+    """Fake-quantize with a scale and an integer zero point, as torch.ao and torchao do.
+
+    zp = clamp(rint(zero_point), quant_min, quant_max)
+    code = clamp(rint(x * (1/scale)) + zp, quant_min, quant_max);  x_hat = (code - zp) * scale
+
+    Args:
+        x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
+        scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0. On CPU a value
+            that is not > 0 raises; on CUDA values are not looked at.
+        zero_point: scale's shape, floating point (learned) or integer (constant) - the code of real 0.
+        quant_min, quant_max: lowest and highest code, quant_min < quant_max, both within +-2^20.
+        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x.
+        grad_factor: multiplies the gradients of scale and zero_point [default 1].
+
+    Returns:
+        x_hat: x's shape, strides and dtype.
+
+    Gradient: x gets grad where quant_min <= rint(x / scale) + zp <= quant_max, else 0 - the mask is on the rounded
+    value, where fake_quantize's is on v. scale gets grad_factor * sum(grad * ((x_hat - x) / scale inside | code - zp
+    clipped)); zero_point gets grad_factor * sum(-scale * grad where clipped), through the rounding. Deterministic.
+
+    For finite x this is torch's fake_quantize_per_{tensor,channel}_affine bit for bit. Two differences: a zero point
+    that is not an integer is rounded half to even both ways (torch: forward half up, backward half to even), and NaN
+    stays NaN (torch: code quant_min).
+
+    Raises:
+        TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not
+        > 0 or zero_point NaN; double backward.
+
+    Equivalent to (forward and gradients):
+        torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, quant_min, quant_max, grad_factor)
+
+    Reference: Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12; gradients: Esser et al., 2020, arXiv 1902.08153,
+    eq. 3, and Jain et al., 2020, arXiv 1903.08066, eq. 6-8, for the zero point.
+    """
+    check.check_x(NAME, x)
+    for name, value in (("quant_min", quant_min), ("quant_max", quant_max)):
+        _check_limit(name, value)
+    if quant_min >= quant_max:
+        raise ValueError(f"{NAME}: quant_min must be less than quant_max, got {quant_min} and {quant_max}")
+    if grad_factor is None:
+        raise TypeError(f"{NAME}: grad_factor must be a number, got None")
+    check.check_factor(NAME, grad_factor)
+    axis = check.check_axis(NAME, x, axis)
+    scale = check.check_parameter(NAME, "scale", scale, x, axis)
+    if isinstance(zero_point, torch.Tensor) and zero_point.dtype in (torch.int8, torch.uint8, torch.int32, torch.int64):
+        zero_point = zero_point.to(scale.dtype)
+    zero_point = check.check_parameter(NAME, "zero_point", zero_point, x, axis)
+    check.check_pair(NAME, ("scale", "zero_point"), scale, zero_point)
+    axis = None if scale.numel() == 1 else axis
+    return FakeQuantizeAffine.apply(x, scale, zero_point, quant_min, quant_max, axis, float(grad_factor))
+
+
+def _check_limit(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{NAME}: {name} must be an integer, got {value!r}")
+    if value < -_LIMIT or value > _LIMIT:
+        raise ValueError(f"{NAME}: {name} must be between -2^20 and 2^20, got {value}")

@@ -1,0 +1,123 @@
+"""fake_quantize_multi: every bit-width from one read of x, one fused backward."""
+
+import torch
+
+from .. import _checks as check
+from .._library import define
+from ._function import BackwardFunction
+
+NAME = "fake_quantize_multi"
+
+
+def _forward_shape(x, scales, offsets, bits, signed, axis, out_dtype):
+    return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
+
+
+def _backward_shape(grads, x, scales, offsets, bits, signed, axis, grad_factor):
+    grad_offsets = scales.new_empty(0) if offsets is None else torch.empty_like(offsets)
+    return torch.empty_like(x), torch.empty_like(scales), grad_offsets
+
+
+_forward = define(NAME, "fake_quantize_multi_forward",
+                  "(Tensor x, Tensor scales, Tensor? offsets, SymInt[] bits, bool signed, int? axis, "
+                  "ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+_backward = define(NAME, "fake_quantize_multi_backward",
+                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, SymInt[] bits, bool signed, "
+                   "int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+
+
+class FakeQuantizeMultiBackward(BackwardFunction):
+    @staticmethod
+    def forward(x, scales, offsets, bits, signed, axis, grad_factor, *grads):
+        return _backward(list(grads), x, scales, offsets, bits, signed, axis, grad_factor)
+
+
+class FakeQuantizeMulti(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, scales, offsets, bits, signed, axis, grad_factor, out_dtype):
+        return tuple(_forward(x, scales, offsets, bits, signed, axis, out_dtype))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scales, offsets, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        ctx.save_for_backward(x, scales, offsets)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, scales, offsets = ctx.saved_tensors
+        options = (ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
+            grad_x, grad_scales, grad_offsets = _backward(list(grads), x, scales, offsets, *options)
+        else:
+            grad_x, grad_scales, grad_offsets = FakeQuantizeMultiBackward.apply(x, scales, offsets, *options, *grads)
+        return grad_x, grad_scales, None if offsets is None else grad_offsets, None, None, None, None, None
+
+
+def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None):
+    """Quantize x to K bit-widths at once: x is read once forward and once backward, and saved once.
+
+    x_hat[k] = fake_quantize(x, scales[k], offsets[k], bits=bits[k], ...), the same bits; the gradients of x are added
+    in float32 in the order of `bits` and rounded once.
+
+    Args:
+        x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
+        scales: (K,), (K, C) with `axis`, or a sequence of K tensors as fake_quantize takes them - steps, > 0.
+        offsets: like scales - real values of code 0; None is 0.
+        bits: K integers in 1..8, in any order.
+        signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
+
+    Returns:
+        tuple of K tensors of x's shape and strides, `out_dtype`.
+
+    Gradient: as K calls of fake_quantize; an output that is not used gets a zero gradient.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as fake_quantize, and ValueError when K differs between the arguments.
+
+    Equivalent to:
+        tuple(fake_quantize(x, s, o, bits=b) for s, o, b in zip(scales, offsets, bits))
+
+    Reference: Esser et al., 2020, arXiv 1902.08153, eq. 1-3, for every bit-width; Huang et al., 2025, arXiv
+    2502.01199, alg. A.1 trains with it.
+    """
+    check.check_x(NAME, x)
+    bits = _bits(bits)
+    check.check_flag(NAME, "signed", signed)
+    check.check_factor(NAME, grad_factor)
+    check.check_out_dtype(NAME, x, out_dtype)
+    axis = check.check_axis(NAME, x, axis)
+    scales = _parameters("scales", scales, x, axis, len(bits))
+    if offsets is not None:
+        offsets = _parameters("offsets", offsets, x, axis, len(bits))
+        check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
+    axis = None if scales.shape[1] == 1 else axis
+    return FakeQuantizeMulti.apply(x, scales, offsets, bits, signed, axis, grad_factor, out_dtype)
+
+
+def _bits(bits) -> list[int]:
+    if isinstance(bits, (int, torch.SymInt)) or not hasattr(bits, "__iter__"):
+        raise TypeError(f"{NAME}: bits must be a sequence of integers, got {bits!r}")
+    bits = list(bits)
+    if not bits:
+        raise ValueError(f"{NAME}: bits must name at least one bit-width, got none")
+    for b in bits:
+        check.check_bits(NAME, b)
+    return bits
+
+
+def _parameters(name, parameters, x, axis, count):
+    """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
+    if isinstance(parameters, torch.Tensor) and parameters.dim() == 0:
+        raise ValueError(f"{NAME}: {name} must be ({count},), ({count}, C) or a sequence, got a 0-dim tensor")
+    if len(parameters) != count:
+        raise ValueError(f"{NAME}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
+    if isinstance(parameters, torch.Tensor):
+        check.check_parameter(NAME, f"{name}[0]", parameters[0], x, axis)
+        return check.widen(parameters, x).reshape(count, -1)
+    rows = [check.check_parameter(NAME, f"{name}[{k}]", p, x, axis).reshape(-1) for k, p in enumerate(parameters)]
+    if len({row.numel() for row in rows}) != 1:
+        raise ValueError(f"{NAME}: {name} must all have 1 or all have {x.shape[axis]} elements, "
+                         f"got {[row.numel() for row in rows]}")
+    return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""Plain PyTorch: the definition of correct, and what runs where nothing faster was built."""

@@ -1,0 +1,23 @@
+"""fake_quantize_affine in plain PyTorch."""
+
+import torch
+
+from . import quant_math as qm
+from ._shapes import channel_sum, per_channel, widen
+
+
+@torch.no_grad()
+def fake_quantize_affine_forward(x, scale, zero_point, quant_min, quant_max, axis):
+    scale_ = per_channel(scale, x, axis)
+    zp = qm.affine_zero_point(per_channel(zero_point, x, axis), quant_min, quant_max)
+    code, _, _ = qm.affine_encode(widen(x), 1 / scale_, zp, quant_min, quant_max)
+    return torch.empty_like(x).copy_(qm.affine_decode(code, scale_, zp))
+
+
+@torch.no_grad()
+def fake_quantize_affine_backward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+    scale_ = per_channel(scale, x, axis)
+    zp = qm.affine_zero_point(per_channel(zero_point, x, axis), quant_min, quant_max)
+    grad_x, to_scale, to_zero_point = qm.affine_gradient_terms(widen(grad), widen(x), scale_, zp, quant_min, quant_max)
+    return (torch.empty_like(x).copy_(grad_x), channel_sum(to_scale, scale, axis, grad_factor),
+            channel_sum(to_zero_point, zero_point, axis, grad_factor))

@@ -1,0 +1,76 @@
+"""The arithmetic of fake-quantization in PyTorch. Its twins: csrc/quant_math.h and triton/quant_math.py.
+
+Arithmetic is float32 (float64 for float64 tensors); every operation rounds by itself.
+"""
+
+import torch
+
+
+def bounds(bits: int, signed: bool) -> tuple[float, float]:
+    """Lowest and highest code: [-2^(b-1), 2^(b-1)-1] signed, [0, 2^b-1] unsigned, {-1, +1} signed at 1 bit."""
+    if not signed:
+        return 0.0, 2.0**bits - 1
+    return (-1.0, 1.0) if bits == 1 else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+
+
+def scaled(x, scale, offset):
+    """v = (x - offset) / scale"""
+    return (x - offset) / scale
+
+
+def encode(v, lo: float, hi: float):
+    """code = clamp(rint(v), lo, hi), half to even; sign(v) with +-0 -> +1 when lo = -hi (1 bit); NaN stays NaN"""
+    if lo == -hi:
+        return torch.where(v < 0, lo, torch.where(v >= 0, hi, v))
+    return torch.round(torch.clamp(v, lo, hi))
+
+
+def decode(code, scale, offset):
+    """x_hat = code * scale + offset"""
+    return code * scale + offset
+
+
+def gradient_terms(grad, v, lo: float, hi: float):
+    """Terms of (grad x, grad scale, grad offset) from one element; the last two are to be summed over the channel.
+
+    inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
+    v NaN: (0, NaN, 0).
+    """
+    below, above = v < lo, v > hi
+    inside = (v >= lo) & (v <= hi)
+    slope = torch.where(below, lo, torch.where(above, hi, encode(v, lo, hi) - v))
+    return torch.where(inside, grad, 0), grad * slope, torch.where(below | above, grad, 0)
+
+
+def default_grad_factor(count: int, hi: float) -> float:
+    """1 / sqrt(count hi), LSQ's factor; count = elements that share the scale"""
+    return (max(count, 1) * hi) ** -0.5
+
+
+def affine_zero_point(zero_point, quant_min: int, quant_max: int):
+    """zp = clamp(rint(zero_point), quant_min, quant_max)"""
+    return torch.clamp(torch.round(zero_point), quant_min, quant_max)
+
+
+def affine_encode(x, inv_scale, zero_point, quant_min: int, quant_max: int):
+    """(code, below, above): q = rint(x * inv_scale) + zp; code = clamp(q); below = q < quant_min, above = q > quant_max"""
+    lo, hi = quant_min - zero_point, quant_max - zero_point
+    level = torch.round(torch.clamp(x * inv_scale, lo - 1, hi + 1))
+    return torch.clamp(level, lo, hi) + zero_point, level < lo, level > hi
+
+
+def affine_decode(code, scale, zero_point):
+    """x_hat = (code - zp) * scale"""
+    return (code - zero_point) * scale
+
+
+def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max: int):
+    """Terms of (grad x, grad scale, grad zero_point) from one element.
+
+    inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); x NaN: (0, NaN, 0).
+    """
+    inv_scale = 1 / scale
+    code, below, above = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
+    clipped, inside = below | above, ~(below | above | x.isnan())
+    slope = torch.where(clipped, code - zero_point, (affine_decode(code, scale, zero_point) - x) * inv_scale)
+    return torch.where(inside, grad, 0), grad * slope, torch.where(clipped, -(scale * grad), 0)
