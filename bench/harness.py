@@ -1,0 +1,174 @@
+"""The one owner of measuring: cases, inputs, the check before every number, and the rows that come out."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+import timing
+from mbq_kernels import backends, use_backend
+
+FORWARD, BOTH = "forward", "forward+backward"
+GRAPH_LIMIT = 2**20  # up to this many elements a CUDA call is also timed inside a CUDA graph
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work: `op` on tensors of `shapes`, together one call. `what` is FORWARD or BOTH."""
+    op: str
+    shape: str  # its name in tables
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+    what: str = BOTH
+    bits: tuple[int, ...] = (4,)
+    axis: int | None = None
+    device: str = "cpu"
+
+    @property
+    def numel(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def bytes(self) -> int:
+        """What must move for N elements and K bit-widths, in elements of the dtype; scales are not counted.
+
+        forward: read x, write K x_hat: (1 + K) N. backward: read x and K upstream gradients, write grad x: (2 + K) N.
+        """
+        k = len(self.bits)
+        return (1 + k + (2 + k if self.what == BOTH else 0)) * self.numel * self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        granularity = "tensor" if self.axis is None else f"axis{self.axis}"
+        return "-".join([self.op, granularity, self.shape, str(self.dtype).removeprefix("torch."), self.what])
+
+
+class Inputs:
+    """x, scales, zero points (affine) and upstream gradients: the same tensors for every candidate of a case."""
+
+    def __init__(self, case: Case):
+        generator = torch.Generator(case.device).manual_seed(0)
+        make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
+        self.xs = [make(shape).requires_grad_() for shape in case.shapes]
+        self.scales = [[self._scale(case, shape, b) for b in case.bits] for shape in case.shapes]
+        self.zero_points = [torch.zeros_like(row[0]).requires_grad_() for row in self.scales]
+        self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
+
+    @staticmethod
+    def _scale(case, shape, bits):
+        """LSQ's first scale for x of unit variance, 2 mean|x| / sqrt(hi), a little different in every channel."""
+        count = 1 if case.axis is None else shape[case.axis]
+        spread = torch.linspace(0.9, 1.1, count, device=case.device) if count > 1 else torch.ones(1, device=case.device)
+        return (spread * 2 * 0.8 / math.sqrt(max(2 ** (bits - 1) - 1, 1))).requires_grad_()
+
+    def parameters(self, case: Case) -> list[torch.Tensor]:
+        zero_points = self.zero_points if case.op == "fake_quantize_affine" else []
+        return [*self.xs, *(scale for row in self.scales for scale in row), *zero_points]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`build(case, inputs)` gives (call, parameters): call() returns one x_hat per tensor and bit-width."""
+    name: str
+    build: Callable
+    differs: str = ""  # what is not our arithmetic; then only x_hat is compared, to within one step
+    exact: bool = False  # x_hat and grad x must have the reference's bits
+    context: Callable = field(default=contextlib.nullcontext)
+
+
+class Wrong(Exception):
+    """A candidate's result is not the reference's: its time would mean nothing."""
+
+
+def our_candidates(case: Case, build: Callable) -> list[Candidate]:
+    """One per backend, the one in use by default first; the reference, which is the definition, last."""
+    names = backends(case.op, case.device)
+    return [Candidate(f"mbq {name}", build, exact=True,
+                      context=contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
+            for name in names]
+
+
+def copy_candidate(case: Case) -> Candidate:
+    """The roofline: a copy of x, `clone()` on the CPU and a copy into existing memory on CUDA; 2 N elements move."""
+    def build(case, inputs):
+        xs = [x.detach() for x in inputs.xs]
+        if case.device == "cpu":
+            return lambda: [x.clone() for x in xs], []
+        to = [torch.empty_like(x) for x in xs]
+        return lambda: [y.copy_(x) for x, y in zip(xs, to)], []
+    return Candidate("copy", build)
+
+
+def step_of(case: Case, inputs: Inputs, candidate: Candidate) -> Callable:
+    """One timed call: upstream gradients given, gradients returned and never added to .grad, for every candidate."""
+    call, parameters = candidate.build(case, inputs)
+    if case.what == FORWARD or candidate.name == "copy":
+        return lambda: (_no_grad(call), [])
+
+    def both():
+        outputs = call()
+        return outputs, torch.autograd.grad(outputs, parameters, inputs.upstream, allow_unused=True)
+    return both
+
+
+@torch.no_grad()
+def _no_grad(call):
+    return call()
+
+
+def first_call(step, candidate: Candidate, case: Case):
+    """(result, seconds) of a call after the one that compiles."""
+    with candidate.context():
+        start = time.perf_counter()
+        result = step()
+        if case.device == "cuda" or "compile" in candidate.name:
+            del result
+            synchronize(case)
+            start = time.perf_counter()
+            result = step()
+        synchronize(case)
+    return result, time.perf_counter() - start
+
+
+def synchronize(case: Case) -> None:
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def row_of(case: Case, name: str, **more) -> dict:
+    return {"case": case.name, "op": case.op, "candidate": name, "shape": case.shape, "numel": case.numel,
+            "dtype": str(case.dtype).removeprefix("torch."), "what": case.what, "bits": list(case.bits),
+            "axis": case.axis, "bytes": case.bytes, **more}
+
+
+def fill_ratios(case: Case, rows: list[dict], ours: str) -> None:
+    """GB/s by the case's formula, the share of the copy's GB/s, and each candidate's time over ours."""
+    for row in rows:
+        if "ms_p50" not in row:
+            continue
+        same = {r["candidate"]: r["ms_p50"] for r in rows if r.get("timer") == row["timer"]}
+        moved = 2 * case.numel * case.dtype.itemsize if row["candidate"] == "copy" else case.bytes
+        row["gbps"] = moved / row["ms_p50"] / 1e6
+        if "copy" in same:
+            row["copy_fraction"] = row["gbps"] / (2 * case.numel * case.dtype.itemsize / same["copy"] / 1e6)
+        if ours in same:
+            row["ratio_to_ours"] = row["ms_p50"] / same[ours]
+
+
+def time_all(case: Case, steps: dict, contexts: dict, first_s: dict) -> dict[str, dict[str, list[float]]]:
+    """Samples by timer and candidate. Small CUDA work is timed twice: as called, and replayed from a CUDA graph."""
+    if case.device == "cpu":
+        return {"wall clock": timing.wall_clock(steps, contexts, first_s)}
+    timers = {"CUDA events": timing.cuda_events(steps, contexts)}
+    if case.numel <= GRAPH_LIMIT:
+        graphs = {}
+        for name, step in steps.items():
+            with contextlib.suppress(RuntimeError):  # a step that synchronises cannot be captured: no graph row
+                graphs[name] = timing.cuda_graph(step, contexts[name])
+        samples = timing.cuda_events({name: graph.replay for name, graph in graphs.items()},
+                                     dict.fromkeys(graphs, contextlib.nullcontext))
+        timers["CUDA graph"] = {name: [s / timing.GRAPH_CALLS for s in values] for name, values in samples.items()}
+    return timers

@@ -1,0 +1,85 @@
+"""Time several callables against each other in one run: round-robin, so that drift hits all of them alike."""
+
+import gc
+import math
+import statistics
+import time
+
+import torch
+
+SAMPLE_S = 2e-3  # a wall-clock sample lasts at least this long: short calls are repeated inside it
+SHARE_S = 0.8  # time spent on one candidate, unless its fewest samples take longer
+FEWEST, MOST = 5, 40
+SLOW_S = 1.5  # a call slower than this is not repeated: its first call is its one sample
+GRAPH_CALLS = 10  # steps in one CUDA graph
+
+
+def summary(samples: list[float]) -> dict:
+    """Median and 20/80 quantiles, in milliseconds."""
+    deciles = statistics.quantiles(samples, n=10, method="inclusive") if len(samples) > 1 else samples * 9
+    return {"ms_p20": deciles[1] * 1e3, "ms_p50": deciles[4] * 1e3, "ms_p80": deciles[7] * 1e3,
+            "samples": len(samples)}
+
+
+def wall_clock(steps: dict, contexts: dict, first_s: dict) -> dict[str, list[float]]:
+    """Seconds per call of every step on the CPU. A sample is the mean of enough calls to outlast the clock's noise."""
+    samples = {name: [first_s[name]] if first_s[name] > SLOW_S else [] for name in steps}
+    repeats, spent = {}, dict.fromkeys(steps, 0.0)
+    for name, step in steps.items():
+        if not samples[name]:
+            with contexts[name]():
+                repeats[name] = max(1, math.ceil(SAMPLE_S / _once(step, 1)))
+    gc.collect()
+    gc.disable()
+    while active := [name for name in repeats if len(samples[name]) < FEWEST
+                     or (spent[name] < SHARE_S and len(samples[name]) < MOST)]:
+        for name in active:
+            with contexts[name]():
+                samples[name].append(_once(steps[name], repeats[name]))
+            spent[name] += samples[name][-1] * repeats[name]
+    gc.enable()
+    return samples
+
+
+def _once(step, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return (time.perf_counter() - start) / repeats
+
+
+def cuda_events(steps: dict, contexts: dict, rounds: int = 30) -> dict[str, list[float]]:
+    """Seconds per call from CUDA events, the L2 cache overwritten before each call, as triton.testing.do_bench does.
+
+    Writing over L2 also keeps the GPU busy while the host launches the step, so a short host delay is not counted.
+    """
+    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
+    events = {name: [] for name in steps}
+    for step_round in range(rounds + 3):
+        for name, step in steps.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with contexts[name]():
+                flush.zero_()
+                start.record()
+                step()
+                end.record()
+            if step_round >= 3:  # the first rounds warm up
+                events[name].append((start, end))
+        torch.cuda.synchronize()
+    return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
+
+
+def cuda_graph(step, context) -> torch.cuda.CUDAGraph:
+    """A graph of GRAPH_CALLS steps; raises RuntimeError when the step synchronises with the host."""
+    with context():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(GRAPH_CALLS):
+                step()
+    return graph

@@ -1,0 +1,37 @@
+// fake_quantize_multi on the CPU: fake_quantize at K bit-widths from one read of x, gradients of x added in one pass.
+#include "quantizer.h"
+
+namespace mbq {
+namespace {
+
+Quantizers quantizers(const Tensor& scales, const std::optional<Tensor>& offsets, const std::vector<int64_t>& bits,
+                      bool is_signed) {
+  std::vector<Bounds<double>> ranges;
+  for (int64_t b : bits) ranges.push_back(bounds<double>(b, is_signed));
+  return {"fake_quantize_multi", ranges, scales, offsets};
+}
+
+std::vector<Tensor> fake_quantize_multi_forward(const Tensor& x, const Tensor& scales,
+                                                const std::optional<Tensor>& offsets, std::vector<int64_t> bits,
+                                                bool is_signed, std::optional<int64_t> axis,
+                                                std::optional<ScalarType> out_dtype) {
+  return quantize_forward<FakeQuantize>(quantizers(scales, offsets, bits, is_signed), x, axis, out_dtype);
+}
+
+std::tuple<Tensor, Tensor, Tensor> fake_quantize_multi_backward(std::vector<Tensor> grads, const Tensor& x,
+                                                                const Tensor& scales,
+                                                                const std::optional<Tensor>& offsets,
+                                                                std::vector<int64_t> bits, bool is_signed,
+                                                                std::optional<int64_t> axis,
+                                                                std::optional<double> grad_factor) {
+  return quantize_backward<FakeQuantize>(quantizers(scales, offsets, bits, is_signed), grads, x, axis, grad_factor);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CPU, m) {
+  m.impl("fake_quantize_multi_forward", TORCH_BOX(&fake_quantize_multi_forward));
+  m.impl("fake_quantize_multi_backward", TORCH_BOX(&fake_quantize_multi_backward));
+}
+
+}  // namespace mbq

@@ -1,0 +1,59 @@
+// The instruction sets a CPU loop is compiled for, and the choice among them.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace mbq {
+
+enum class Isa { baseline, v3, v4 };
+
+// The widest set the processor has, or MBQ_CPU_ISA=baseline|v3|v4 where it has that one. Read once.
+inline Isa isa() {
+#if defined(__x86_64__)
+  static const Isa chosen = [] {
+    __builtin_cpu_init();
+    const Isa best = __builtin_cpu_supports("x86-64-v4")   ? Isa::v4
+                     : __builtin_cpu_supports("x86-64-v3") ? Isa::v3
+                                                           : Isa::baseline;
+    const char* wish = std::getenv("MBQ_CPU_ISA");
+    if (wish == nullptr) return best;
+    const Isa asked = std::strcmp(wish, "v4") == 0 ? Isa::v4 : std::strcmp(wish, "v3") == 0 ? Isa::v3 : Isa::baseline;
+    return asked < best ? asked : best;
+  }();
+  return chosen;
+#else
+  return Isa::baseline;
+#endif
+}
+
+// Runs Body{}(arguments...) compiled for the instruction set in use. Body::operator() must be always_inline: that puts
+// its loop into the function that carries the target. (target_clones would do the same, but nobody could then choose
+// the set, and the tests compare all of them.)
+template <class Body, class... Arguments>
+inline void run_baseline(Arguments... arguments) {
+  Body{}(arguments...);
+}
+
+#if defined(__x86_64__)
+template <class Body, class... Arguments>
+__attribute__((target("arch=x86-64-v3"))) inline void run_v3(Arguments... arguments) {
+  Body{}(arguments...);
+}
+
+template <class Body, class... Arguments>
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(Arguments... arguments) {
+  Body{}(arguments...);
+}
+#endif
+
+template <class Body, class... Arguments>
+inline void run(Arguments... arguments) {
+#if defined(__x86_64__)
+  if (isa() == Isa::v4) return run_v4<Body>(arguments...);
+  if (isa() == Isa::v3) return run_v3<Body>(arguments...);
+#endif
+  run_baseline<Body>(arguments...);
+}
+
+}  // namespace mbq

@@ -1,0 +1,151 @@
+// The arithmetic of mbq-kernels, once, for host and device. Twins: mbq_kernels/reference/quant_math.py and
+// mbq_kernels/triton/quant_math.py. Every operation rounds by itself: build with contraction off.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MBQ_HD __host__ __device__ __forceinline__
+#else
+#define MBQ_HD inline __attribute__((always_inline))
+#endif
+
+namespace mbq {
+
+template <class T>
+struct Bounds {
+  T lo, hi;
+  // Signed 1 bit is the only code range with lo = -hi; its codes are the signs.
+  MBQ_HD bool binary() const { return lo == -hi; }
+};
+
+// Lowest and highest code: [-2^(b-1), 2^(b-1)-1] signed, [0, 2^b-1] unsigned, {-1, +1} signed at 1 bit.
+template <class T>
+MBQ_HD Bounds<T> bounds(int64_t bits, bool is_signed) {
+  const T steps = static_cast<T>(int64_t{1} << (is_signed ? bits - 1 : bits));
+  if (!is_signed) return {T(0), steps - 1};
+  return bits == 1 ? Bounds<T>{T(-1), T(1)} : Bounds<T>{-steps, steps - 1};
+}
+
+// IEEE division; nvcc's `/` is only as exact as its flags.
+MBQ_HD float divide(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
+MBQ_HD double divide(double a, double b) { return a / b; }
+
+// rint, half to even, for |v| < 2^22 (2^51 in double): adding 1.5 * 2^23 leaves no room for a fraction.
+MBQ_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+MBQ_HD double round_even(double v) { return (v + 6755399441055744.0) - 6755399441055744.0; }
+
+// NaN stays NaN: both comparisons are false for it.
+template <class T>
+MBQ_HD T clamp(T v, T lo, T hi) {
+  const T raised = v < lo ? lo : v;
+  return raised > hi ? hi : raised;
+}
+
+// v = (x - offset) / scale
+template <class T>
+MBQ_HD T scaled(T x, T scale, T offset) {
+  return divide(x - offset, scale);
+}
+
+// code = clamp(rint(v), lo, hi), clamped first so that the rounding is exact; signs with +-0 -> +1 at 1 bit
+template <class T>
+MBQ_HD T encode(T v, Bounds<T> b) {
+  if (b.binary()) return v < T(0) ? b.lo : (v >= T(0) ? b.hi : v);
+  return round_even(clamp(v, b.lo, b.hi));
+}
+
+// x_hat = code * scale + offset
+template <class T>
+MBQ_HD T decode(T code, T scale, T offset) {
+  return code * scale + offset;
+}
+
+// Terms of the gradients of x, of the scale and of the offset or zero point; the last two are summed over a channel.
+template <class T>
+struct Terms {
+  T x, scale, shift;
+};
+
+// inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)
+template <class T>
+MBQ_HD Terms<T> gradient_terms(T grad, T v, Bounds<T> b) {
+  const bool below = v < b.lo, above = v > b.hi;
+  const bool inside = v >= b.lo && v <= b.hi;
+  const T slope = below ? b.lo : (above ? b.hi : encode(v, b) - v);
+  return {inside ? grad : T(0), grad * slope, below || above ? grad : T(0)};
+}
+
+// 1 / sqrt(count hi), LSQ's factor; count = elements that share the scale
+inline double default_grad_factor(int64_t count, double hi) {
+  return 1.0 / std::sqrt(static_cast<double>(count > 0 ? count : 1) * hi);
+}
+
+// zp = clamp(rint(zero_point), quant_min, quant_max)
+template <class T>
+MBQ_HD T affine_zero_point(T zero_point, Bounds<T> range) {
+  return round_even(clamp(zero_point, range.lo, range.hi));
+}
+
+// q = rint(x * inv_scale) + zp; code = clamp(q, quant_min, quant_max); below = q < quant_min, above = q > quant_max
+template <class T>
+struct AffineCode {
+  T code;
+  bool below, above;
+};
+
+template <class T>
+MBQ_HD AffineCode<T> affine_encode(T x, T inv_scale, T zero_point, Bounds<T> range) {
+  const T lo = range.lo - zero_point, hi = range.hi - zero_point;
+  const T level = round_even(clamp(x * inv_scale, lo - 1, hi + 1));
+  return {clamp(level, lo, hi) + zero_point, level < lo, level > hi};
+}
+
+// x_hat = (code - zp) * scale
+template <class T>
+MBQ_HD T affine_decode(T code, T scale, T zero_point) {
+  return (code - zero_point) * scale;
+}
+
+// inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)
+template <class T>
+MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds<T> range) {
+  const T inv_scale = divide(T(1), scale);
+  const AffineCode<T> q = affine_encode(x, inv_scale, zero_point, range);
+  const bool clipped = q.below || q.above;
+  const T slope = clipped ? q.code - zero_point : (affine_decode(q.code, scale, zero_point) - x) * inv_scale;
+  return {clipped || x != x ? T(0) : grad, grad * slope, clipped ? -(scale * grad) : T(0)};
+}
+
+// What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
+template <class T>
+struct FakeQuantize {
+  Bounds<T> range;
+  MBQ_HD T value(T x, T scale, T offset) const {
+    return decode(encode(scaled(x, scale, offset), range), scale, offset);
+  }
+  MBQ_HD Terms<T> terms(T grad, T x, T scale, T offset) const {
+    return gradient_terms(grad, scaled(x, scale, offset), range);
+  }
+};
+
+template <class T>
+struct FakeQuantizeAffine {
+  Bounds<T> range;
+  MBQ_HD T value(T x, T scale, T zero_point) const {
+    const T zp = affine_zero_point(zero_point, range);
+    return affine_decode(affine_encode(x, divide(T(1), scale), zp, range).code, scale, zp);
+  }
+  MBQ_HD Terms<T> terms(T grad, T x, T scale, T zero_point) const {
+    return affine_gradient_terms(grad, x, scale, affine_zero_point(zero_point, range), range);
+  }
+};
+
+}  // namespace mbq
