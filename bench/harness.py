@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 import timing
+from checking import compare
 from mbq_kernels import backends, use_backend
 
 FORWARD, BOTH = "forward", "forward+backward"
@@ -54,7 +55,7 @@ class Inputs:
         make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
         self.scales = [[self._scale(case, shape, b) for b in case.bits] for shape in case.shapes]
-        self.zero_points = [torch.zeros_like(row[0]).requires_grad_() for row in self.scales]
+        self.zero_points = [torch.zeros_like(row[0]).requires_grad_(case.op == "fake_quantize_affine") for row in self.scales]
         self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
 
     @staticmethod
@@ -76,11 +77,8 @@ class Candidate:
     build: Callable
     differs: str = ""  # what is not our arithmetic; then only x_hat is compared, to within one step
     exact: bool = False  # x_hat and grad x must have the reference's bits
+    compiles: bool = False  # its first call is slow for good reason
     context: Callable = field(default=contextlib.nullcontext)
-
-
-class Wrong(Exception):
-    """A candidate's result is not the reference's: its time would mean nothing."""
 
 
 def our_candidates(case: Case, build: Callable) -> list[Candidate]:
@@ -120,15 +118,13 @@ def _no_grad(call):
 
 
 def first_call(step, candidate: Candidate, case: Case):
-    """(result, seconds) of a call after the one that compiles."""
+    """(result, seconds) of a call after the ones that compile."""
     with candidate.context():
+        if candidate.compiles or case.device == "cuda":
+            step()
+            synchronize(case)
         start = time.perf_counter()
         result = step()
-        if case.device == "cuda" or "compile" in candidate.name:
-            del result
-            synchronize(case)
-            start = time.perf_counter()
-            result = step()
         synchronize(case)
     return result, time.perf_counter() - start
 
@@ -172,3 +168,31 @@ def time_all(case: Case, steps: dict, contexts: dict, first_s: dict) -> dict[str
                                      dict.fromkeys(graphs, contextlib.nullcontext))
         timers["CUDA graph"] = {name: [s / timing.GRAPH_CALLS for s in values] for name, values in samples.items()}
     return timers
+
+
+def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[dict], Callable]:
+    """Rows of every candidate, measured or with the reason why not, and our own step. Checks before it times."""
+    torch._dynamo.reset()
+    inputs, own = Inputs(case), our_candidates(case, ours)
+    by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
+    definition = Candidate("mbq reference", ours, context=lambda: use_backend("reference"))
+    want, reference_s = first_call(reference_step := step_of(case, inputs, definition), definition, case)
+    rows, steps, first_s, verdicts = [], {}, {}, {}
+    for name, candidate in by_name.items():
+        try:
+            if name == definition.name:
+                steps[name], first_s[name], verdicts[name] = reference_step, reference_s, "the definition"
+                continue
+            step = step_of(case, inputs, candidate)
+            result, first_s[name] = first_call(step, candidate, case)
+            verdicts[name] = "" if name == "copy" else compare(case, inputs, candidate, result, want)
+            steps[name] = step
+        except Exception as error:  # a rival that is missing, fails or is wrong becomes a row that says so
+            rows.append(row_of(case, name, error=f"{type(error).__name__}: {str(error).strip()}"[:300]))
+    del want
+    contexts = {name: by_name[name].context for name in steps}
+    for timer, samples in time_all(case, steps, contexts, first_s).items():
+        rows += [row_of(case, name, timer=timer, check=verdicts[name], differs=by_name[name].differs,
+                        **timing.summary(values)) for name, values in samples.items()]
+    fill_ratios(case, rows, own[0].name)
+    return rows, steps.get(own[0].name)

@@ -58,8 +58,8 @@ MBQ_HD T scaled(T x, T scale, T offset) {
 // code = clamp(rint(v), lo, hi), clamped first so that the rounding is exact; signs with +-0 -> +1 at 1 bit
 template <class T>
 MBQ_HD T encode(T v, Bounds<T> b) {
-  if (b.binary()) return v < T(0) ? b.lo : (v >= T(0) ? b.hi : v);
-  return round_even(clamp(v, b.lo, b.hi));
+  const T sign = v < T(0) ? b.lo : (v >= T(0) ? b.hi : v), level = round_even(clamp(v, b.lo, b.hi));
+  return b.binary() ? sign : level;
 }
 
 // x_hat = code * scale + offset
@@ -78,9 +78,9 @@ struct Terms {
 template <class T>
 MBQ_HD Terms<T> gradient_terms(T grad, T v, Bounds<T> b) {
   const bool below = v < b.lo, above = v > b.hi;
-  const bool inside = v >= b.lo && v <= b.hi;
-  const T slope = below ? b.lo : (above ? b.hi : encode(v, b) - v);
-  return {inside ? grad : T(0), grad * slope, below || above ? grad : T(0)};
+  const bool outside = below | above, inside = (v >= b.lo) & (v <= b.hi);
+  const T rounding = encode(v, b) - v, bound = below ? b.lo : b.hi;
+  return {inside ? grad : T(0), grad * (outside ? bound : rounding), outside ? grad : T(0)};
 }
 
 // 1 / sqrt(count hi), LSQ's factor; count = elements that share the scale
@@ -119,9 +119,9 @@ template <class T>
 MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds<T> range) {
   const T inv_scale = divide(T(1), scale);
   const AffineCode<T> q = affine_encode(x, inv_scale, zero_point, range);
-  const bool clipped = q.below || q.above;
-  const T slope = clipped ? q.code - zero_point : (affine_decode(q.code, scale, zero_point) - x) * inv_scale;
-  return {clipped || x != x ? T(0) : grad, grad * slope, clipped ? -(scale * grad) : T(0)};
+  const bool clipped = q.below | q.above, inside = !(clipped | (x != x));
+  const T rounding = (affine_decode(q.code, scale, zero_point) - x) * inv_scale, bound = q.code - zero_point;
+  return {inside ? grad : T(0), grad * (clipped ? bound : rounding), clipped ? -(scale * grad) : T(0)};
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.

@@ -50,17 +50,10 @@ struct Add {
   }
 };
 
-// Column sums go straight to double.
-template <class W>
-struct Widen {
-  MBQ_HD void operator()(const W* __restrict from, double* __restrict to, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(from[i]);
-  }
-};
-
+// One sum of the block, in kLanes lanes.
 template <class W>
 struct LaneSum {
-  MBQ_HD void operator()(const W* __restrict from, int64_t n, double* total) const {
+  MBQ_HD void operator()(const W* __restrict from, double* total, int64_t n) const {
     W lane[kLanes] = {};
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes)
@@ -68,7 +61,15 @@ struct LaneSum {
     for (int64_t j = 0; i + j < n; ++j) lane[j] += from[i + j];
     double sum = 0;
     for (int64_t j = 0; j < kLanes; ++j) sum += lane[j];
-    *total = sum;
+    *total += sum;
+  }
+};
+
+// One sum per column.
+template <class W>
+struct ColumnSum {
+  MBQ_HD void operator()(const W* __restrict from, double* __restrict totals, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) totals[i] += static_cast<double>(from[i]);
   }
 };
 
@@ -81,15 +82,16 @@ struct Values {
   }
 };
 
-template <int step, class Quantizer, class W>
+// to_shift is written only where there are shifts.
+template <int step, bool shifted, class Quantizer, class W>
 struct Gradients {
   MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict grad, const W* __restrict x,
-                         Terms<W* __restrict> out, int64_t n) const {
+                         W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) {
       const Terms<W> terms = level.quantizer.terms(grad[i], x[i], level.scale[i * step], level.shift[i * step]);
-      out.x[i] = terms.x;
-      out.scale[i] = terms.scale;
-      out.shift[i] = terms.shift;
+      grad_x[i] = terms.x;
+      to_scale[i] = terms.scale;
+      if constexpr (shifted) to_shift[i] = terms.shift;
     }
   }
 };
@@ -234,45 +236,50 @@ struct ChannelSums {
   std::vector<double> scale, shift;
 };
 
+// Terms of one block in W, and their sums: added to one number by run, to one per column by column.
+template <int step, bool shifted, class Quantizer, class W>
+void gradient_block(const Level<Quantizer, W>& level, const W* grad, const W* x, W* grad_x, double* to_scale,
+                    double* to_shift, int64_t n) {
+  alignas(64) W scale_terms[kBlock], shift_terms[kBlock];
+  using Sum = std::conditional_t<step == 0, LaneSum<W>, ColumnSum<W>>;
+  run<Gradients<step, shifted, Quantizer, W>>(level, grad, x, grad_x, scale_terms, shift_terms, n);
+  run<Sum>(scale_terms, to_scale, n);
+  if constexpr (shifted) run<Sum>(shift_terms, to_shift, n);
+}
+
 // grad_x = sum over levels of their terms, added in W in the order of the levels; returns the channel sums.
 template <class Quantizer, class T, class Grad, class W = wide_t<T>>
 ChannelSums backward_loop(Layout layout, const std::vector<Level<Quantizer, W>>& given,
                           const std::vector<const Grad*>& grads, const T* x, T* grad_x) {
   const Walk walk(layout);
   const SpreadLevels<Quantizer, W> spread(walk, given);
-  const size_t levels = given.size();
+  const bool shifted = given[0].shift != nullptr;
+  const auto block = walk.by_run ? shifted ? gradient_block<0, true, Quantizer, W> : gradient_block<0, false, Quantizer, W>
+                     : shifted   ? gradient_block<1, true, Quantizer, W>
+                                 : gradient_block<1, false, Quantizer, W>;
   const int64_t stride = walk.tasks * walk.sums_per_task();
-  std::vector<double> to_scale(levels * stride), to_shift(levels * stride);
+  std::vector<double> to_scale(given.size() * stride), to_shift(shifted ? to_scale.size() : 0);
   walk.for_each_task([&](const Task& task, int64_t index) {
-    alignas(64) W wide_x[kBlock], wide_grad[kBlock], total[kBlock], more[kBlock], scale_terms[kBlock], shift_terms[kBlock];
+    alignas(64) W wide_x[kBlock], wide_grad[kBlock], total[kBlock], more[kBlock];
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
       const W* xs = load(x + begin, wide_x, n);
       W* sum = target(grad_x + begin, total);
-      for (size_t k = 0; k < levels; ++k) {
-        const Level<Quantizer, W> level = spread.at(k, task.parameter);
+      for (size_t k = 0; k < given.size(); ++k) {
         const W* gs = load(grads[k] + begin, wide_grad, n);
-        const Terms<W* __restrict> out{k == 0 ? sum : more, scale_terms, shift_terms};
         const int64_t slot = k * stride + index * walk.sums_per_task();
-        if (walk.by_run) {
-          run<Gradients<0, Quantizer, W>>(level, gs, xs, out, n);
-          run<LaneSum<W>>(scale_terms, n, &to_scale[slot]);
-          run<LaneSum<W>>(shift_terms, n, &to_shift[slot]);
-        } else {
-          run<Gradients<1, Quantizer, W>>(level, gs, xs, out, n);
-          run<Widen<W>>(scale_terms, &to_scale[slot], n);
-          run<Widen<W>>(shift_terms, &to_shift[slot], n);
-        }
+        block(spread.at(k, task.parameter), gs, xs, k == 0 ? sum : more, to_scale.data() + slot,
+              to_shift.data() + (shifted ? slot : 0), n);
         if (k > 0) run<Add<W>>(more, sum, n);
       }
       store(sum, grad_x + begin, n);
     }
   });
   ChannelSums sums;
-  for (size_t k = 0; k < levels; ++k)
+  for (size_t k = 0; k < given.size(); ++k)
     for (int64_t c = 0; c < layout.channels; ++c) {
-      sums.scale.push_back(walk.channel_sum(&to_scale[k * stride], c));
-      sums.shift.push_back(walk.channel_sum(&to_shift[k * stride], c));
+      sums.scale.push_back(walk.channel_sum(to_scale.data() + k * stride, c));
+      if (shifted) sums.shift.push_back(walk.channel_sum(to_shift.data() + k * stride, c));
     }
   return sums;
 }

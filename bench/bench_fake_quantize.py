@@ -1,0 +1,71 @@
+"""fake_quantize, fake_quantize_multi and fake_quantize_affine against everybody, on real shapes.
+
+    pytest bench/ [--mbq-json FILE] [--mbq-small] [--mbq-device cpu|cuda]
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from harness import BOTH, FORWARD, Case
+from mbq_kernels import fake_quantize, fake_quantize_affine, fake_quantize_multi
+from rivals import code_range, functional, one_by_one, rivals_of
+
+
+def resnet50() -> tuple[tuple[int, int], ...]:
+    """Weights of all 53 convolutions and the classifier of ResNet-50, each as (out channels, rest)."""
+    shapes, inner = [(64, 3 * 49)], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            shapes += [(width, inner), (width, width * 9), (4 * width, width)]
+            shapes += [(4 * width, inner)] if block == 0 else []
+            inner = 4 * width
+    return (*shapes, (1000, 2048))
+
+
+SHAPES = {"resnet50": resnet50(), "512x512x3x3": ((512, 512, 3, 3),), "64x64x56x56": ((64, 64, 56, 56),),
+          "1Mi": ((1024, 1024),), "4096x4096": ((4096, 4096),), "64Mi": ((8192, 8192),)}
+MULTI_BITS = (8, 6, 4, 2)
+
+
+def _cases():
+    """(op, shape, dtype, what, axis): what a network or a paper would ask for, within the time there is."""
+    f32, bf16 = torch.float32, torch.bfloat16
+    single, multi, affine = "fake_quantize", "fake_quantize_multi", "fake_quantize_affine"
+    every = list(SHAPES)
+    chosen = [(single, shape, f32, what, None) for shape in every for what in (FORWARD, BOTH)]
+    chosen += [(single, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
+    chosen += [(single, "64x64x56x56", f32, BOTH, 1)]
+    chosen += [(single, shape, bf16, what, None) for shape in ("4096x4096", "64Mi") for what in (FORWARD, BOTH)]
+    chosen += [(single, "512x512x3x3", bf16, BOTH, 0)]
+    chosen += [(multi, shape, f32, BOTH, None) for shape in ("512x512x3x3", "4096x4096", "64Mi")]
+    chosen += [(multi, "resnet50", f32, BOTH, 0), (multi, "4096x4096", f32, FORWARD, None),
+               (multi, "4096x4096", bf16, BOTH, None)]
+    chosen += [(affine, "64Mi", f32, FORWARD, None), (affine, "4096x4096", f32, BOTH, None),
+               (affine, "512x512x3x3", f32, BOTH, 0)]
+    return [Case(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, axis=axis,
+                 bits=MULTI_BITS if op == multi else (4,)) for op, shape, dtype, what, axis in chosen]
+
+
+OURS = {
+    "fake_quantize": one_by_one(lambda case, x, scale, zp, bits: fake_quantize(x, scale, bits=bits, axis=case.axis)),
+    "fake_quantize_multi": functional(lambda case, x, scales, zp:
+                                      fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
+    "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(
+        x, scale, zp, quant_min=code_range(bits)[0], quant_max=code_range(bits)[1], axis=case.axis)),
+}
+
+
+def _small(case: Case) -> Case:
+    """The same case with every dimension cut to 24, and at most three layers."""
+    shapes = tuple(tuple(min(size, 24) for size in shape) for shape in case.shapes[:3])
+    return dataclasses.replace(case, shapes=shapes)
+
+
+@pytest.mark.parametrize("case", _cases(), ids=lambda case: case.name)
+def test_fake_quantize(case, device, pytestconfig, run_case):
+    case = dataclasses.replace(case, device=device)
+    if pytestconfig.getoption("--mbq-small"):
+        case = _small(case)
+    run_case(case, OURS[case.op], rivals_of(case))

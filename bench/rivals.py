@@ -1,0 +1,155 @@
+"""Everybody else's call for the same work. One that cannot be imported or run becomes a row that says why."""
+
+from collections.abc import Callable
+
+import torch
+
+from harness import FORWARD, Candidate, Case, Inputs
+
+STE = "straight-through autograd, no 1/sqrt(N hi) factor"
+ROUNDED_MASK = "gradient mask on the rounded value, multiplies by 1/scale"
+
+
+def functional(quantize: Callable) -> Callable:
+    """Candidate.build from quantize(case, x, scales, zero_point) -> one x_hat per bit-width."""
+    def build(case: Case, inputs: Inputs):
+        jobs = list(zip(inputs.xs, inputs.scales, inputs.zero_points))
+        return (lambda: [y for x, scales, zp in jobs for y in quantize(case, x, scales, zp)]), inputs.parameters(case)
+    return build
+
+
+def one_by_one(quantize: Callable) -> Callable:
+    """`functional` from quantize(case, x, scale, zero_point, bits) -> x_hat, a call per bit-width."""
+    return functional(lambda case, x, scales, zp: [quantize(case, x, s, zp, b) for s, b in zip(scales, case.bits)])
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _eager(case, x, scale, zero_point, bits):
+    from mbq_train.eager import fake_quantize
+    return fake_quantize(x, scale, bits=bits, axis=case.axis)
+
+
+def _compiled_each(case: Case, inputs: Inputs):
+    """One compiled function per bit-width."""
+    torch._dynamo.config.recompile_limit = 64
+    from mbq_train.eager import fake_quantize
+    compiled = {b: torch.compile(lambda x, scale, b=b: fake_quantize(x, scale, bits=b, axis=case.axis))
+                for b in case.bits}
+    return one_by_one(lambda case, x, scale, zp, bits: compiled[bits](x, scale))(case, inputs)
+
+
+def _compiled_joint(case: Case, inputs: Inputs):
+    """All bit-widths in one compiled function, so that the compiler may share the read of x."""
+    torch._dynamo.config.recompile_limit = 64
+    from mbq_train.eager import fake_quantize
+    joint = torch.compile(lambda x, scales: [fake_quantize(x, s, bits=b, axis=case.axis)
+                                             for s, b in zip(scales, case.bits)])
+    return functional(lambda case, x, scales, zp: joint(x, scales))(case, inputs)
+
+
+def _torch_fixed(case: Case, inputs: Inputs):
+    """torch's own with a fixed scale: floats and int32 zero points are made once, outside the timed call."""
+    jobs = []
+    for x, scales in zip(inputs.xs, inputs.scales):
+        for scale, bits in zip(scales, case.bits):
+            if case.axis is None:
+                jobs.append((torch.fake_quantize_per_tensor_affine, x, scale.item(), 0, *code_range(bits)))
+            else:
+                zeros = torch.zeros_like(scale, dtype=torch.int32)
+                jobs.append((torch.fake_quantize_per_channel_affine, x, scale.detach(), zeros, case.axis,
+                             *code_range(bits)))
+    return lambda: [quantize(*job) for quantize, *job in jobs], inputs.xs
+
+
+def _torch_learnable(case, x, scale, zero_point, bits):
+    lo, hi = code_range(bits)
+    n = x.numel() // scale.numel()
+    factor = 1.0 if case.op == "fake_quantize_affine" else (n * hi) ** -0.5
+    if case.axis is None:
+        return torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, lo, hi, factor)
+    return torch._fake_quantize_learnable_per_channel_affine(x, scale, zero_point, case.axis, lo, hi, factor)
+
+
+def _torchao(case, x, scale, zero_point, bits):
+    from torchao.quantization.quant_primitives import _fake_quantize_affine
+    block = [1 if d == case.axis else size for d, size in enumerate(x.shape)]
+    shape = [-1 if d == case.axis else 1 for d in range(x.dim())]
+    return _fake_quantize_affine(x, block, scale.view(shape), zero_point.view(shape), torch.int32, *code_range(bits))
+
+
+def _torchao_compiled(case: Case, inputs: Inputs):
+    import torchao  # noqa: F401  (missing: say so here, not from inside the compiler)
+    compiled = torch.compile(lambda x, s, zp: _torchao(case, x, s, zp, case.bits[0]))
+    return one_by_one(lambda case, x, scale, zp, bits: compiled(x, scale, zp))(case, inputs)
+
+
+def _brevitas(case: Case, inputs: Inputs):
+    """Brevitas' weight quantizer with a learned scale, by way of QuantLinear/QuantConv2d.quant_weight()."""
+    import brevitas.nn as qnn
+    from brevitas.inject.enum import RestrictValueType, ScalingImplType
+    from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
+    if case.axis not in (None, 0):
+        raise NotImplementedError("its weight quantizers take channels on axis 0 alone")
+    base = Int8WeightPerTensorFloat if case.axis is None else Int8WeightPerChannelFloat
+    layers = []
+    for x, scales in zip(inputs.xs, inputs.scales):
+        for scale, bits in zip(scales, case.bits):
+            quantizer = type("Learned", (base,), dict(
+                scaling_impl_type=ScalingImplType.PARAMETER_FROM_STATS, restrict_scaling_type=RestrictValueType.FP,
+                bit_width=bits, narrow_range=False))
+            out, inner = x.shape[:2]
+            layer = (qnn.QuantConv2d(inner, out, x.shape[2], bias=False, weight_quant=quantizer) if x.dim() == 4 else
+                     qnn.QuantLinear(inner, out, bias=False, weight_quant=quantizer)).to(x.device, x.dtype)
+            layer.weight.data = x.detach()
+            layer.quant_weight()  # the first call would set the scale from statistics
+            learned = layer.weight_quant.tensor_quant.scaling_impl.value
+            learned.data.copy_((scale.detach() * 2 ** (bits - 1)).reshape(learned.shape))
+            layers.append(layer)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    return lambda: [layer.quant_weight().value for layer in layers], parameters
+
+
+def _nncf(case: Case, inputs: Inputs):
+    """NNCF learns hi * scale and takes one channel axis by broadcasting."""
+    from nncf.torch.quantization.quantize_functions import QuantizeSymmetric
+    jobs, learned = [], []
+    for x, scales in zip(inputs.xs, inputs.scales):
+        for scale, bits in zip(scales, case.bits):
+            lo, hi = code_range(bits)
+            shape = [1] if case.axis is None else [-1 if d == case.axis else 1 for d in range(x.dim())]
+            learned.append((scale.detach() * hi).reshape(shape).requires_grad_())
+            jobs.append((x, learned[-1], lo, hi, 2**bits))
+    return lambda: [QuantizeSymmetric.apply(*job) for job in jobs], [*inputs.xs, *learned]
+
+
+def _flag_gems():
+    """A context in which torch's calls reach FlagGems' Triton kernels."""
+    import flag_gems
+    return flag_gems.use_gems()
+
+
+EAGER, COMPILED, JOINT = "eager LSQ", "torch.compile(eager LSQ)", "torch.compile, one joint function"
+TORCH_FIXED, TORCH_LEARNABLE = "torch fake_quantize", "torch learnable"
+BREVITAS, TORCHAO_COMPILED = "Brevitas", "torch.compile(torchao)"
+
+
+def rivals_of(case: Case) -> list[Candidate]:
+    """All that can do, or claim to do, the case's work."""
+    affine, multi = case.op == "fake_quantize_affine", case.op == "fake_quantize_multi"
+    differs = "" if affine else ROUNDED_MASK
+    ours = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]
+    found = [] if affine else ours
+    if multi:
+        found.append(Candidate(JOINT, _compiled_joint, compiles=True))
+    if case.what == FORWARD:
+        found.append(Candidate(TORCH_FIXED, _torch_fixed, differs="fixed scale, no gradient to it"))
+    found += [Candidate(TORCH_LEARNABLE, one_by_one(_torch_learnable), differs=differs),
+              Candidate("FlagGems learnable", one_by_one(_torch_learnable), differs=differs, context=_flag_gems),
+              Candidate("torchao", one_by_one(_torchao), differs="" if affine else f"{ROUNDED_MASK}; {STE}")]
+    if affine:
+        found.append(Candidate(TORCHAO_COMPILED, _torchao_compiled, compiles=True))
+    return [*found, Candidate(BREVITAS, _brevitas, differs=STE),
+            Candidate("NNCF", _nncf, differs=f"learns hi * scale; {STE}")]

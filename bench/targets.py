@@ -1,0 +1,61 @@
+"""What has to be reached, in one table. Every number is a ratio inside one run."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from rivals import BREVITAS, COMPILED, EAGER, JOINT, TORCH_FIXED, TORCH_LEARNABLE
+
+COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
+
+
+@dataclass(frozen=True)
+class Target:
+    """On `device`, in cases that match `case`: (fastest of `rivals`) / ours, or our share of the copy, >= at_least."""
+    device: str
+    case: str
+    rivals: tuple[str, ...]
+    at_least: float
+
+
+TARGETS = (
+    Target("cpu", "fake_quantize-tensor-64Mi-float32-forward", COPY, 1 / 1.1),
+    Target("cpu", "fake_quantize-tensor-64Mi-float32-forward", (TORCH_FIXED,), 3.5),
+    Target("cpu", "fake_quantize-*-float32-forward+backward", (COMPILED,), 1.0),
+    Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (TORCH_LEARNABLE,), 20),
+    Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (BREVITAS,), 20),
+    Target("cpu", "fake_quantize_multi-*-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
+    Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
+    Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),
+    Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", (TORCH_LEARNABLE,), 1.6),
+    Target("cuda", "fake_quantize-tensor-1Mi-float32-forward+backward", (TORCH_LEARNABLE,), 4),
+    Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", (EAGER,), 5),
+    Target("cuda", "fake_quantize_multi-*-forward+backward", (COMPILED, JOINT), 1.3),
+)
+
+
+def verdicts(device: str, rows: list[dict]) -> list[dict]:
+    """One entry per target that is about these rows' case: the measured ratio, and whether it is enough.
+
+    The timer is the one that times the call as it is made (wall clock, CUDA events). A target whose rivals were not
+    measured is not decided: `met` is None.
+    """
+    measured = {row["candidate"]: row for row in rows if row.get("timer") in ("wall clock", "CUDA events")}
+    ours = next((row for name, row in measured.items() if row.get("ratio_to_ours") == 1.0), None)
+    entries = []
+    for target in TARGETS:
+        if target.device != device or not fnmatchcase(rows[0]["case"], target.case):
+            continue
+        times = {name: measured[name]["ms_p50"] for name in target.rivals if name in measured}
+        ratio = None
+        if ours and times:
+            ratio = ours["copy_fraction"] if target.rivals == COPY else min(times.values()) / ours["ms_p50"]
+        entries.append({"case": rows[0]["case"], "rivals": list(target.rivals), "at_least": target.at_least,
+                        "ratio": ratio, "met": None if ratio is None else ratio >= target.at_least})
+    return entries
+
+
+def message(entry: dict) -> str:
+    against = "the copy's GB/s" if tuple(entry["rivals"]) == COPY else f"the speed of {' / '.join(entry['rivals'])}"
+    measured = "not decided, no such row" if entry["ratio"] is None else f"measured {entry['ratio']:.2f} x"
+    return f"{entry['case']}: {measured}, wanted >= {entry['at_least']:.2f} x {against}"

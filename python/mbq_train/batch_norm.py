@@ -1,0 +1,31 @@
+"""BatchNorm with statistics and an affine map of its own for every bit-width."""
+
+import copy
+
+from torch import nn
+
+from .bits import FLOAT, BitState
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class BitBatchNorm(nn.Module):
+    """One BatchNorm per trained bit-width plus the float one; each forward uses that of the bit-width in use.
+
+    The activations of a layer have another mean and variance at every bit-width; one set of running statistics fits
+    none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). torch.compile specialises on the bit-width here.
+
+    Args:
+        batch_norm: nn.BatchNorm1d, 2d or 3d - kept as it is for 32 bits, copied for every other bit-width.
+        bit_state: the model's.
+    """
+
+    def __init__(self, batch_norm: nn.Module, bit_state: BitState):
+        super().__init__()
+        self.bit_state = bit_state
+        self.by_bits = nn.ModuleDict({str(b): copy.deepcopy(batch_norm) for b in bit_state.trained})
+        self.by_bits[str(FLOAT)] = batch_norm
+        self.training = batch_norm.training
+
+    def forward(self, x):
+        return self.by_bits[str(self.bit_state.bits)](x)

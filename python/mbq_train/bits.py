@@ -1,0 +1,69 @@
+"""Which bit-width a model computes at: one plain object, shared by all of its quantizers."""
+
+from torch import nn
+
+FLOAT = 32  # the bit-width that stands for the unquantized path
+MAX_BITS = 8
+
+
+class BitState:
+    """The bit-width in use and the bit-widths that are trained.
+
+    A plain object and not a module: torch.compile treats its attribute as an integer that changes at run time, and
+    copy.deepcopy of a model gives all quantizers of the copy one new state.
+    """
+
+    def __init__(self, trained):
+        self.trained = tuple(trained)
+        self.bits = self.trained[0]
+
+
+def set_bits(model: nn.Module, bits: int) -> None:
+    """Make every converted layer of `model` compute at `bits` bits from now on.
+
+    Args:
+        model: what `convert` returned, or any module that contains it.
+        bits: one of the trained bit-widths, or 32 for the unquantized path.
+
+    Raises:
+        TypeError: bits is not an integer. ValueError: bits is not trained; no layer of model was converted.
+    """
+    states = bit_states(model)
+    if not states:
+        raise ValueError(f"set_bits: model must hold layers made by convert, got {type(model).__name__} without any")
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"set_bits: bits must be an integer, got {bits!r}")
+    for state in states:
+        if bits not in (FLOAT, *state.trained):
+            known = ", ".join(map(str, (FLOAT, *state.trained)))
+            raise ValueError(f"set_bits: bits must be one of {known}, got {bits}")
+    for state in states:
+        state.bits = bits
+
+
+def bit_states(model: nn.Module) -> list[BitState]:
+    """Every distinct BitState in `model`: one per call of `convert`, none for a float network."""
+    states = (getattr(module, "bit_state", None) for module in model.modules())
+    return list({id(state): state for state in states if isinstance(state, BitState)}.values())
+
+
+def check_bit_widths(function: str, bits) -> tuple[int, ...]:
+    """`bits` as a tuple, once it is a sequence of different integers in 1..8 from high to low."""
+    if isinstance(bits, (str, int)) or not hasattr(bits, "__iter__"):
+        raise TypeError(f"{function}: bits must be a sequence of integers, got {bits!r}")
+    bits = tuple(bits)
+    for b in bits:
+        if isinstance(b, bool) or not isinstance(b, int):
+            raise TypeError(f"{function}: bits must be integers, got {b!r}")
+        if not 1 <= b <= MAX_BITS:
+            raise ValueError(f"{function}: bits must be between 1 and {MAX_BITS}, got {b}")
+    if not bits or any(high <= low for high, low in zip(bits, bits[1:])):
+        raise ValueError(f"{function}: bits must go from high to low without repeats, got {bits}")
+    return bits
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code: [-2^(b-1), 2^(b-1) - 1] signed, {-1, +1} signed at 1 bit, [0, 2^b - 1] unsigned."""
+    if not signed:
+        return 0, 2**bits - 1
+    return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

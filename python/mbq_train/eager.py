@@ -1,0 +1,65 @@
+"""LSQ as it is usually written: a dozen eager PyTorch operations. The rival of mbq_kernels.fake_quantize."""
+
+import math
+
+import torch
+
+from .bits import code_range
+
+
+def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None):
+    """Quantize x to `bits` bits with a learned scale, from plain PyTorch operations and autograd.
+
+    code = clamp(round((x - offset) / scale), lo, hi);  x_hat = code * scale + offset
+
+    The same numbers and gradients as mbq_kernels.fake_quantize, up to the rounding of the scale's and offset's sums.
+    Autograd keeps about four tensors of x's size for the backward.
+
+    Args:
+        x: any shape, float32, float64, bfloat16 or float16 - what to quantize.
+        scale: one element, or (C,) with `axis` - size of one step, > 0.
+        offset: scale's shape - real value of code 0; None is 0.
+        bits, signed, axis: as in mbq_kernels.fake_quantize.
+
+    Returns:
+        x_hat: x's shape and dtype.
+
+    Gradient: rounding is straight-through, clamping passes what lies in [lo, hi]; scale's and offset's gradients are
+    multiplied by 1 / sqrt(N hi), N elements sharing a scale.
+
+    Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153, eq. 1-3 and section 2.2; the
+    detach form is that of the public lsq-net.
+    """
+    lo, hi = code_range(bits, signed)
+    factor = 1 / math.sqrt(max(x.numel() // scale.numel(), 1) * hi)
+    scale_ = _grad_scale(_per_channel(scale, x, axis), factor)
+    offset_ = 0 if offset is None else _grad_scale(_per_channel(offset, x, axis), factor)
+    v = x.to(scale_.dtype) if offset is None else x - offset_
+    code = _round_pass if (bits, signed) != (1, True) else _sign_pass
+    x_hat = code(torch.clamp(v / scale_, lo, hi)) * scale_
+    return (x_hat if offset is None else x_hat + offset_).to(x.dtype)
+
+
+def _per_channel(parameter, x, axis):
+    """A scale or offset in a shape that broadcasts against x, in float32 (float64 with float64 x)."""
+    parameter = parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if axis is None or parameter.numel() == 1:
+        return parameter.reshape([1] * x.dim())
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+def _grad_scale(x, factor):
+    """x, with its gradient multiplied by factor."""
+    return (x - x * factor).detach() + x * factor
+
+
+def _round_pass(x):
+    """round(x), straight through."""
+    return (x.round() - x).detach() + x
+
+
+def _sign_pass(x):
+    """The sign of x with 0 -> +1, straight through."""
+    return (torch.where(x >= 0, 1.0, -1.0).to(x.dtype) - x).detach() + x

@@ -1,0 +1,111 @@
+"""How long a training step spends in quantization: this package's kernels beside eager PyTorch."""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import mbq_kernels
+import torch
+from torch import nn
+
+from . import eager
+from .bits import bit_states, set_bits
+from .quantizers import quantizers
+
+_FUNCTIONS = {"kernels": mbq_kernels.fake_quantize, "eager": eager.fake_quantize}
+
+
+@dataclass(frozen=True)
+class QuantizationTime:
+    """Milliseconds per training step (all bit-widths, forward and backward) and how many calls these are."""
+
+    kernels_ms: float
+    eager_ms: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one fake_quantize, and a gradient for its result."""
+
+    x: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None
+    options: dict
+    grad: torch.Tensor
+
+    def run(self, function):
+        """(x_hat, gradients of x, scale and offset as far as they are wanted)"""
+        inputs = [tensor for tensor in (self.x, self.scale, self.offset) if tensor is not None and tensor.requires_grad]
+        x_hat = function(self.x, self.scale, self.offset, **self.options)
+        return x_hat, torch.autograd.grad(x_hat, inputs, self.grad)
+
+
+def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 9) -> QuantizationTime:
+    """Time every quantizer call of one training step on `images`, with mbq_kernels and with eager PyTorch.
+
+    The tensors that each quantizer sees are recorded for one batch at every trained bit-width (in eval mode, so that
+    no statistics move). Both functions then run forward and backward on exactly these, in turns; the medians of
+    `repeats` turns are returned, after one that is not counted.
+
+    Raises RuntimeError when the two results differ, and when a bit-width has not been trained yet.
+    """
+    calls = _record(model, images)
+    for call in calls:
+        _check_agreement(call)
+    times = {name: [] for name in _FUNCTIONS}
+    for _ in range(repeats + 1):
+        for name, function in _FUNCTIONS.items():
+            times[name].append(_milliseconds(calls, function))
+    kernels, eager_ = (statistics.median(times[name][1:]) for name in ("kernels", "eager"))
+    return QuantizationTime(kernels, eager_, len(calls))
+
+
+def _record(model, images) -> list[_Call]:
+    """What every quantizer is called with for one batch at every trained bit-width."""
+    calls, training = [], model.training
+    before = [(state, state.bits) for state in bit_states(model)]
+    hooks = [quantizer.register_forward_pre_hook(lambda quantizer, args: calls.append(_call(quantizer, *args)))
+             for quantizer in quantizers(model)]
+    model.eval()
+    try:
+        for bits in {b: None for state, _ in before for b in state.trained}:
+            set_bits(model, bits)
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+        for state, bits in before:
+            state.bits = bits
+    return calls
+
+
+def _call(quantizer, x) -> _Call:
+    bits = quantizer.bit_state.bits
+    options = {"bits": bits, "signed": quantizer.signed, "axis": quantizer.axis}
+    x = x.detach().requires_grad_(x.requires_grad)
+    return _Call(x, *quantizer.parameters_at(bits), options, torch.randn_like(x))
+
+
+def _check_agreement(call: _Call) -> None:
+    """Both functions give the same values; the sums behind the gradients of scale and offset differ in rounding."""
+    (ours, our_grads), (theirs, their_grads) = (call.run(function) for function in _FUNCTIONS.values())
+    sharing = call.x.numel() / call.scale.numel()
+    same = torch.equal(ours, theirs) and all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-6 * math.sqrt(sharing))
+        for a, b in zip(our_grads, their_grads, strict=True))
+    if not same:
+        raise RuntimeError(f"quantization_time: the results of mbq_kernels and of eager PyTorch must agree, got "
+                           f"different ones for x of shape {tuple(call.x.shape)} at {call.options['bits']} bits")
+
+
+def _milliseconds(calls: list[_Call], function) -> float:
+    synchronize = torch.cuda.synchronize if calls[0].x.is_cuda else (lambda: None)
+    synchronize()
+    start = time.perf_counter()
+    for call in calls:
+        call.run(function)
+    synchronize()
+    return 1000 * (time.perf_counter() - start)
