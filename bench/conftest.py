@@ -11,12 +11,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "pyt
 
 import machine  # noqa: E402
 import targets  # noqa: E402
+import timing  # noqa: E402
 from harness import measure  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption("--mbq-json", metavar="FILE", help="write every row, with the machine and the command, to FILE")
     parser.addoption("--mbq-small", action="store_true", help="tiny shapes: does it run; targets are not asserted")
+    parser.addoption("--mbq-malloc", choices=("keep", "system"), default="keep",
+                     help="keep: freed memory is used again, as on CUDA; system: glibc's way, page faults included")
     parser.addoption("--mbq-device", choices=("cpu", "cuda"), help="default: cuda where there is one")
 
 
@@ -28,7 +31,9 @@ def device(pytestconfig) -> str:
 @pytest.fixture(scope="session")
 def results(pytestconfig, device):
     """{"machine", "small", "rows", "targets"}, written when the session ends, however the tests end."""
-    found = {"machine": machine.describe(device), "small": pytestconfig.getoption("--mbq-small"),
+    kept = pytestconfig.getoption("--mbq-malloc") == "keep" and timing.keep_memory()
+    facts = machine.describe(device) | {"freed_memory": "kept" if kept else "returned to the system"}
+    found = {"machine": facts, "small": pytestconfig.getoption("--mbq-small"),
              "rows": [], "targets": []}
     yield found
     if path := pytestconfig.getoption("--mbq-json"):

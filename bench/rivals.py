@@ -127,6 +127,8 @@ def _nncf(case: Case, inputs: Inputs):
 
 def _flag_gems():
     """A context in which torch's calls reach FlagGems' Triton kernels."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("FlagGems has Triton kernels alone, which need a GPU")
     import flag_gems
     return flag_gems.use_gems()
 

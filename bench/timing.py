@@ -1,5 +1,6 @@
 """Time several callables against each other in one run: round-robin, so that drift hits all of them alike."""
 
+import ctypes
 import gc
 import math
 import statistics
@@ -8,10 +9,24 @@ import time
 import torch
 
 SAMPLE_S = 2e-3  # a wall-clock sample lasts at least this long: short calls are repeated inside it
-SHARE_S = 0.8  # time spent on one candidate, unless its fewest samples take longer
+SHARE_S = 0.5  # time spent on one candidate, unless its fewest samples take longer
 FEWEST, MOST = 5, 40
-SLOW_S = 1.5  # a call slower than this is not repeated: its first call is its one sample
+SLOW_S, SLOW_RATIO = 0.4, 4  # slower than both this and 4 x the fastest: the checked call is the one sample
 GRAPH_CALLS = 10  # steps in one CUDA graph
+
+
+def keep_memory() -> bool:
+    """Make glibc's malloc keep freed memory for the next call instead of giving it back; False where it is not glibc.
+
+    Otherwise every large result is fresh memory, and its page faults, not the kernels, decide the time: a 4 MB clone
+    then takes from 0.2 to 6 ms, by the luck of the heap. CUDA's allocator keeps memory as well.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mmap_max, trim_threshold = -4, -1  # from malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
 
 
 def summary(samples: list[float]) -> dict:
@@ -23,7 +38,8 @@ def summary(samples: list[float]) -> dict:
 
 def wall_clock(steps: dict, contexts: dict, first_s: dict) -> dict[str, list[float]]:
     """Seconds per call of every step on the CPU. A sample is the mean of enough calls to outlast the clock's noise."""
-    samples = {name: [first_s[name]] if first_s[name] > SLOW_S else [] for name in steps}
+    slow = max(SLOW_S, SLOW_RATIO * min(seconds for name, seconds in first_s.items() if name != "copy"))
+    samples = {name: [first_s[name]] if first_s[name] > slow else [] for name in steps}
     repeats, spent = {}, dict.fromkeys(steps, 0.0)
     for name, step in steps.items():
         if not samples[name]:

@@ -127,4 +127,7 @@ inline Tensor aligned(const Tensor& grad, const Tensor& dense) {
 
 inline Tensor make_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
+// A tensor without elements, in the place of a gradient that was not asked for.
+inline Tensor none_like(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
+
 }  // namespace mbq

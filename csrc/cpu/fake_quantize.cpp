@@ -6,7 +6,7 @@ namespace mbq {
 namespace {
 
 Quantizers quantizers(const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits, bool is_signed) {
-  return {"fake_quantize", {bounds<double>(bits, is_signed)}, scale, offset};
+  return {"fake_quantize", ranges_of({bits}, is_signed), scale, offset};
 }
 
 Tensor fake_quantize_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,

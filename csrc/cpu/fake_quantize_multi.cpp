@@ -6,9 +6,7 @@ namespace {
 
 Quantizers quantizers(const Tensor& scales, const std::optional<Tensor>& offsets, const std::vector<int64_t>& bits,
                       bool is_signed) {
-  std::vector<Bounds<double>> ranges;
-  for (int64_t b : bits) ranges.push_back(bounds<double>(b, is_signed));
-  return {"fake_quantize_multi", ranges, scales, offsets};
+  return {"fake_quantize_multi", ranges_of(bits, is_signed), scales, offsets};
 }
 
 std::vector<Tensor> fake_quantize_multi_forward(const Tensor& x, const Tensor& scales,

@@ -1,59 +1,49 @@
 // Tensors in, tensors out, for every quantizer with per-channel parameters: memory order, dtypes, checks, then the loop.
 #pragma once
 
+#include "../quantizers.h"
 #include "loop.h"
 
 namespace mbq {
 
-// K quantizers over one x. scales and shifts (offsets or zero points) are contiguous, K rows of C; shifts may be absent.
-struct Quantizers {
-  const char* op;
-  std::vector<Bounds<double>> ranges;
-  Tensor scales;
-  std::optional<Tensor> shifts;
-
-  Quantizers(const char* name, std::vector<Bounds<double>> r, const Tensor& s, const std::optional<Tensor>& shift)
-      : op(name), ranges(std::move(r)), scales(make_contiguous(s)) {
-    if (shift) shifts = make_contiguous(*shift);
+// The quantizers with their parameters in the arithmetic's dtype. Values are looked at here, on the host, before the loop.
+template <template <class> class Quantizer, class W>
+std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
+  const W* scale = static_cast<const W*>(q.scales.const_data_ptr());
+  const W* shift = q.shifts ? static_cast<const W*>(q.shifts->const_data_ptr()) : nullptr;
+  for (int64_t i = 0; i < q.scales.numel(); ++i) {
+    MBQ_CHECK(scale[i] > 0 && std::isfinite(scale[i]), q.op, ": scale must be finite and > 0, got ", scale[i],
+              " (element ", i, ")");
   }
-
-  int64_t channels() const { return scales.numel() / static_cast<int64_t>(ranges.size()); }
-
-  template <template <class> class Quantizer, class W>
-  std::vector<Level<Quantizer<W>, W>> levels() const {
-    const W* scale = static_cast<const W*>(scales.const_data_ptr());
-    const W* shift = shifts ? static_cast<const W*>(shifts->const_data_ptr()) : nullptr;
-    for (int64_t i = 0; i < scales.numel(); ++i)
-      MBQ_CHECK(scale[i] > 0 && std::isfinite(scale[i]), op, ": scale must be finite and > 0, got ", scale[i],
-                " (element ", i, ")");
-    std::vector<Level<Quantizer<W>, W>> levels;
-    for (const Bounds<double>& range : ranges) {
-      levels.push_back({{{static_cast<W>(range.lo), static_cast<W>(range.hi)}}, scale, shift});
-      scale += channels();
-      if (shift) shift += channels();
-    }
-    return levels;
+  std::vector<Level<Quantizer<W>, W>> levels;
+  for (const Bounds<double>& range : q.ranges) {
+    levels.push_back({{{static_cast<W>(range.lo), static_cast<W>(range.hi)}}, scale, shift});
+    scale += q.channels();
+    if (shift) shift += q.channels();
   }
-};
+  return levels;
+}
 
 // One x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order.
 template <template <class> class Quantizer>
 std::vector<Tensor> quantize_forward(const Quantizers& quantizers, const Tensor& given_x, std::optional<int64_t> axis,
                                      std::optional<ScalarType> out_dtype) {
   const Tensor x = dense(given_x);
+  const Layout layout = layout_of(x, axis);
+  quantizers.check(layout, quantizers.ranges.size());
   std::vector<Tensor> outs;
   for (size_t k = 0; k < quantizers.ranges.size(); ++k)
     outs.push_back(allocate_like(x, out_dtype.value_or(x.scalar_type())));
   dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
-    const auto levels = quantizers.template levels<Quantizer, W>();
+    const auto levels = levels_of<Quantizer, W>(quantizers);
     dispatch_floats(quantizers.op, outs[0].scalar_type(), [&](auto out_storage) {
       using Out = decltype(out_storage);
       if constexpr (std::is_same_v<wide_t<Out>, W>) {
         std::vector<Out*> to;
         for (const Tensor& out : outs) to.push_back(static_cast<Out*>(out.mutable_data_ptr()));
-        forward_loop(layout_of(x, axis), levels, static_cast<const T*>(x.const_data_ptr()), to);
+        forward_loop(layout, levels, static_cast<const T*>(x.const_data_ptr()), to);
       } else {
         MBQ_CHECK(false, quantizers.op, ": x and the result must both be float64 or neither");
       }
@@ -84,11 +74,12 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   std::vector<Tensor> grads;
   for (const Tensor& grad : given_grads) grads.push_back(aligned(grad, x));
   const Layout layout = layout_of(x, axis);
+  quantizers.check(layout, grads.size());
   ChannelSums sums;
   dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
-    const auto levels = quantizers.template levels<Quantizer, W>();
+    const auto levels = levels_of<Quantizer, W>(quantizers);
     dispatch_floats(quantizers.op, grads[0].scalar_type(), [&](auto grad_storage) {
       using Grad = decltype(grad_storage);
       if constexpr (std::is_same_v<wide_t<Grad>, W>) {
@@ -101,11 +92,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
       }
     });
   });
-  std::vector<double> factors;
-  for (const Bounds<double>& range : quantizers.ranges)
-    factors.push_back(grad_factor.value_or(default_grad_factor(layout.outer * layout.inner, range.hi)));
+  const std::vector<double> factors = quantizers.grad_factors(layout, grad_factor);
   const Tensor grad_shifts = quantizers.shifts ? parameter_gradient(*quantizers.shifts, sums.shift, factors)
-                                               : torch::stable::new_empty(quantizers.scales, {0});
+                                               : none_like(quantizers.scales);
   return {grad_x, parameter_gradient(quantizers.scales, sums.scale, factors), grad_shifts};
 }
 

@@ -4,7 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
-from ._function import BackwardFunction
+from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize"
 
@@ -47,8 +47,8 @@ class FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, scale, offset = ctx.saved_tensors
-        grad_x, grad_scale, grad_offset = FakeQuantizeBackward.apply(
-            grad, x, scale, offset, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        grad_x, grad_scale, grad_offset = apply(
+            FakeQuantizeBackward, grad, x, scale, offset, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
         return grad_x, grad_scale, None if offset is None else grad_offset, None, None, None, None, None
 
 
@@ -99,4 +99,4 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
         offset = check.check_parameter(NAME, "offset", offset, x, axis)
         check.check_pair(NAME, ("scale", "offset"), scale, offset)
     axis = None if scale.numel() == 1 else axis
-    return FakeQuantize.apply(x, scale, offset, bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantize, x, scale, offset, bits, signed, axis, grad_factor, out_dtype)

@@ -4,7 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
-from ._function import BackwardFunction
+from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_affine"
 _LIMIT = 2**20  # rounding adds 1.5 * 2^23, exact while codes, zero points and their differences stay under 2^22
@@ -46,8 +46,8 @@ class FakeQuantizeAffine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grads = FakeQuantizeAffineBackward.apply(
-            grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor)
+        grads = apply(
+            FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor)
         return *grads, None, None, None, None
 
 
@@ -102,7 +102,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     zero_point = check.check_parameter(NAME, "zero_point", zero_point, x, axis)
     check.check_pair(NAME, ("scale", "zero_point"), scale, zero_point)
     axis = None if scale.numel() == 1 else axis
-    return FakeQuantizeAffine.apply(x, scale, zero_point, quant_min, quant_max, axis, float(grad_factor))
+    return apply(FakeQuantizeAffine, x, scale, zero_point, quant_min, quant_max, axis, float(grad_factor))
 
 
 def _check_limit(name, value):

@@ -4,9 +4,10 @@ import torch
 
 from .. import _checks as check
 from .._library import define
-from ._function import BackwardFunction
+from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_multi"
+MAX_LEVELS = 8  # kernels keep one set of sums per bit-width in registers
 
 
 def _forward_shape(x, scales, offsets, bits, signed, axis, out_dtype):
@@ -51,7 +52,7 @@ class FakeQuantizeMulti(torch.autograd.Function):
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
             grad_x, grad_scales, grad_offsets = _backward(list(grads), x, scales, offsets, *options)
         else:
-            grad_x, grad_scales, grad_offsets = FakeQuantizeMultiBackward.apply(x, scales, offsets, *options, *grads)
+            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, x, scales, offsets, *options, *grads)
         return grad_x, grad_scales, None if offsets is None else grad_offsets, None, None, None, None, None
 
 
@@ -65,7 +66,7 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
         scales: (K,), (K, C) with `axis`, or a sequence of K tensors as fake_quantize takes them - steps, > 0.
         offsets: like scales - real values of code 0; None is 0.
-        bits: K integers in 1..8, in any order.
+        bits: K integers in 1..8, in any order, K <= 8.
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
 
     Returns:
@@ -93,15 +94,15 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         offsets = _parameters("offsets", offsets, x, axis, len(bits))
         check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
     axis = None if scales.shape[1] == 1 else axis
-    return FakeQuantizeMulti.apply(x, scales, offsets, bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantizeMulti, x, scales, offsets, bits, signed, axis, grad_factor, out_dtype)
 
 
 def _bits(bits) -> list[int]:
     if isinstance(bits, (int, torch.SymInt)) or not hasattr(bits, "__iter__"):
         raise TypeError(f"{NAME}: bits must be a sequence of integers, got {bits!r}")
     bits = list(bits)
-    if not bits:
-        raise ValueError(f"{NAME}: bits must name at least one bit-width, got none")
+    if not 1 <= len(bits) <= MAX_LEVELS:
+        raise ValueError(f"{NAME}: bits must name 1 to {MAX_LEVELS} bit-widths, got {len(bits)}")
     for b in bits:
         check.check_bits(NAME, b)
     return bits

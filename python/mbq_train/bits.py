@@ -1,5 +1,7 @@
 """Which bit-width a model computes at: one plain object, shared by all of its quantizers."""
 
+import contextlib
+
 from torch import nn
 
 FLOAT = 32  # the bit-width that stands for the unquantized path
@@ -45,6 +47,21 @@ def bit_states(model: nn.Module) -> list[BitState]:
     """Every distinct BitState in `model`: one per call of `convert`, none for a float network."""
     states = (getattr(module, "bit_state", None) for module in model.modules())
     return list({id(state): state for state in states if isinstance(state, BitState)}.values())
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module):
+    """`model` in eval mode inside the block; afterwards every module's mode and the bit-width are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    bits = [(state, state.bits) for state in bit_states(model)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for state, before in bits:
+            state.bits = before
 
 
 def check_bit_widths(function: str, bits) -> tuple[int, ...]:

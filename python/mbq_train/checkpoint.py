@@ -31,7 +31,7 @@ def save_checkpoint(path, model: nn.Module) -> None:
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+        temporary.write_bytes(safetensors.torch.save(tensors))
 
 
 def load_checkpoint(path, model: nn.Module) -> None:

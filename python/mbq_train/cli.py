@@ -1,7 +1,6 @@
 """The command `mbq`: train, eval, info."""
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="of AdamW, cosine to 0")] = _DEFAULT.learning_rate,
     weight_decay: Annotated[float, typer.Option(help="not on scales")] = _DEFAULT.weight_decay,
     batch_norm: Annotated[str, typer.Option(help="per_bit or shared")] = _DEFAULT.batch_norm,
-    seed: Annotated[int, typer.Option(help="of weights and batches")] = _DEFAULT.seed,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of weights and batches")] = _DEFAULT.seed,
     threads: _Threads = None,
     device: _Device = "cpu",
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
@@ -46,8 +45,8 @@ def train(
         _set_threads(threads)
         with _progress(options) as on_epoch:
             result = train_run(options, out, device=device, overwrite=overwrite, on_epoch=on_epoch)
-        Console().print(_accuracy_table(result.accuracy, result.float_accuracy), _time_table(result),
-                        f"written: {out}/", soft_wrap=True)
+        Console().print(_accuracy_table(result.accuracy, result.float_accuracy), _time_table(result))
+        typer.echo(f"written: {out}")
 
 
 @app.command("eval")
@@ -79,7 +78,7 @@ def _clean_errors():
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("stopped by Ctrl-C; the run is not finished", err=True)
+        typer.echo("stopped by Ctrl-C", err=True)
         raise typer.Exit(130) from None
 
 
@@ -106,14 +105,14 @@ def _progress(options: Options):
 
         def on_epoch(record):
             if record["phase"] in tasks:
-                last = "  ".join(f"{b} bits {100 * a:.1f} %" for b, a in record["accuracy"].items())
+                last = "  ".join(f"{b}: {100 * a:.1f} %" for b, a in record["accuracy"].items())
                 progress.update(tasks[record["phase"]], advance=1, last=last)
 
         yield on_epoch
 
 
 def _accuracy_table(accuracy: dict[int, float], float_accuracy: float) -> Table:
-    table = Table("network", "test accuracy [%]", "against float [points]", title="Accuracy")
+    table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy")
     table.add_row("float", f"{100 * float_accuracy:.2f}", "")
     for bits, value in accuracy.items():
         table.add_row(f"{bits} bits", f"{100 * value:.2f}", f"{100 * (value - float_accuracy):+.2f}")
@@ -122,20 +121,13 @@ def _accuracy_table(accuracy: dict[int, float], float_accuracy: float) -> Table:
 
 def _time_table(result: Result) -> Table:
     times = result.quantization
-    title = f"Quantization per training step ({times.calls} calls, forward and backward; whole step {result.step_ms:.1f} ms)"
+    title = (f"Quantization in a training step of {result.step_ms:.1f} ms: "
+             f"{times.calls} calls, forward and backward")
     table = Table("implementation", "ms", "times faster", title=title)
     table.add_row("eager PyTorch", f"{times.eager_ms:.2f}", "1.00")
     table.add_row("mbq_kernels", f"{times.kernels_ms:.2f}", f"{times.eager_ms / times.kernels_ms:.2f}")
     return table
 
 
-def main() -> None:
-    """Entry point of the command `mbq`."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -51,8 +51,9 @@ def _per_channel(parameter, x, axis):
 
 
 def _grad_scale(x, factor):
-    """x, with its gradient multiplied by factor."""
-    return (x - x * factor).detach() + x * factor
+    """x exactly, with its gradient multiplied by factor."""
+    y = x * factor
+    return x.detach() + (y - y.detach())
 
 
 def _round_pass(x):

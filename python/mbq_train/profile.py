@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import eager
-from .bits import bit_states, set_bits
+from .bits import bit_states, eval_mode, set_bits
 from .quantizers import quantizers
 
 _FUNCTIONS = {"kernels": mbq_kernels.fake_quantize, "eager": eager.fake_quantize}
@@ -49,9 +49,13 @@ def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 
     no statistics move). Both functions then run forward and backward on exactly these, in turns; the medians of
     `repeats` turns are returned, after one that is not counted.
 
-    Raises RuntimeError when the two results differ, and when a bit-width has not been trained yet.
+    Raises ValueError when no layer was converted, RuntimeError when the two results differ or a bit-width has not seen
+    a training batch.
     """
     calls = _record(model, images)
+    if not calls:
+        raise ValueError("quantization_time: model must hold layers made by convert, got "
+                         f"{type(model).__name__} without any")
     for call in calls:
         _check_agreement(call)
     times = {name: [] for name in _FUNCTIONS}
@@ -64,21 +68,17 @@ def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 
 
 def _record(model, images) -> list[_Call]:
     """What every quantizer is called with for one batch at every trained bit-width."""
-    calls, training = [], model.training
-    before = [(state, state.bits) for state in bit_states(model)]
+    calls = []
     hooks = [quantizer.register_forward_pre_hook(lambda quantizer, args: calls.append(_call(quantizer, *args)))
              for quantizer in quantizers(model)]
-    model.eval()
     try:
-        for bits in {b: None for state, _ in before for b in state.trained}:
-            set_bits(model, bits)
-            model(images)
+        with eval_mode(model):
+            for bits in sorted({b for state in bit_states(model) for b in state.trained}, reverse=True):
+                set_bits(model, bits)
+                model(images)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
-        for state, bits in before:
-            state.bits = bits
     return calls
 
 

@@ -15,7 +15,7 @@ from .data import Data, load_data
 from .models import build_model
 from .plots import plot_accuracy
 from .profile import QuantizationTime, quantization_time
-from .training import check_options, evaluate, train
+from .training import check_counts, check_rates, evaluate, train
 
 VERSION = 1  # of config.json and of the names of the tensors in the checkpoints
 _CONFIG, _METRICS, _FLOAT, _CHECKPOINT, _PLOT = (
@@ -113,18 +113,21 @@ def load_options(path) -> Options:
 
 
 def check_device(name: str) -> torch.device:
-    """torch.device(name), once tensors can be made there."""
+    """torch.device(name), once tensors can be made there. Raises ValueError otherwise."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"check_device: device must be cpu, cuda or cuda:N, got {name!r}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise ValueError(f"check_device: device must be one that can be used here, got {name!r} ({error})") from None
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(f"check_device: device must be usable here, got {name!r} ({first_line})") from None
 
 
 def _prepare(options: Options, device: torch.device) -> tuple[Data, nn.Module]:
     """The data and a float network on `device`, once every option is right: before anything is written."""
     check_bit_widths("train_run", options.bits)
-    check_options(options.epochs, options.batch_size, options.learning_rate, options.weight_decay)
-    check_options(options.float_epochs, options.batch_size, options.learning_rate, options.weight_decay)
+    check_counts(epochs=options.epochs, float_epochs=options.float_epochs, batch_size=options.batch_size)
+    check_rates(options.learning_rate, options.weight_decay)
     data = load_data(options.data).to(device)
     torch.manual_seed(options.seed)
     model = build_model(options.model, classes=data.classes, in_channels=data.in_channels).to(device)
@@ -136,6 +139,8 @@ def _open_folder(folder: Path, overwrite: bool) -> None:
     """Make `folder`, and take the files of an earlier run out of it."""
     if (folder / _CHECKPOINT).exists() and not overwrite:
         raise ValueError(f"train_run: folder must not hold a finished run, got {folder} (--overwrite replaces it)")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"train_run: folder must be a folder, got a file, {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (_CHECKPOINT, _FLOAT, _METRICS, _PLOT):
         (folder / name).unlink(missing_ok=True)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bits import FLOAT, bit_states, set_bits
+from .bits import FLOAT, bit_states, eval_mode, set_bits
 from .data import Data, batches
 from .quantizers import clamp_scales, quantizers
 
 
 class TrainingError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or a parameter became NaN or infinite."""
 
 
 def train(model: nn.Module, data: Data, bits, *, epochs: int, batch_size: int = 64, learning_rate: float = 1e-3,
@@ -31,10 +31,16 @@ def train(model: nn.Module, data: Data, bits, *, epochs: int, batch_size: int = 
         on_epoch: called after every epoch with {"epoch": int, "loss": {bits: mean}, "seconds": float}.
 
     Raises:
-        ValueError: an option out of range; bits not trained. TrainingError: the loss is NaN or infinite, with step and
-        bit-width named.
+        ValueError: an option out of range; bits not trained. TrainingError: the loss or a parameter
+        is NaN or infinite, with step and bit-width named.
     """
-    check_options(epochs, batch_size, learning_rate, weight_decay)
+    check_counts(epochs=epochs, batch_size=batch_size)
+    check_rates(learning_rate, weight_decay)
+    bits = tuple(bits)
+    if not bits:
+        raise ValueError("train: bits must name at least one bit-width, got none")
+    for b in bits:
+        switch_bits_of(model, b)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate)
     steps = math.ceil(len(data.train_images) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * steps)
@@ -55,7 +61,13 @@ def _step(model, optimizer, images, labels, bits: int, step: int) -> float:
     """Forward, loss, backward and step at one bit-width; the loss."""
     switch_bits_of(model, bits)
     optimizer.zero_grad(set_to_none=True)  # None, not 0: the scales of other bit-widths must not move
-    loss = F.cross_entropy(model(images), labels)
+    try:
+        loss = F.cross_entropy(model(images), labels)
+    except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
+        if all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise
+        raise TrainingError(f"train: parameters must be finite, got NaN or infinity at step {step}, {bits} bits "
+                            f"({error})") from error
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(f"train: loss must be finite, got {value} at step {step}, {bits} bits")
@@ -69,19 +81,12 @@ def _step(model, optimizer, images, labels, bits: int, step: int) -> float:
 def evaluate(model: nn.Module, data: Data, bits: int, *, batch_size: int = 512) -> float:
     """Share of the test images that `model` classifies correctly at `bits` bits, in [0, 1].
 
-    Mode and bit-width of the model are as before afterwards. Raises ValueError for a bit-width that is not trained.
+    Afterwards mode and bit-width of the model are as before. Raises ValueError for a bit-width that is not trained.
     """
-    before = [(state, state.bits) for state in bit_states(model)]
-    training = model.training
-    switch_bits_of(model, bits)
-    model.eval()
-    try:
+    with eval_mode(model):
+        switch_bits_of(model, bits)
         correct = sum((model(images).argmax(dim=1) == labels).sum() for images, labels in
                       zip(data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True))
-    finally:
-        model.train(training)
-        for state, own in before:
-            state.bits = own
     return correct.item() / len(data.test_labels)
 
 
@@ -100,10 +105,15 @@ def switch_bits_of(model: nn.Module, bits: int) -> None:
         set_bits(model, bits)
 
 
-def check_options(epochs: int, batch_size: int, learning_rate: float, weight_decay: float) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for the first count below 1, by its name."""
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"train: {name} must be at least 1, got {value}")
+
+
+def check_rates(learning_rate: float, weight_decay: float) -> None:
+    """Raise ValueError unless the learning rate is > 0, the weight decay >= 0 and both are finite."""
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"train: learning_rate must be positive and finite, got {learning_rate}")
     if not 0 <= weight_decay < math.inf:

@@ -1,0 +1,125 @@
+"""What check_codes.py feeds the quantizers: every tie, edge and oddity of a setting, and the codes in NumPy."""
+
+import copy
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16,
+            torch.float64: torch.int64}
+SCALES = (0.125, 1 / 3, 1.0, 0.0371, 2.0**-20, 7.77, 1e-4, 2.0**-130)  # the last one is subnormal in float32
+CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    op: str
+    dtype: torch.dtype
+    bits: tuple[int, ...]
+    signed: bool
+    axis: int | None
+    offset: bool
+
+
+def settings(dtypes, multi_bits):
+    """Every combination; fake_quantize_affine always has a zero point."""
+    several = {"fake_quantize": [(b,) for b in range(1, 9)], "fake_quantize_multi": multi_bits,
+               "fake_quantize_affine": [(b,) for b in range(1, 9)]}
+    for op, bit_lists in several.items():
+        offsets = (True,) if op == "fake_quantize_affine" else (False, True)
+        for choice in itertools.product(dtypes, bit_lists, (True, False), (None, 0, -1), offsets):
+            yield Setting(op, *choice)
+
+
+def code_range(bits: int, signed: bool) -> tuple[float, float]:
+    """As the contract has it, except that affine's signed 1 bit is a plain range too: -1..1 serves both."""
+    if not signed:
+        return 0.0, 2.0**bits - 1
+    return (-1.0, 1.0) if bits == 1 else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+
+
+class Inputs:
+    """x, scales and offsets (zero points for affine) of one call; x has about `count` values, no fewer than the odd
+    ones: ties, edges and their neighbours, subnormals, infinities, NaN, both zeros, all patterns of 16-bit dtypes."""
+
+    def __init__(self, setting: Setting, count: int, generator, turn: int):
+        channels = 1 if setting.axis is None else CHANNELS
+        affine = setting.op == "fake_quantize_affine"
+        wide = torch.float64 if setting.dtype == torch.float64 else torch.float32
+        usable = SCALES[:-1] if affine else SCALES  # affine's 1 / scale must be finite
+        pick = lambda k: [usable[(turn + 3 * c + 5 * k) % len(usable)] for c in range(channels)]  # noqa: E731
+        self.scales = [torch.tensor(pick(k), dtype=wide) for k in range(len(setting.bits))]
+        self.offsets = None
+        if affine:
+            lo, hi = code_range(setting.bits[0], setting.signed)
+            self.offsets = [torch.linspace(lo, hi, channels + 2, dtype=wide)[1:-1].round()]
+        elif setting.offset:
+            self.offsets = [s * (0.75 if turn % 2 else -3.3) for s in self.scales]
+        count //= channels * len(setting.bits)
+        rows = [self._row(setting, c, count, generator) for c in range(channels)]
+        length = max(len(row) for row in rows)
+        rows = [torch.cat([row, row[:length - len(row)]]) for row in rows]
+        self.x = rows[0] if setting.axis is None else torch.stack(rows, dim=setting.axis)
+
+    def _row(self, setting, channel, count, generator):
+        parts = [_oddities(setting.dtype)]
+        for k, bits in enumerate(setting.bits):
+            scale = self.scales[k][channel].double()
+            lo, hi = code_range(bits, setting.signed)
+            start = 0.0 if self.offsets is None else self.offsets[k][channel].double()
+            if setting.op == "fake_quantize_affine":
+                lo, hi, start = lo - start, hi - start, 0.0
+            grid = torch.arange(2 * lo - 4, 2 * hi + 5, dtype=torch.float64) / 2  # codes and ties, two beyond each edge
+            parts.append(_with_neighbours((grid * scale + start).to(setting.dtype)))
+            parts.append(((torch.rand(max(count // len(setting.bits), 8), generator=generator, dtype=torch.float64)
+                           * (hi - lo + 4) + lo - 2) * scale + start).to(setting.dtype))
+        if setting.dtype.itemsize == 2 and count > 2**14:
+            parts.append(torch.arange(-(2**15), 2**15).to(torch.int16).view(setting.dtype))
+        return torch.cat(parts)
+
+    def to(self, device):
+        other = copy.copy(self)
+        other.x, other.scales = self.x.to(device), [s.to(device) for s in self.scales]
+        other.offsets = self.offsets and [o.to(device) for o in self.offsets]
+        return other
+
+
+def _with_neighbours(x):
+    """x and the representable values one ulp to both sides (of 0: the smallest subnormal, and a NaN pattern)."""
+    bits = x.view(INTEGERS[x.dtype])
+    return torch.cat([x, (bits + 1).view(x.dtype), (bits - 1).view(x.dtype)])
+
+
+def _oddities(dtype):
+    info = torch.finfo(dtype)
+    positive = torch.tensor([0.0, info.tiny, info.max, 1.0, torch.inf, info.smallest_normal / 2], dtype=dtype)
+    small = torch.arange(1, 6).to(INTEGERS[dtype]).view(dtype)  # the smallest subnormals
+    positive = torch.cat([_with_neighbours(positive[1:4]), positive, small])
+    return torch.cat([positive, -positive, torch.tensor([torch.nan], dtype=dtype)])
+
+
+def numpy_codes(setting: Setting, inputs: Inputs) -> list[torch.Tensor]:
+    """The contract in NumPy: IEEE operations of the arithmetic's dtype, one at a time."""
+    kind = np.float64 if setting.dtype == torch.float64 else np.float32
+    x = inputs.x.to(inputs.scales[0].dtype).numpy()
+    shape = [1] * x.ndim
+    if setting.axis is not None:
+        shape[setting.axis] = -1
+    results = []
+    with np.errstate(all="ignore"):
+        for k, bits in enumerate(setting.bits):
+            scale = inputs.scales[k].numpy().reshape(shape)
+            offset = kind(0) if inputs.offsets is None else inputs.offsets[k].numpy().reshape(shape)
+            lo, hi = (kind(bound) for bound in code_range(bits, setting.signed))
+            if setting.op == "fake_quantize_affine":
+                code = np.clip(np.rint(x * (kind(1) / scale)) + offset, lo, hi)
+                y = torch.from_numpy((code - offset) * scale).to(setting.dtype)
+            else:
+                v = (x - offset) / scale
+                code = np.where(np.isnan(v), v, np.where(v < 0, lo, hi)) if lo == -hi else np.rint(np.clip(v, lo, hi))
+                y = torch.from_numpy(code * scale + offset)
+            results.append(y)
+    return results

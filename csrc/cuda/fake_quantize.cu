@@ -1,0 +1,31 @@
+// fake_quantize on CUDA: x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset, and its LSQ gradients
+// (Esser et al., 2020, arXiv 1902.08153, eq. 1-3).
+#include "quantizer.cuh"
+
+namespace mbq {
+namespace {
+
+Quantizers quantizers(const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits, bool is_signed) {
+  return {"fake_quantize", ranges_of({bits}, is_signed), scale, offset};
+}
+
+Tensor fake_quantize_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,
+                             bool is_signed, std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
+  return quantize_forward<FakeQuantize>(quantizers(scale, offset, bits, is_signed), x, axis, out_dtype)[0];
+}
+
+std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                          const std::optional<Tensor>& offset, int64_t bits,
+                                                          bool is_signed, std::optional<int64_t> axis,
+                                                          std::optional<double> grad_factor) {
+  return quantize_backward<FakeQuantize, 1>(quantizers(scale, offset, bits, is_signed), {grad}, x, axis, grad_factor);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+  m.impl("fake_quantize_forward", TORCH_BOX(&fake_quantize_forward));
+  m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward));
+}
+
+}  // namespace mbq

@@ -1,0 +1,37 @@
+// fake_quantize_multi on CUDA: fake_quantize at K bit-widths from one read of x, gradients of x added in one pass.
+#include "quantizer.cuh"
+
+namespace mbq {
+namespace {
+
+Quantizers quantizers(const Tensor& scales, const std::optional<Tensor>& offsets, const std::vector<int64_t>& bits,
+                      bool is_signed) {
+  return {"fake_quantize_multi", ranges_of(bits, is_signed), scales, offsets};
+}
+
+std::vector<Tensor> fake_quantize_multi_forward(const Tensor& x, const Tensor& scales,
+                                                const std::optional<Tensor>& offsets, std::vector<int64_t> bits,
+                                                bool is_signed, std::optional<int64_t> axis,
+                                                std::optional<ScalarType> out_dtype) {
+  return quantize_forward<FakeQuantize>(quantizers(scales, offsets, bits, is_signed), x, axis, out_dtype);
+}
+
+std::tuple<Tensor, Tensor, Tensor> fake_quantize_multi_backward(std::vector<Tensor> grads, const Tensor& x,
+                                                                const Tensor& scales,
+                                                                const std::optional<Tensor>& offsets,
+                                                                std::vector<int64_t> bits, bool is_signed,
+                                                                std::optional<int64_t> axis,
+                                                                std::optional<double> grad_factor) {
+  const Quantizers q = quantizers(scales, offsets, bits, is_signed);
+  if (bits.size() <= 4) return quantize_backward<FakeQuantize, 4>(q, grads, x, axis, grad_factor);
+  return quantize_backward<FakeQuantize, kMaxLevels>(q, grads, x, axis, grad_factor);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+  m.impl("fake_quantize_multi_forward", TORCH_BOX(&fake_quantize_multi_forward));
+  m.impl("fake_quantize_multi_backward", TORCH_BOX(&fake_quantize_multi_backward));
+}
+
+}  // namespace mbq

@@ -1,0 +1,168 @@
+"""The Triton loop of every elementwise op with per-channel parameters: channel indexing, masks, sums, launch.
+
+A dense tensor in memory order is (outer, channels, inner). Two views of it as a matrix cover all layouts: by row,
+(outer * channels, inner), where a row has one scale and sums go along it; by column, (outer, channels * inner), for short
+`inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every bit-width.
+Tiles leave partial sums, which torch adds in float64: a fixed order, no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .quant_math import to_storage
+
+TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32
+SHORT_ROW = 32  # shorter `inner` is viewed by column
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and every ahead-of-time compile
+
+
+@triton.jit
+def _tile(rows, cols, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """(element offsets, their mask, channel of each row or column, first row, first column) of this program's tile"""
+    col_tiles = tl.cdiv(cols, BLOCK_COLS)
+    # int64 before the multiplication: tensors have more than 2^31 elements
+    pid = tl.program_id(0).to(tl.int64)
+    row = (pid // col_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    col = (pid % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+    channel = row % channels if BY_ROW else col // inner
+    return row * cols + col, (row < rows) & (col < cols), channel, row, col
+
+
+@triton.jit
+def _parameter(ptr, k: tl.constexpr, channels, channel, mask, missing: tl.constexpr):
+    """The k-th row's value for each channel; `missing` outside the matrix, and where there is no such parameter"""
+    if ptr is None:
+        return tl.full(channel.shape, missing, tl.float32)
+    return tl.load(ptr + k * channels + channel, mask=mask, other=missing)
+
+
+@triton.jit
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, channels, inner,
+                   VALUE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """out[k] = VALUE(x, scale[k], shift[k], lo[k], hi[k])"""
+    offsets, mask, channel, row, col = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
+    known = row < rows if BY_ROW else col < cols
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    for k in tl.static_range(len(out_ptrs)):
+        scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
+        shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
+        value = VALUE(x, scale, shift, los[k], his[k])
+        tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, los, his,
+                    factors, rows, cols, channels, inner, sums, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
+                    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
+    offsets, mask, channel, row, col = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
+    known = row < rows if BY_ROW else col < cols
+    # one slot a row and column tile, or a row tile and column
+    slot = row * tl.cdiv(cols, BLOCK_COLS) + col // BLOCK_COLS if BY_ROW else (row // BLOCK_ROWS) * cols + col
+    slot = tl.min(slot, axis=1 if BY_ROW else 0)
+    axis: tl.constexpr = 1 if BY_ROW else 0
+    kept = tl.max(known.to(tl.int32), axis=axis) > 0
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad_x = tl.zeros_like(x)
+    for k in tl.static_range(len(grad_ptrs)):
+        scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
+        shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
+        grad = tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0).to(tl.float32)
+        to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, los[k], his[k])
+        grad_x += to_x
+        # masked: a shift may make the terms of absent elements inf * 0
+        to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
+        tl.store(scale_sums_ptr + k * sums + slot, to_scale, mask=kept)
+        if shift_ptr is not None:
+            to_shift = tl.sum(tl.where(mask, to_shift, 0.0), axis=axis) * factors[k]
+            tl.store(shift_sums_ptr + k * sums + slot, to_shift, mask=kept)
+    tl.store(grad_x_ptr + offsets, to_storage(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
+
+
+class Tiling:
+    """How a dense x is cut: the matrix, the tiles, and where a channel's partial sums are."""
+
+    def __init__(self, x, axis):
+        outer, self.channels, self.inner = _layout(x, axis)
+        self.by_row = self.channels == 1 or self.inner >= SHORT_ROW
+        self.rows, self.cols = ((outer * self.channels, self.inner) if self.by_row
+                                else (outer, self.channels * self.inner))
+        self.block_cols = min(TILE if self.by_row else TILE // 8, triton.next_power_of_2(max(self.cols, 1)))
+        self.block_rows = TILE // self.block_cols if self.rows > 1 else 1
+        self.row_tiles, self.col_tiles = triton.cdiv(self.rows, self.block_rows), triton.cdiv(self.cols, self.block_cols)
+        # (before the channel, after it) in the order of the partial sums
+        self.sums = (outer, self.col_tiles) if self.by_row else (self.row_tiles, self.inner)
+
+    def arguments(self) -> dict:
+        return {"rows": self.rows, "cols": self.cols, "channels": self.channels, "inner": self.inner,
+                "BY_ROW": self.by_row, "BLOCK_ROWS": self.block_rows, "BLOCK_COLS": self.block_cols, **OPTIONS}
+
+    def grid(self) -> tuple[int]:
+        return (self.row_tiles * self.col_tiles,)
+
+
+def _memory_order(x) -> list[int]:
+    """Dimensions from the slowest to the fastest; those of size 0 and 1 have no place and come first."""
+    return sorted(range(x.dim()), key=lambda d: (x.shape[d] >= 2, -x.stride(d) if x.shape[d] >= 2 else 0))
+
+
+def _layout(x, axis) -> tuple[int, int, int]:
+    """(outer, channels, inner) of a dense x"""
+    if axis is None or x.shape[axis] < 2:
+        return (1, 1, x.numel()) if axis is None else (1, x.shape[axis], x.numel())
+    order = _memory_order(x)
+    sizes, at = [x.shape[d] for d in order], order.index(axis)
+    return torch.Size(sizes[:at]).numel(), sizes[at], torch.Size(sizes[at + 1:]).numel()
+
+
+def dense(x):
+    """x, or a copy whose elements fill one block of memory, with the strides of torch.empty_like."""
+    expected = 1
+    for d in reversed(_memory_order(x)):
+        if x.shape[d] >= 2 and x.stride(d) != expected:
+            return torch.empty_like(x).copy_(x)
+        expected *= max(x.shape[d], 1)
+    return x
+
+
+def _aligned(grad, x):
+    same = all(size < 2 or a == b for size, a, b in zip(x.shape, grad.stride(), x.stride(), strict=True))
+    return grad if same else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+
+
+def launch_forward(value, x, scales, shifts, ranges, axis, out_dtype):
+    """One result per (lo, hi) of `ranges`, in x's memory order; scales and shifts are (K, C), shifts may be None."""
+    x = dense(x)
+    outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in ranges)
+    if x.numel():
+        tiling = Tiling(x, axis)
+        los, his = zip(*ranges, strict=True)
+        with torch.cuda.device_of(x):
+            forward_kernel[tiling.grid()](
+                x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(),
+                shift_ptr=None if shifts is None else shifts.contiguous(),
+                los=los, his=his, VALUE=value, **tiling.arguments())
+    return list(outs)
+
+
+def launch_backward(terms, grads, x, scales, shifts, ranges, factors, axis):
+    """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements."""
+    x = dense(x)
+    grad_x, tiling, (los, his) = torch.empty_like(x), Tiling(x, axis), zip(*ranges, strict=True)
+    before, after = tiling.sums
+    partial = scales.new_empty(len(ranges), before, tiling.channels, after)
+    shift_partial = None if shifts is None else torch.empty_like(partial)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            backward_kernel[tiling.grid()](
+                grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
+                scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
+                scale_sums_ptr=partial, shift_sums_ptr=shift_partial, los=los, his=his, factors=tuple(factors),
+                sums=before * tiling.channels * after, TERMS=terms, **tiling.arguments())
+    grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
+    return grad_x, _channel_sum(partial, scales), grad_shifts
+
+
+def _channel_sum(partial, parameter):
+    return partial.sum(dim=(1, 3), dtype=torch.float64).to(parameter.dtype).reshape(parameter.shape)

@@ -1,0 +1,122 @@
+"""The arithmetic of fake-quantization in Triton, float32. Its twins: csrc/quant_math.h and reference/quant_math.py.
+
+Comparisons and selects stand for min and max: like the twins they keep NaN. Launch with enable_fp_fusion=False.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def round_even(v):
+    """rint(v) for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction"""
+    return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def clamp(v, lo, hi):
+    """v within [lo, hi]; NaN stays NaN"""
+    raised = tl.where(v < lo, lo, v)
+    return tl.where(raised > hi, hi, raised)
+
+
+@triton.jit
+def scaled(x, scale, offset):
+    """v = (x - offset) / scale"""
+    return tl.div_rn(x - offset, scale)
+
+
+@triton.jit
+def encode(v, lo, hi):
+    """code = clamp(rint(v), lo, hi), half to even; sign(v) with +-0 -> +1 when lo = -hi (1 bit)"""
+    sign = tl.where(v < 0.0, lo, tl.where(v >= 0.0, hi, v))
+    return tl.where(lo == -hi, sign, round_even(clamp(v, lo, hi)))
+
+
+@triton.jit
+def decode(code, scale, offset):
+    """x_hat = code * scale + offset"""
+    return code * scale + offset
+
+
+@triton.jit
+def gradient_terms(grad, v, lo, hi):
+    """inside: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)"""
+    below = v < lo
+    outside = below | (v > hi)
+    inside = (v >= lo) & (v <= hi)
+    rounding = encode(v, lo, hi) - v
+    slope = tl.where(outside, tl.where(below, lo, hi), rounding)
+    return tl.where(inside, grad, 0.0), grad * slope, tl.where(outside, grad, 0.0)
+
+
+@triton.jit
+def affine_zero_point(zero_point, quant_min, quant_max):
+    """zp = clamp(rint(zero_point), quant_min, quant_max)"""
+    return round_even(clamp(zero_point, quant_min, quant_max))
+
+
+@triton.jit
+def affine_encode(x, inv_scale, zero_point, quant_min, quant_max):
+    """(code, below, above): q = rint(x * inv_scale) + zp; code = clamp(q); below = q < quant_min, above = q > quant_max"""
+    lo = quant_min - zero_point
+    hi = quant_max - zero_point
+    level = round_even(clamp(x * inv_scale, lo - 1.0, hi + 1.0))
+    return clamp(level, lo, hi) + zero_point, level < lo, level > hi
+
+
+@triton.jit
+def affine_decode(code, scale, zero_point):
+    """x_hat = (code - zp) * scale"""
+    return (code - zero_point) * scale
+
+
+@triton.jit
+def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
+    """inside: (grad, grad (x_hat - x) / scale, 0); clipped to c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)"""
+    inv_scale = tl.div_rn(1.0, scale)
+    code, below, above = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
+    clipped = below | above
+    rounding = (affine_decode(code, scale, zero_point) - x) * inv_scale
+    slope = tl.where(clipped, code - zero_point, rounding)
+    inside = (clipped == 0) & (x == x)
+    return tl.where(inside, grad, 0.0), grad * slope, tl.where(clipped, -(scale * grad), 0.0)
+
+
+@triton.jit
+def fake_quantize_value(x, scale, offset, lo, hi):
+    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset"""
+    return decode(encode(scaled(x, scale, offset), lo, hi), scale, offset)
+
+
+@triton.jit
+def fake_quantize_terms(grad, x, scale, offset, lo, hi):
+    """gradient_terms at v = (x - offset) / scale"""
+    return gradient_terms(grad, scaled(x, scale, offset), lo, hi)
+
+
+@triton.jit
+def fake_quantize_affine_value(x, scale, zero_point, quant_min, quant_max):
+    """x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale"""
+    zp = affine_zero_point(zero_point, quant_min, quant_max)
+    code, below, above = affine_encode(x, tl.div_rn(1.0, scale), zp, quant_min, quant_max)
+    return affine_decode(code, scale, zp)
+
+
+@triton.jit
+def fake_quantize_affine_terms(grad, x, scale, zero_point, quant_min, quant_max):
+    """affine_gradient_terms at the rounded zero point"""
+    zp = affine_zero_point(zero_point, quant_min, quant_max)
+    return affine_gradient_terms(grad, x, scale, zp, quant_min, quant_max)
+
+
+@triton.jit
+def to_storage(value, dtype: tl.constexpr):
+    """value rounded to dtype, half to even; the interpreter truncates when it makes bfloat16, so there by integer bits"""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        value = tl.where(value == value, rounded, 0x7FC00000).to(tl.uint32).to(tl.float32, bitcast=True)
+    return value.to(dtype)
