@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness import BOTH, FORWARD, Case
-from mbq_kernels import fake_quantize, fake_quantize_affine, fake_quantize_multi
-from rivals import code_range, functional, one_by_one, rivals_of
+from mbq_kernels import fake_quantize_affine, fake_quantize_multi
+from rivals import code_range, functional, one_by_one, ours, rivals_of
 
 
 def resnet50() -> tuple[tuple[int, int], ...]:
@@ -49,7 +49,7 @@ def _cases():
 
 
 OURS = {
-    "fake_quantize": one_by_one(lambda case, x, scale, zp, bits: fake_quantize(x, scale, bits=bits, axis=case.axis)),
+    "fake_quantize": one_by_one(ours),
     "fake_quantize_multi": functional(lambda case, x, scales, zp:
                                       fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
     "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(

@@ -1,31 +1,34 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA machine, in one command:   bench/gpu_check.sh OUT
-# Builds, tests, sanitizes, checks codes, measures. A stage that fails is recorded and the next one runs. Seven files in
-# OUT: build.log tests.log sanitizer.log codes.log bench.log results.json report.md. Under 9 minutes. No GPU setting is
-# changed. PYTHON names the interpreter (it must have a CUDA torch, pytest, pytest-benchmark, rich and matplotlib).
+# Everything that needs a CUDA machine, in one command, under 9 minutes:   bench/gpu_check.sh OUT
+# Builds, tests, measures, checks codes, sanitizes. A stage that fails is recorded and the next one runs. OUT gets
+# build.log tests.log bench.log codes.log sanitizer.log results.json report.md summary.txt. No GPU setting is changed.
+# PYTHON names the interpreter: it has a CUDA torch, pytest, pytest-benchmark, rich and matplotlib.
 set -u
 
 OUT=$(mkdir -p "${1:?usage: bench/gpu_check.sh OUT}" && cd "$1" && pwd)
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
-PYTHON=${PYTHON:-python3}
-SUMMARY=()
+BUDGET=530 # seconds in all
 FAILED=0
+export OUT ROOT WORK PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 MBQ_CUDA=on MBQ_CUDA_ARCHS=${MBQ_CUDA_ARCHS:-90}
+rm -f "$OUT"/{build,tests,bench,codes,sanitizer}.log "$OUT"/{results.json,report.md,summary.txt}
 
-# stage NAME SECONDS LOG COMMAND...: run with a limit, append the output to LOG, remember how it ended.
+# stage NAME SECONDS LOG COMMAND...: run within the limit and what is left of the budget; note how it ended.
 stage() {
-  local name=$1 limit=$2 log=$OUT/$3 start=$SECONDS status
+  local name=$1 limit=$2 log=$3 start=$SECONDS status verdict=ok
   shift 3
-  echo "== $name: $*" | tee -a "$log"
-  timeout --kill-after=10 "$limit" "$@" >>"$log" 2>&1
-  status=$?
-  local verdict=ok
-  [ $status -eq 0 ] || { verdict="FAILED ($status)"; FAILED=1; }
-  [ $status -ne 124 ] || verdict="OUT OF TIME (${limit}s)"
-  SUMMARY+=("$(printf '%-22s %-20s %5ds  %s' "$name" "$verdict" $((SECONDS - start)) "$3")")
-  [ $status -eq 0 ] || tail -n 15 "$log"
-  return $status
+  [ $((BUDGET - SECONDS)) -ge "$limit" ] || limit=$((BUDGET - SECONDS))
+  if [ "$limit" -lt 5 ]; then
+    verdict="NOT RUN, no time left" FAILED=1
+  else
+    echo "== $name" | tee -a "$OUT/$log"
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$OUT/$log" 2>&1
+    status=$?
+    case $status in 0) ;; 124 | 137) verdict="OUT OF TIME (${limit}s)" ;; *) verdict="FAILED ($status)" ;; esac
+    [ $status -eq 0 ] || { FAILED=1; tail -n 12 "$OUT/$log"; }
+  fi
+  printf '%-16s %-24s %4ds  %s\n' "$name" "$verdict" $((SECONDS - start)) "$log" >>"$OUT/summary.txt"
 }
 
 environment() {
@@ -35,36 +38,40 @@ environment() {
     triton.__version__, torch.cuda.get_device_name(), torch.cuda.get_device_capability())'
 }
 
-# The checkout stays as it was: built from a copy, installed beside it.
+# The checkout stays as it was: a copy is built and installed into a folder, and the libraries go back into the copy,
+# so that tests and benches find their sources beside what they load.
 build() {
-  cp -r "$ROOT" "$WORK/source" && cd "$WORK/source" && rm -rf build mbq_kernels/*.so &&
-    MBQ_CUDA=on MBQ_CUDA_ARCHS=${MBQ_CUDA_ARCHS:-90} "$PYTHON" -m pip install --no-build-isolation --no-deps \
-      --target "$WORK/site" .
+  tar -C "$ROOT" --exclude=./.venv --exclude=./build --exclude='*.so' -cf - . | tar -C "$WORK/source" -xf - &&
+    cd "$WORK/source" &&
+    "$PYTHON" -m pip install --no-build-isolation --no-deps --target "$WORK/site" . &&
+    cp "$WORK"/site/mbq_kernels/*.so mbq_kernels/ &&
+    { cp "$WORK"/site/mbq_store/*.so python/mbq_store/ 2>/dev/null || echo "no compiled mbq_store"; }
+}
+
+tests() {
+  "$PYTHON" -m pytest tests -q -p no:cacheprovider --maxfail=40 $("$PYTHON" -c 'import xdist; print("-n 8")')
 }
 
 sanitize() {
-  compute-sanitizer --tool "$1" --error-exitcode 1 "$PYTHON" bench/sanitize_ops.py "${@:2}"
+  compute-sanitizer --tool "$1" --error-exitcode 1 "$PYTHON" bench/sanitize_ops.py "$2"
 }
 
-rm -f "$OUT"/{build,tests,sanitizer,codes,bench}.log "$OUT"/{results.json,report.md}
-export -f environment build sanitize
-export PYTHON ROOT WORK
+export -f environment build tests sanitize
+mkdir "$WORK/source" && cd "$WORK/source" || exit 1
+export PYTHONPATH=$WORK/source:$WORK/source/python
 stage environment 60 build.log bash -c environment
-stage build 240 build.log bash -c build
-cd "$WORK/source" || exit 1
-rm -rf mbq_kernels python/mbq_train python/mbq_store # what is tested is what was installed
-export PYTHONPATH=$WORK/site
-stage info 60 build.log "$PYTHON" -m mbq_kernels.info
-stage tests 150 tests.log "$PYTHON" -m pytest tests -q -x --maxfail=20 -p no:cacheprovider -k "cuda or triton or gpu"
-stage memcheck 60 sanitizer.log bash -c "sanitize memcheck cuda"
-stage racecheck 60 sanitizer.log bash -c "sanitize racecheck cuda"
-stage "memcheck triton" 60 sanitizer.log bash -c "sanitize memcheck triton"
-stage codes 60 codes.log "$PYTHON" bench/check_codes.py --device cuda --values 3e7
-stage benchmarks 150 bench.log "$PYTHON" -m pytest bench -q -p no:cacheprovider --mbq-device cuda \
+stage build 150 build.log bash -c build
+stage info 30 build.log "$PYTHON" -m mbq_kernels.info
+stage tests 130 tests.log bash -c tests
+stage benchmarks 220 bench.log "$PYTHON" -m pytest bench -p no:cacheprovider --mbq-device cuda \
   --mbq-json "$OUT/results.json"
-stage report 60 bench.log "$PYTHON" bench/report.py "$OUT/results.json" --out "$WORK/report"
+stage report 20 bench.log "$PYTHON" bench/report.py "$OUT/results.json" --out "$WORK/report"
 cp "$WORK/report/report.md" "$OUT/report.md"
+stage "codes" 60 codes.log "$PYTHON" bench/check_codes.py --device cuda --values 3e7
+stage "memcheck cuda" 45 sanitizer.log bash -c "sanitize memcheck cuda"
+stage "racecheck cuda" 45 sanitizer.log bash -c "sanitize racecheck cuda"
+stage "memcheck triton" 45 sanitizer.log bash -c "sanitize memcheck triton"
 
-echo
-printf '%s\n' "stage                  result                 time  log" "${SUMMARY[@]}"
+printf '\n%-16s %-24s %5s  %s\n' stage result time log
+cat "$OUT/summary.txt"
 exit $FAILED

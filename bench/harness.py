@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from checking import compare
 from mbq_kernels import backends, use_backend
 
 FORWARD, BOTH = "forward", "forward+backward"
-GRAPH_LIMIT = 2**20  # up to this many elements a CUDA call is also timed inside a CUDA graph
+GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Inputs:
         make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
         self.scales = [[self._scale(case, shape, b) for b in case.bits] for shape in case.shapes]
-        self.zero_points = [torch.zeros_like(row[0]).requires_grad_(case.op == "fake_quantize_affine") for row in self.scales]
+        affine = case.op == "fake_quantize_affine"
+        self.zero_points = [torch.zeros_like(row[0]).requires_grad_(affine) for row in self.scales]
         self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
 
     @staticmethod
@@ -117,21 +117,15 @@ def _no_grad(call):
     return call()
 
 
-def first_call(step, candidate: Candidate, case: Case):
-    """(result, seconds) of a call after the ones that compile."""
+def checked_call(step, candidate: Candidate, case: Case):
+    """The result that is checked: of a call after the one that compiles."""
     with candidate.context():
-        if candidate.compiles or case.device == "cuda":
+        if candidate.compiles:
             step()
-            synchronize(case)
-        start = time.perf_counter()
         result = step()
-        synchronize(case)
-    return result, time.perf_counter() - start
-
-
-def synchronize(case: Case) -> None:
     if case.device == "cuda":
         torch.cuda.synchronize()
+    return result
 
 
 def row_of(case: Case, name: str, **more) -> dict:
@@ -154,12 +148,12 @@ def fill_ratios(case: Case, rows: list[dict], ours: str) -> None:
             row["ratio_to_ours"] = row["ms_p50"] / same[ours]
 
 
-def time_all(case: Case, steps: dict, contexts: dict, first_s: dict) -> dict[str, dict[str, list[float]]]:
+def time_all(case: Case, steps: dict, contexts: dict) -> dict[str, dict[str, list[float]]]:
     """Samples by timer and candidate. Small CUDA work is timed twice: as called, and replayed from a CUDA graph."""
     if case.device == "cpu":
-        return {"wall clock": timing.wall_clock(steps, contexts, first_s)}
+        return {"wall clock": timing.wall_clock(steps, contexts)}
     timers = {"CUDA events": timing.cuda_events(steps, contexts)}
-    if case.numel <= GRAPH_LIMIT:
+    if case.numel <= GRAPH_LIMIT * len(case.shapes):
         graphs = {}
         for name, step in steps.items():
             with contextlib.suppress(RuntimeError):  # a step that synchronises cannot be captured: no graph row
@@ -176,22 +170,22 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
     inputs, own = Inputs(case), our_candidates(case, ours)
     by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
     definition = Candidate("mbq reference", ours, context=lambda: use_backend("reference"))
-    want, reference_s = first_call(reference_step := step_of(case, inputs, definition), definition, case)
-    rows, steps, first_s, verdicts = [], {}, {}, {}
+    want = checked_call(reference_step := step_of(case, inputs, definition), definition, case)
+    rows, steps, verdicts, result = [], {}, {}, None
     for name, candidate in by_name.items():
         try:
             if name == definition.name:
-                steps[name], first_s[name], verdicts[name] = reference_step, reference_s, "the definition"
+                steps[name], verdicts[name] = reference_step, "the definition"
                 continue
             step = step_of(case, inputs, candidate)
-            result, first_s[name] = first_call(step, candidate, case)
+            result = checked_call(step, candidate, case)
             verdicts[name] = "" if name == "copy" else compare(case, inputs, candidate, result, want)
             steps[name] = step
         except Exception as error:  # a rival that is missing, fails or is wrong becomes a row that says so
             rows.append(row_of(case, name, error=f"{type(error).__name__}: {str(error).strip()}"[:300]))
-    del want
+    del want, result
     contexts = {name: by_name[name].context for name in steps}
-    for timer, samples in time_all(case, steps, contexts, first_s).items():
+    for timer, samples in time_all(case, steps, contexts).items():
         rows += [row_of(case, name, timer=timer, check=verdicts[name], differs=by_name[name].differs,
                         **timing.summary(values)) for name, values in samples.items()]
     fill_ratios(case, rows, own[0].name)

@@ -53,8 +53,9 @@ def _run(*command: str) -> str:
 
 
 def _commit() -> str:
-    """The commit measured; "-dirty" when tracked files differ from it."""
-    return _run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+    """The commit measured; "-dirty" when tracked files differ from it. MBQ_COMMIT says it where there is no git."""
+    described = _run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return os.environ.get("MBQ_COMMIT") or described or "unknown"
 
 
 def _command() -> str:

@@ -57,9 +57,8 @@ def markdown(result: dict) -> str:
     gpu = f", {facts['gpu']}" if facts.get("gpu") else ""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     parts = [f"# {facts.get('gpu', {}).get('name', facts['cpu'])}",
-             f"{facts['device']}: {facts['cpu']} ({' '.join(facts['cpu_flags'])}), {facts['threads']} threads{gpu}, freed memory "
-             f"{facts['freed_memory']}. "
-             f"{versions}. Commit {facts['commit']}. `{facts['command']}`"]
+             f"{facts['device']}: {facts['cpu']} ({' '.join(facts['cpu_flags'])}), {facts['threads']} threads{gpu}, "
+             f"freed memory {facts['freed_memory']}. {versions}. Commit {facts['commit']}. `{facts['command']}`"]
     if result["small"]:
         parts.append("**Tiny shapes: a check that everything runs, not a measurement.**")
     parts += ["## Targets", _targets(result["targets"]), "## Rows we lose", _losses(result["rows"]), "## Every row"]
@@ -100,17 +99,24 @@ def roofline(result: dict, path: Path) -> None:
 
 
 def ratios(result: dict, path: Path) -> None:
-    """Every rival's time over ours; left of 1 we lose, in red."""
+    """A line per case: a dot for every rival's time over ours, a bar to the fastest one, red where it beats us."""
     rows = [row for row in result["rows"]
             if "ratio_to_ours" in row and not row["candidate"].startswith(NOT_RIVALS) and row["timer"] != "CUDA graph"]
-    figure, axes = plt.subplots(figsize=(10, max(2.0, 0.17 * len(rows))))
-    labels = [f"{row['case']}: {row['candidate']}" for row in rows]
-    colors = ["tab:red" if lost(row) else "tab:blue" for row in rows]
-    axes.barh(range(len(rows)), [row["ratio_to_ours"] for row in rows], left=0, color=colors)
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    fastest = [min(row["ratio_to_ours"] for row in rows if row["case"] == case) for case in cases]
+    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.26 * len(cases)))
+    colors = ["tab:red" if ratio < 1 else "tab:green" for ratio in fastest]
+    axes.barh(range(len(cases)), [ratio - 1 for ratio in fastest], left=1, color=colors, alpha=0.6)
+    for name in dict.fromkeys(row["candidate"] for row in rows):
+        mine = [row for row in rows if row["candidate"] == name]
+        axes.plot([row["ratio_to_ours"] for row in mine], [cases.index(row["case"]) for row in mine], "o",
+                  markersize=5, label=name)
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
-    axes.set(xscale="log", xlabel="time / ours (right of 1: ours is faster)", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(cases)), cases, fontsize=7)
+    axes.set(xscale="log", xlabel="time / ours (right of 1: ours is faster; bar: the fastest rival)",
+             ylim=(len(cases) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3, which="both")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=140, bbox_inches="tight")
     plt.close(figure)
 

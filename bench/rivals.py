@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from harness import FORWARD, Candidate, Case, Inputs
+from mbq_kernels import fake_quantize
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
 ROUNDED_MASK = "gradient mask on the rounded value, multiplies by 1/scale"
@@ -29,6 +30,10 @@ def code_range(bits: int) -> tuple[int, int]:
 
 def _eager(case, x, scale, zero_point, bits):
     from mbq_train.eager import fake_quantize
+    return fake_quantize(x, scale, bits=bits, axis=case.axis)
+
+
+def ours(case, x, scale, zero_point, bits):
     return fake_quantize(x, scale, bits=bits, axis=case.axis)
 
 
@@ -142,9 +147,10 @@ def rivals_of(case: Case) -> list[Candidate]:
     """All that can do, or claim to do, the case's work."""
     affine, multi = case.op == "fake_quantize_affine", case.op == "fake_quantize_multi"
     differs = "" if affine else ROUNDED_MASK
-    ours = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]
-    found = [] if affine else ours
+    lsq = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]
+    found = [] if affine else lsq
     if multi:
+        found.append(Candidate("mbq fake_quantize, K calls", one_by_one(ours)))
         found.append(Candidate(JOINT, _compiled_joint, compiles=True))
     if case.what == FORWARD:
         found.append(Candidate(TORCH_FIXED, _torch_fixed, differs="fixed scale, no gradient to it"))

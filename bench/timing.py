@@ -11,7 +11,7 @@ import torch
 SAMPLE_S = 2e-3  # a wall-clock sample lasts at least this long: short calls are repeated inside it
 SHARE_S = 0.5  # time spent on one candidate, unless its fewest samples take longer
 FEWEST, MOST = 5, 40
-SLOW_S, SLOW_RATIO = 0.4, 4  # slower than both this and 4 x the fastest: the checked call is the one sample
+SLOW_S, SLOW_RATIO = 0.4, 4  # slower than both this and 4 x the fastest: one sample
 GRAPH_CALLS = 10  # steps in one CUDA graph
 
 
@@ -36,15 +36,16 @@ def summary(samples: list[float]) -> dict:
             "samples": len(samples)}
 
 
-def wall_clock(steps: dict, contexts: dict, first_s: dict) -> dict[str, list[float]]:
+def wall_clock(steps: dict, contexts: dict) -> dict[str, list[float]]:
     """Seconds per call of every step on the CPU. A sample is the mean of enough calls to outlast the clock's noise."""
-    slow = max(SLOW_S, SLOW_RATIO * min(seconds for name, seconds in first_s.items() if name != "copy"))
-    samples = {name: [first_s[name]] if first_s[name] > slow else [] for name in steps}
-    repeats, spent = {}, dict.fromkeys(steps, 0.0)
+    warm = {}
     for name, step in steps.items():
-        if not samples[name]:
-            with contexts[name]():
-                repeats[name] = max(1, math.ceil(SAMPLE_S / _once(step, 1)))
+        with contexts[name]():
+            warm[name] = _once(step, 1)
+    slow = max(SLOW_S, SLOW_RATIO * min(seconds for name, seconds in warm.items() if name != "copy"))
+    samples = {name: [seconds] if seconds > slow else [] for name, seconds in warm.items()}
+    repeats = {name: max(1, math.ceil(SAMPLE_S / warm[name])) for name in steps if not samples[name]}
+    spent = dict.fromkeys(steps, 0.0)
     gc.collect()
     gc.disable()
     while active := [name for name in repeats if len(samples[name]) < FEWEST
@@ -86,7 +87,10 @@ def cuda_events(steps: dict, contexts: dict, rounds: int = 30) -> dict[str, list
 
 
 def cuda_graph(step, context) -> torch.cuda.CUDAGraph:
-    """A graph of GRAPH_CALLS steps; raises RuntimeError when the step synchronises with the host."""
+    """A graph of GRAPH_CALLS steps; raises RuntimeError when the step synchronises with the host.
+
+    No launch cost is left in it, and only the first of the steps meets a cold L2 cache.
+    """
     with context():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -125,8 +125,10 @@ MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
+// integer_shift: the shift stands for an integer, which NaN cannot.
 template <class T>
 struct FakeQuantize {
+  static constexpr bool integer_shift = false;
   Bounds<T> range;
   MBQ_HD T value(T x, T scale, T offset) const {
     return decode(encode(scaled(x, scale, offset), range), scale, offset);
@@ -138,6 +140,7 @@ struct FakeQuantize {
 
 template <class T>
 struct FakeQuantizeAffine {
+  static constexpr bool integer_shift = true;
   Bounds<T> range;
   MBQ_HD T value(T x, T scale, T zero_point) const {
     const T zp = affine_zero_point(zero_point, range);

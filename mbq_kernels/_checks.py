@@ -79,5 +79,5 @@ def widen(parameter, x):
 
 def check_pair(op: str, names: tuple[str, str], first, second) -> None:
     if second is not None and first.shape != second.shape:
-        raise ValueError(f"{op}: {names[1]} must have {names[0]}'s shape {tuple(first.shape)}, "
+        raise ValueError(f"{op}: {names[1]} must have the shape of {names[0]}, {tuple(first.shape)}, "
                          f"got {tuple(second.shape)}")

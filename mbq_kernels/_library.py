@@ -6,6 +6,7 @@ themselves) and `triton/<op>.py`. PyTorch's dispatcher picks by the device of th
 """
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -85,6 +86,8 @@ def _interpreting() -> bool:
 
 def why_not(backend: str, op: str, device: str) -> str | None:
     """Why `backend` cannot run `op` on tensors of `device` ("cpu" or "cuda"); None when it can."""
+    if backend not in NAMES:
+        return f"there is no such backend (there are {', '.join(NAMES)})"
     if backend == "reference":
         return None
     if backend == "triton":
@@ -115,9 +118,16 @@ def backends(op: str, device: str = "cpu") -> list[str]:
 def use_backend(backend: str):
     """Run every op on `backend` inside the `with` block, whatever the device's default is.
 
-    The whole process is affected, all threads. Raises RuntimeError, at once, when the backend can run on no device
-    here; tensors of a device the backend does not take then fail as they would without the block.
+    The whole process is affected, all threads. Raises ValueError for an unknown name and RuntimeError when the backend
+    can run on no device here, at once; a tensor of a device the backend does not take raises RuntimeError at the call.
     """
+    if backend not in NAMES:
+        raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    for op in _raw_names:
+        reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
+        if None not in reasons.values():
+            detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+            raise RuntimeError(f"use_backend: {backend} cannot run {op} here ({detail})")
     overrides = _override(backend)
     try:
         yield
@@ -126,36 +136,50 @@ def use_backend(backend: str):
 
 
 def _override(backend: str) -> torch.library.Library:
-    if backend not in NAMES:
-        raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    """Replace the kernels of every op and device that would not run `backend`; undone when the library goes."""
     library = torch.library.Library("mbq", "IMPL")
     with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        _register_overrides(library, backend)
-    return library
-
-
-def _register_overrides(library: torch.library.Library, backend: str) -> None:
-    for op, raws in _raw_names.items():
-        reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
-        if None not in reasons.values():
-            detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-            raise RuntimeError(f"mbq_kernels: backend {backend!r} cannot run {op} here ({detail})")
-        for device, reason in reasons.items():
-            if backend != backends(op, device)[0]:
+        for op, raws in _raw_names.items():
+            for device in _PREFERENCE:
+                reason = why_not(backend, op, device)
+                if reason is None and backend == backends(op, device)[0]:
+                    continue
                 for raw in raws:
                     kernel = _refuse(backend, op, reason) if reason else _python_kernel(backend, op, raw)
                     library.impl(raw, kernel, device.upper(), allow_override=True)
+    return library
 
 
 def _refuse(backend: str, op: str, reason: str):
     def kernel(*args):
-        raise RuntimeError(f"{op}: backend {backend!r} was asked for but cannot run here: {reason}")
+        raise RuntimeError(f"{op}: backend {backend!r} was asked for, but {reason}")
     return kernel
 
 
+def ops() -> list[str]:
+    """Names of the public ops, in the order of definition."""
+    return list(_raw_names)
+
+
+def build() -> dict[str, str] | None:
+    """What the compiled library was built with and uses here; None where it was not built or does not load."""
+    if _load_error:
+        return None
+    library = ctypes.CDLL(str(_COMPILED))
+    facts = {}
+    for name in ("compiler", "instruction_set", "cuda_architectures"):
+        function = getattr(library, f"mbq_{name}")
+        function.restype = ctypes.c_char_p
+        facts[name] = function().decode()
+    return facts
+
+
 def force_backend_from_environment() -> torch.library.Library | None:
-    """Apply MBQ_BACKEND for the life of the process; called once, after every op is defined."""
+    """Apply MBQ_BACKEND for the life of the process; called once, after every op is defined.
+
+    What cannot run fails when it is called, so that the package still imports and `mbq_kernels.info` can say why.
+    """
     backend = os.environ.get("MBQ_BACKEND")
     return _override(backend) if backend else None
 

@@ -14,6 +14,8 @@ std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
   for (int64_t i = 0; i < q.scales.numel(); ++i) {
     MBQ_CHECK(scale[i] > 0 && std::isfinite(scale[i]), q.op, ": scale must be finite and > 0, got ", scale[i],
               " (element ", i, ")");
+    MBQ_CHECK(!Quantizer<W>::integer_shift || !std::isnan(shift[i]), q.op, ": zero_point must not be NaN (element ", i,
+              ")");
   }
   std::vector<Level<Quantizer<W>, W>> levels;
   for (const Bounds<double>& range : q.ranges) {

@@ -62,7 +62,7 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
         scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0. On CPU a value
-            that is not > 0 raises; on CUDA values are not looked at (no host synchronisation).
+            that is not finite and > 0 raises; on CUDA values are not looked at (no host synchronisation).
         offset: scale's shape, floating point - real value of code 0; None is 0.
         bits: 1..8 - may change from call to call without a recompile.
         signed: which of the two code ranges.
@@ -80,7 +80,7 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale not
-        > 0; double backward.
+        finite and > 0; double backward.
 
     Equivalent to (forward):
         ((x - offset) / scale).round().clamp(lo, hi) * scale + offset

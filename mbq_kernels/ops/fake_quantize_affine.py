@@ -73,13 +73,14 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     value, where fake_quantize's is on v. scale gets grad_factor * sum(grad * ((x_hat - x) / scale inside | code - zp
     clipped)); zero_point gets grad_factor * sum(-scale * grad where clipped), through the rounding. Deterministic.
 
-    For finite x this is torch's fake_quantize_per_{tensor,channel}_affine bit for bit. Two differences: a zero point
-    that is not an integer is rounded half to even both ways (torch: forward half up, backward half to even), and NaN
-    stays NaN (torch: code quant_min).
+    For finite x, |x / scale| < 2^31, the result and the gradient of x are those of torch bit for bit. Differences: a
+    zero point that is not an integer is rounded half to even both ways (torch: half up in one of them); NaN stays NaN
+    (torch: code quant_min); in the gradient of scale, torch rounds x / scale + zp where its forward rounds x / scale,
+    so at ties, and for 16-bit codes near them, it is off by one step there and we are not.
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not
-        > 0 or zero_point NaN; double backward.
+        finite and > 0, or zero_point NaN; double backward.
 
     Equivalent to (forward and gradients):
         torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, quant_min, quant_max, grad_factor)

@@ -112,6 +112,8 @@ def _parameters(name, parameters, x, axis, count):
     """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
     if isinstance(parameters, torch.Tensor) and parameters.dim() == 0:
         raise ValueError(f"{NAME}: {name} must be ({count},), ({count}, C) or a sequence, got a 0-dim tensor")
+    if not isinstance(parameters, (torch.Tensor, list, tuple, torch.nn.ParameterList)):
+        raise TypeError(f"{NAME}: {name} must be a tensor or a sequence of tensors, got {type(parameters).__name__}")
     if len(parameters) != count:
         raise ValueError(f"{NAME}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
     if isinstance(parameters, torch.Tensor):

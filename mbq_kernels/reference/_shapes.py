@@ -27,3 +27,13 @@ def channel_sum(terms, parameter, axis: int | None, factor: float):
 def channel_size(x, axis: int | None) -> int:
     """How many elements of x share one scale."""
     return x.numel() if axis is None or x.numel() == 0 else x.numel() // x.shape[axis]
+
+
+def check_scale(op: str, scale) -> None:
+    """Scales are looked at on the CPU alone: elsewhere that would stop the host until the device answers."""
+    if scale.device.type != "cpu":
+        return
+    bad = ~((scale > 0) & scale.isfinite())
+    if bad.any():
+        index = int(bad.flatten().nonzero()[0])
+        raise RuntimeError(f"{op}: scale must be finite and > 0, got {scale.flatten()[index]:g} (element {index})")

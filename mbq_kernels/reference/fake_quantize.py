@@ -3,11 +3,12 @@
 import torch
 
 from . import quant_math as qm
-from ._shapes import channel_size, channel_sum, per_channel, widen
+from ._shapes import channel_size, channel_sum, check_scale, per_channel, widen
 
 
 @torch.no_grad()
 def fake_quantize_forward(x, scale, offset, bits, signed, axis, out_dtype):
+    check_scale("fake_quantize", scale)
     lo, hi = qm.bounds(bits, signed)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
     code = qm.encode(qm.scaled(widen(x), scale_, offset_), lo, hi)
@@ -16,6 +17,7 @@ def fake_quantize_forward(x, scale, offset, bits, signed, axis, out_dtype):
 
 @torch.no_grad()
 def fake_quantize_backward(grad, x, scale, offset, bits, signed, axis, grad_factor):
+    check_scale("fake_quantize", scale)
     lo, hi = qm.bounds(bits, signed)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
     v = qm.scaled(widen(x), scale_, offset_)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ._shapes import widen
+from ._shapes import check_scale, widen
 from .fake_quantize import fake_quantize_backward, fake_quantize_forward
 
 
@@ -12,12 +12,14 @@ def _rows(offsets, count):
 
 @torch.no_grad()
 def fake_quantize_multi_forward(x, scales, offsets, bits, signed, axis, out_dtype):
+    check_scale("fake_quantize_multi", scales)
     return [fake_quantize_forward(x, scale, offset, b, signed, axis, out_dtype)
             for scale, offset, b in zip(scales, _rows(offsets, len(bits)), bits, strict=True)]
 
 
 @torch.no_grad()
 def fake_quantize_multi_backward(grads, x, scales, offsets, bits, signed, axis, grad_factor):
+    check_scale("fake_quantize_multi", scales)
     wide = widen(x)
     total, grad_scales, grad_offsets = torch.zeros_like(wide), [], []
     for grad, scale, offset, b in zip(grads, scales, _rows(offsets, len(bits)), bits, strict=True):

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .quant_math import to_storage
+from .quant_math import from_storage, to_storage
 
 TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32
 SHORT_ROW = 32  # shorter `inner` is viewed by column
@@ -33,8 +33,10 @@ def _tile(rows, cols, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.cons
 def _parameter(ptr, k: tl.constexpr, channels, channel, mask, missing: tl.constexpr):
     """The k-th row's value for each channel; `missing` outside the matrix, and where there is no such parameter"""
     if ptr is None:
-        return tl.full(channel.shape, missing, tl.float32)
-    return tl.load(ptr + k * channels + channel, mask=mask, other=missing)
+        value = tl.full(channel.shape, missing, tl.float32)
+    else:
+        value = tl.load(ptr + k * channels + channel, mask=mask, other=missing)
+    return value
 
 
 @triton.jit
@@ -43,7 +45,7 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, 
     """out[k] = VALUE(x, scale[k], shift[k], lo[k], hi[k])"""
     offsets, mask, channel, row, col = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     known = row < rows if BY_ROW else col < cols
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
         scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
         shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
@@ -63,14 +65,13 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
     slot = tl.min(slot, axis=1 if BY_ROW else 0)
     axis: tl.constexpr = 1 if BY_ROW else 0
     kept = tl.max(known.to(tl.int32), axis=axis) > 0
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    grad_x = tl.zeros_like(x)
+    x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
         scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
         shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
-        grad = tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, los[k], his[k])
-        grad_x += to_x
+        grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
         to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
         tl.store(scale_sums_ptr + k * sums + slot, to_scale, mask=kept)
@@ -131,8 +132,14 @@ def _aligned(grad, x):
     return grad if same else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
 
 
+def _check_dtype(x):
+    if x.dtype == torch.float64:
+        raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
+
+
 def launch_forward(value, x, scales, shifts, ranges, axis, out_dtype):
     """One result per (lo, hi) of `ranges`, in x's memory order; scales and shifts are (K, C), shifts may be None."""
+    _check_dtype(x)
     x = dense(x)
     outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in ranges)
     if x.numel():
@@ -148,6 +155,7 @@ def launch_forward(value, x, scales, shifts, ranges, axis, out_dtype):
 
 def launch_backward(terms, grads, x, scales, shifts, ranges, factors, axis):
     """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements."""
+    _check_dtype(x)
     x = dense(x)
     grad_x, tiling, (los, his) = torch.empty_like(x), Tiling(x, axis), zip(*ranges, strict=True)
     before, after = tiling.sums

@@ -113,6 +113,14 @@ def fake_quantize_affine_terms(grad, x, scale, zero_point, quant_min, quant_max)
 
 
 @triton.jit
+def from_storage(value):
+    """value in float32; the interpreter takes bfloat16's subnormals for 0, so there by integer bits"""
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@triton.jit
 def to_storage(value, dtype: tl.constexpr):
     """value rounded to dtype, half to even; the interpreter truncates when it makes bfloat16, so there by integer bits"""
     if INTERPRETED and dtype == tl.bfloat16:

@@ -47,7 +47,8 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, batch_norm: str = "per_bit", ke
     new = {layer: _QUANT_TYPES[type(layer)].from_float(layer, state, signed=name in signed, learn_offset=learn_offset,
                                                        layer_name=name) for name, layer in chosen.items()}
     if per_bit:
-        new |= {module: BitBatchNorm(module, state) for module in model.modules() if type(module) in BATCH_NORMS}
+        new |= {module: BitBatchNorm(module, state) for name, module in model.named_modules()
+                if name and type(module) in BATCH_NORMS}
     _replace(model, new)
     return model
 
@@ -68,7 +69,7 @@ def _names_of(argument: str, names, layers: dict) -> set[str]:
 
 def _replace(model: nn.Module, new: dict) -> None:
     """Put new[module] where `module` stands; a module used in several places is replaced in each."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in new:
-                setattr(parent, name, new[child])
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module in new:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new[module])

@@ -13,7 +13,7 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None):
     code = clamp(round((x - offset) / scale), lo, hi);  x_hat = code * scale + offset
 
     The same numbers and gradients as mbq_kernels.fake_quantize, up to the rounding of the scale's and offset's sums.
-    Autograd keeps about four tensors of x's size for the backward.
+    For the backward autograd keeps two tensors of x's size besides x; the kernel keeps none.
 
     Args:
         x: any shape, float32, float64, bfloat16 or float16 - what to quantize.

@@ -29,8 +29,8 @@ class Options:
     data: str = "digits"
     model: str = "resnet8"
     bits: tuple[int, ...] = (8, 4, 2)
-    epochs: int = 15
-    float_epochs: int = 20
+    epochs: int = 30
+    float_epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 5e-5
@@ -105,10 +105,12 @@ def load_options(path) -> Options:
         raise CheckpointError(f"load_options: version must be {VERSION}, got {version!r} in {path}")
     kinds = {field.name: type(field.default) for field in fields(Options)} | {"bits": list}
     if values.keys() != kinds.keys():
-        raise CheckpointError(f"load_options: {path} must hold {', '.join(kinds)}, got {', '.join(values) or 'nothing'}")
+        raise CheckpointError(f"load_options: path must hold {', '.join(kinds)}, got {path} with "
+                              f"{', '.join(values) or 'nothing'}")
     for name, kind in kinds.items():
         if type(values[name]) is not kind:
-            raise CheckpointError(f"load_options: {name} must be of type {kind.__name__}, got {values[name]!r} in {path}")
+            raise CheckpointError(f"load_options: {name} must be of type {kind.__name__}, got {values[name]!r} "
+                                  f"in {path}")
     return Options(**{**values, "bits": check_bit_widths("load_options", values["bits"])})
 
 

@@ -1,0 +1,55 @@
+"""Every op test runs once per backend and device; uninitialised memory is NaN, so an unwritten output fails."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels then run on CPU tensors
+
+import pytest
+
+import mbq_kernels
+
+DEVICES = {"cpu": ("cpu", "reference", "triton"), "cuda": ("cuda", "triton", "reference")}
+
+
+def _pairs():
+    for device, names in DEVICES.items():
+        for name in names:
+            reason = None
+            if device == "cuda" and not torch.cuda.is_available():
+                reason = "no CUDA device"
+            elif name not in mbq_kernels.backends("fake_quantize", device):
+                reason = f"{name} cannot run on {device} tensors here (python -m mbq_kernels.info says why)"
+            marks = [pytest.mark.skip(reason=reason)] if reason else []
+            yield pytest.param((device, name), id=f"{device}-{name}", marks=marks)
+
+
+@pytest.fixture(params=_pairs())
+def device(request):
+    """A device, with every op forced to one of its backends."""
+    device, name = request.param
+    with mbq_kernels.use_backend(name):
+        yield device
+
+
+@pytest.fixture
+def backend(request, device):
+    """The name of the backend that `device` forces."""
+    return request.node.callspec.params["device"][1]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty gives, in C++ too
+    torch.manual_seed(0)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    yield
+    torch._dynamo.reset()
