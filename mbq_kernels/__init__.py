@@ -8,4 +8,4 @@ from .ops.fake_quantize_multi import fake_quantize_multi
 __version__ = "0.1.0"
 __all__ = ["backends", "fake_quantize", "fake_quantize_affine", "fake_quantize_multi", "use_backend"]
 
-_forced = force_backend_from_environment()
+force_backend_from_environment()

@@ -25,6 +25,8 @@ _fallbacks = torch.library.Library("mbq", "IMPL")
 _raw_names: dict[str, list[str]] = {}  # op -> its raw operators, in the order of definition
 _compiled: dict[str, set[str]] = {"CPU": set(), "CUDA": set()}  # raw operators that _C.so registered, by dispatch key
 _load_error: str | None = None
+_forced: str | None = None  # the backend every op is forced to, and the kernels that do it
+_overrides: torch.library.Library | None = None
 
 
 def _load_compiled() -> None:
@@ -128,15 +130,23 @@ def use_backend(backend: str):
         if None not in reasons.values():
             detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
             raise RuntimeError(f"use_backend: {backend} cannot run {op} here ({detail})")
-    overrides = _override(backend)
+    previous = _forced
+    _force(backend)
     try:
         yield
     finally:
-        overrides._destroy()
+        _force(previous)
+
+
+def _force(backend: str | None) -> None:
+    """Replace the kernels of every op and device that would not run `backend`, and nothing else."""
+    global _forced, _overrides
+    if _overrides is not None:
+        _overrides._destroy()  # what lay under the replaced kernels is in force again
+    _forced, _overrides = backend, None if backend is None else _override(backend)
 
 
 def _override(backend: str) -> torch.library.Library:
-    """Replace the kernels of every op and device that would not run `backend`; undone when the library goes."""
     library = torch.library.Library("mbq", "IMPL")
     with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
         warnings.filterwarnings("ignore", "Warning only once for all operators")
@@ -175,13 +185,13 @@ def build() -> dict[str, str] | None:
     return facts
 
 
-def force_backend_from_environment() -> torch.library.Library | None:
+def force_backend_from_environment() -> None:
     """Apply MBQ_BACKEND for the life of the process; called once, after every op is defined.
 
     What cannot run fails when it is called, so that the package still imports and `mbq_kernels.info` can say why.
     """
-    backend = os.environ.get("MBQ_BACKEND")
-    return _override(backend) if backend else None
+    if os.environ.get("MBQ_BACKEND"):
+        _force(os.environ["MBQ_BACKEND"])
 
 
 _load_compiled()

@@ -73,10 +73,11 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     value, where fake_quantize's is on v. scale gets grad_factor * sum(grad * ((x_hat - x) / scale inside | code - zp
     clipped)); zero_point gets grad_factor * sum(-scale * grad where clipped), through the rounding. Deterministic.
 
-    For finite x, |x / scale| < 2^31, the result and the gradient of x are those of torch bit for bit. Differences: a
-    zero point that is not an integer is rounded half to even both ways (torch: half up in one of them); NaN stays NaN
-    (torch: code quant_min); in the gradient of scale, torch rounds x / scale + zp where its forward rounds x / scale,
-    so at ties, and for 16-bit codes near them, it is off by one step there and we are not.
+    For finite x, |x / scale| < 2^31, the result and the gradient of x are those of
+    torch.fake_quantize_per_{tensor,channel}_affine bit for bit. Differences from torch: a zero point that is not an
+    integer is rounded half to even both ways (torch: half up in one of them); NaN stays NaN (torch: code quant_min);
+    the backward of torch's learnable form rounds x / scale + zp where its forward rounds x / scale, so at ties its mask
+    and its scale gradient belong to another code than its result. Ours belong to the result.
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not

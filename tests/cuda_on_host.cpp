@@ -1,0 +1,74 @@
+// The CUDA loops of csrc/cuda/elementwise.cuh on the host, one lane a warp: for tests/test_cuda_on_host.py.
+#include <torch/headeronly/util/BFloat16.h>
+
+#include "cuda/elementwise.cuh"
+
+namespace {
+
+using namespace mbq;
+
+template <class T>
+struct Arguments {
+  T* x;
+  T** others;  // outs or grads
+  T* grad_x;
+  float *scale, *shift, *lo, *hi;
+  double *scale_sums, *shift_sums;
+  int64_t outer, channels, inner;
+  int levels, lanes;
+  bool aligned;
+};
+
+template <template <class> class Quantizer, class T>
+Job<Quantizer, T, T> job_of(const Arguments<T>& a) {
+  Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner), a.aligned, a.levels, {}, a.scale, a.shift, a.x,
+                           {}, {}, a.grad_x, a.scale_sums, a.shift_sums};
+  for (int k = 0; k < a.levels; ++k) {
+    job.quantizer[k].range = {a.lo[k], a.hi[k]};
+    job.out[k] = a.others[k];
+    job.grad[k] = a.others[k];
+  }
+  return job;
+}
+
+template <template <class> class Quantizer, class T>
+void forward(const Arguments<T>& a) {
+  const auto job = job_of<Quantizer, T>(a);
+  for (int64_t task = 0; task < job.walk.tasks; ++task) {
+    Forward<Quantizer, T, T> visit{job, job.walk.channel_of(task)};
+    if (!job.walk.by_run) walk_column(job.walk, task, visit);
+    else
+      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T, T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
+  }
+}
+
+template <template <class> class Quantizer, class T>
+void backward(const Arguments<T>& a) {
+  const auto job = job_of<Quantizer, T>(a);
+  for (int64_t task = 0; task < job.walk.tasks; ++task) {
+    Backward<Quantizer, T, T, kMaxLevels> visit(job, job.walk.channel_of(task));
+    if (!job.walk.by_run) walk_column(job.walk, task, visit);
+    else
+      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T, T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
+    visit.finish(task, true, [](double value) { return value; });
+  }
+}
+
+}  // namespace
+
+#define MBQ_HOST(name, T)                                                                              \
+  extern "C" void forward_##name(Arguments<T>* a) { forward<FakeQuantize, T>(*a); }                    \
+  extern "C" void forward_affine_##name(Arguments<T>* a) { forward<FakeQuantizeAffine, T>(*a); }       \
+  extern "C" void backward_##name(Arguments<T>* a) { backward<FakeQuantize, T>(*a); }                  \
+  extern "C" void backward_affine_##name(Arguments<T>* a) { backward<FakeQuantizeAffine, T>(*a); }
+MBQ_HOST(float32, float)
+MBQ_HOST(bfloat16, c10::BFloat16)
+
+extern "C" int64_t tasks(int64_t outer, int64_t channels, int64_t inner) { return Walk(outer, channels, inner).tasks; }
+
+extern "C" double channel_sum(const double* partial, int64_t outer, int64_t channels, int64_t inner, int64_t channel) {
+  const Walk walk(outer, channels, inner);
+  double sum = 0;
+  for (int64_t e = 0; e < walk.sums_of_channel(); ++e) sum += partial[walk.sum_index(channel, e)];
+  return sum;
+}

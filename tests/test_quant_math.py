@@ -1,0 +1,80 @@
+"""The arithmetic is stated once per language; the statements agree on a table of awkward values, and name for name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import mbq_kernels as mbq
+import oracles
+
+ROOT = Path(__file__).resolve().parent.parent
+STATEMENTS = {
+    "reference": (ROOT / "mbq_kernels/reference/quant_math.py", r"^def (\w+)\("),
+    "cpp": (ROOT / "csrc/quant_math.h", r"^(?:MBQ_HD|inline) [\w<>]+ (\w+)\("),
+    "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
+}
+SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
+          "affine_gradient_terms"]
+
+
+def names(language):
+    path, pattern = STATEMENTS[language]
+    return list(dict.fromkeys(re.findall(pattern, path.read_text(), re.MULTILINE)))
+
+
+@pytest.mark.parametrize("language", STATEMENTS)
+def test_same_functions_in_the_same_order(language):
+    assert [name for name in names(language) if name in SHARED] == SHARED
+
+
+def test_reference_states_nothing_that_cpp_lacks():
+    assert [name for name in names("cpp") if name in names("reference")] == names("reference")
+
+
+def one_channel_each(x, scale, **options):
+    """(x_hat, grad x, grad scale, grad offset) with every element its own channel: the terms themselves, unsummed."""
+    leaf = x.reshape(-1, 1).requires_grad_()
+    scales = torch.full((x.numel(),), scale, device=x.device).requires_grad_()
+    offsets = torch.zeros_like(scales).requires_grad_()
+    out = mbq.fake_quantize(leaf, scales, offsets, axis=0, grad_factor=1.0, out_dtype=torch.float32, **options)
+    grad = torch.linspace(0.5, 2.0, x.numel(), device=x.device).reshape(-1, 1)
+    return out, *torch.autograd.grad(out, (leaf, scales, offsets), grad)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_values_and_terms_on_the_table(device, dtype, bits, signed):
+    lo, hi = oracles.bounds(bits, signed)
+    x = oracles.awkward_values(0.3, lo, hi, dtype).to(device)
+    actual = one_channel_each(x, 0.3, bits=bits, signed=signed)
+    with mbq.use_backend("reference"):
+        expected = one_channel_each(x.cpu(), 0.3, bits=bits, signed=signed)
+    for one, other, what in zip(actual, expected, ("x_hat", "grad x", "grad scale", "grad offset"), strict=True):
+        oracles.assert_same(one, other, what)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
+def test_affine_values_and_terms_on_the_table(device, dtype):
+    x = oracles.awkward_values(0.3, -12, 4, dtype)
+    results = []
+    for where, backend in ((device, None), ("cpu", "reference")):
+        leaf = x.to(where).reshape(-1, 1).requires_grad_()
+        scales = torch.full((x.numel(),), 0.3, device=where).requires_grad_()
+        zero_points = torch.full((x.numel(),), 3.0, device=where).requires_grad_()
+        with mbq.use_backend(backend) if backend else torch.enable_grad():
+            out = mbq.fake_quantize_affine(leaf, scales, zero_points, quant_min=-8, quant_max=7, axis=0)
+            grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1).to(dtype)
+            results.append((out, *torch.autograd.grad(out, (leaf, scales, zero_points), grad)))
+    for one, other, what in zip(*results, ("x_hat", "grad x", "grad scale", "grad zero_point"), strict=True):
+        oracles.assert_same(one, other, what)
+
+
+def test_reference_agrees_with_the_oracle_on_bounds():
+    from mbq_kernels.reference.quant_math import bounds
+
+    for bits in range(1, 9):
+        for signed in (True, False):
+            assert bounds(bits, signed) == oracles.bounds(bits, signed)

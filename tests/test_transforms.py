@@ -1,0 +1,166 @@
+"""Every public op under opcheck, torch.compile, torch.export, torch.func, autocast and CUDA graphs."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mbq_kernels as mbq
+from mbq_kernels._library import ops
+
+
+def single(x, scale, bits=4):
+    return mbq.fake_quantize(x, scale, bits=bits, axis=0)
+
+
+def multi(x, scale, bits=4):
+    return torch.stack(mbq.fake_quantize_multi(x, [scale, scale * 2], bits=[bits, 2], axis=0))
+
+
+def affine(x, scale, bits=4):
+    return mbq.fake_quantize_affine(x, scale, torch.zeros_like(scale), quant_min=-bits, quant_max=bits, axis=0)
+
+
+OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine}
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
+
+
+def make(device, shape=(4, 33)):
+    return (torch.randn(shape, device=device).requires_grad_(),
+            (torch.rand(shape[0], device=device) * 0.3 + 0.1).requires_grad_())
+
+
+def test_every_op_is_here():
+    assert sorted(OPS) == sorted(ops())
+
+
+RAW = {
+    "fake_quantize_forward": lambda x, s: (x, s, s * 0, 4, True, 0, torch.bfloat16),
+    "fake_quantize_backward": lambda x, s: (x * 2, x, s, None, 4, False, 0, None),
+    "fake_quantize_multi_forward": lambda x, s: (x, torch.stack([s, s]), None, [4, 1], True, 0, None),
+    "fake_quantize_multi_backward":
+        lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), [4, 1], True, 0, 1.0),
+    "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
+    "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
+}
+
+
+@pytest.mark.parametrize("raw", RAW)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "empty"])
+def test_opcheck(device, raw, layout):
+    x = {"contiguous": torch.randn(4, 33), "sliced": torch.randn(4, 66)[:, ::2], "empty": torch.randn(4, 0),
+         "channels_last": torch.randn(4, 3, 5, 2).to(memory_format=torch.channels_last)}[layout].to(device)
+    scale = torch.rand(4, device=device) + 0.1
+    torch.library.opcheck(getattr(torch.ops.mbq, raw).default, RAW[raw](x, scale))
+
+
+def test_every_raw_operator_is_checked():
+    from mbq_kernels._library import _raw_names
+
+    assert sorted(RAW) == sorted(name for names in _raw_names.values() for name in names)
+
+
+@every_op
+def test_compile_fullgraph(device, op):
+    x, scale = make(device)
+    compiled = torch.compile(op, fullgraph=True)
+    grads = [torch.autograd.grad(f(x, scale).square().sum(), (x, scale)) for f in (op, compiled)]
+    assert torch.equal(compiled(x, scale), op(x, scale))
+    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+    with torch.no_grad():
+        assert torch.equal(compiled(x, scale), op(x, scale))
+
+
+@every_op
+def test_bits_change_without_recompiles(device, op):
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(op, fullgraph=True, backend=counter)
+    x, scale = (t.detach() for t in make(device))
+    for bits in range(1, 9):
+        assert torch.equal(compiled(x, scale, bits), op(x, scale, bits))
+    assert counter.frame_count <= 2
+
+
+@every_op
+def test_export(device, op):
+    class Module(torch.nn.Module):
+        def forward(self, x, scale):
+            return op(x, scale)
+
+    x, scale = (t.detach() for t in make(device))
+    for strict in (False, True):
+        exported = torch.export.export(Module(), (x, scale), strict=strict)
+        assert "mbq" in str(exported.graph)
+        assert torch.equal(exported.module()(x, scale), op(x, scale))
+
+
+@every_op
+def test_func_grad(device, op):
+    x, scale = make(device)
+    loss = lambda x, scale: op(x, scale).square().sum()  # noqa: E731
+    expected = torch.autograd.grad(loss(x, scale), (x, scale))
+    actual = torch.func.grad(loss, argnums=(0, 1))(x.detach(), scale.detach())
+    assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
+
+
+@every_op
+def test_vmap_of_grad_is_a_loop_over_samples(device, op):
+    x, scale = make(device, (3, 4, 17))
+    x, scale = x.detach(), torch.rand(4, device=device) + 0.1
+    loss = lambda x, scale: op(x, scale).square().sum()  # noqa: E731
+    for dim in (0, 2):
+        moved = x.movedim(0, dim)
+        actual = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(dim, None))(moved, scale)
+        for i in range(3):
+            expected = torch.func.grad(loss, argnums=(0, 1))(x[i], scale)
+            torch.testing.assert_close(actual[0][i], expected[0], rtol=0, atol=0)
+            torch.testing.assert_close(actual[1][i], expected[1])
+
+
+@every_op
+def test_double_backward_is_an_error(device, op):
+    x, scale = make(device)
+    (grad,) = torch.autograd.grad(op(x, scale).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        torch.func.jacrev(torch.func.grad(lambda x: op(x, scale.detach()).square().sum()))(x.detach())
+
+
+@every_op
+def test_autocast_leaves_dtypes_alone(device, op):
+    x, scale = make(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = op(x, scale)
+    assert out.dtype == torch.float32 and torch.equal(out, op(x, scale))
+
+
+def test_float_weight_becomes_bfloat16_in_one_pass_under_autocast(device):
+    x, scale = make(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = mbq.fake_quantize(x, scale, bits=4, axis=0, out_dtype=torch.get_autocast_dtype(device))
+        out.sum().backward()
+    assert out.dtype == torch.bfloat16 and x.grad.dtype == torch.float32
+
+
+@every_op
+def test_cuda_graph(device, op):
+    if device != "cuda":
+        pytest.skip("CUDA graphs need a CUDA device")
+    x, scale = make(device)
+    static = x.detach().clone()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # warm-up off the default stream, as capture wants
+        for _ in range(3):
+            op(static.requires_grad_(), scale).sum().backward()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    leaf = static.detach().requires_grad_()
+    with torch.cuda.graph(graph):
+        out = op(leaf, scale)
+        grads = torch.autograd.grad(out.square().sum(), (leaf, scale))
+    with torch.no_grad():
+        leaf.copy_(torch.randn_like(leaf))
+    graph.replay()
+    expected = op(leaf, scale)
+    assert torch.equal(out, expected)
+    assert torch.equal(grads[1], torch.autograd.grad(expected.square().sum(), scale)[0])
