@@ -167,6 +167,7 @@ def time_all(case: Case, steps: dict, contexts: dict) -> dict[str, dict[str, lis
 def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[dict], Callable]:
     """Rows of every candidate, measured or with the reason why not, and our own step. Checks before it times."""
     torch._dynamo.reset()
+    timing.release_memory()
     inputs, own = Inputs(case), our_candidates(case, ours)
     by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
     definition = Candidate("mbq reference", ours, context=lambda: use_backend("reference"))

@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import torch
 from mbq_train import run
 from mbq_train.cli import app
 from typer.testing import CliRunner
@@ -15,6 +16,15 @@ def mbq(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small wait more than they compute when threads share the cores with other programs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

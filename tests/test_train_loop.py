@@ -14,6 +14,15 @@ from torch import nn
 BITS = (8, 4, 2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small wait more than they compute when threads share the cores with other programs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_model(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),

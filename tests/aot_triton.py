@@ -1,0 +1,77 @@
+"""Compiles every Triton kernel ahead of time and prints, as JSON, what the compiler made of each: for test_gpu_code.py.
+
+A program of its own, because Triton decides at import whether it interprets.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mbq_kernels.triton import elementwise, quant_math
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_quantize_terms),
+              "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms)}
+SIZES = {"rows": "i32", "cols": "i32", "channels": "i32", "inner": "i32"}
+
+
+def compile_kernel(kernel, types, constants, capability):
+    """`types` by argument name, pointers aligned to 16 bytes, `cols` and `inner` multiples of 16; the rest constant."""
+    names = kernel.arg_names
+    attributes = {}
+    for i, name in enumerate(names):
+        members = types.get(name, ())
+        for path, kind in [((i,), members)] if isinstance(members, str) else [((i, j), m) for j, m in enumerate(members)]:
+            if kind.startswith("*") or name in ("cols", "inner"):
+                attributes[path] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
+                       constexprs={(names.index(name),): value for name, value in constants.items()}, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=elementwise.OPTIONS)
+
+
+def facts(compiled):
+    ptx = compiled.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin.name], capture_output=True, text=True, check=True)
+    return {"loads": re.findall(r"ld\.global\S*", ptx), "stores": re.findall(r"st\.global\S*", ptx),
+            "fma": re.findall(r"fma\.\S+", ptx), "local": re.findall(r"(?:ld|st)\.local\S*", ptx),
+            "stack": [int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)]}
+
+
+def variants():
+    tile = {"BLOCK_ROWS": 1, "BLOCK_COLS": elementwise.TILE, "BY_ROW": True}
+    short = {"BLOCK_ROWS": 8, "BLOCK_COLS": elementwise.TILE // 8, "BY_ROW": False}
+    for (op, (value, terms)), dtype, levels, shape in itertools.product(
+            QUANTIZERS.items(), ("*fp32", "*bf16", "*fp16"), (1, 4), (tile, short)):
+        if op == "fake_quantize_affine" and levels > 1:
+            continue
+        shift = "*fp32" if op == "fake_quantize_affine" else None
+        many = lambda kind, levels=levels: (kind,) * levels  # noqa: E731
+        pointers = {"shift_ptr": shift} if shift else {}
+        missing = {} if shift else {"shift_ptr": None}
+        yield (op, "forward", dtype, levels, shape["BY_ROW"]), elementwise.forward_kernel, {
+            "x_ptr": dtype, "out_ptrs": many(dtype), "scale_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"),
+            **SIZES, **pointers}, {"VALUE": value, **shape, **missing}
+        sums = {"shift_sums_ptr": shift} if shift else {}
+        yield (op, "backward", dtype, levels, shape["BY_ROW"]), elementwise.backward_kernel, {
+            "grad_ptrs": many(dtype), "x_ptr": dtype, "grad_x_ptr": dtype, "scale_ptr": "*fp32",
+            "scale_sums_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"), "factors": many("fp32"), **SIZES,
+            "sums": "i32", **pointers, **sums}, {"TERMS": terms, **shape, **missing,
+                                                 **({} if shift else {"shift_sums_ptr": None})}
+
+
+if __name__ == "__main__":
+    rows = []
+    for capability in (80, 90, 100):
+        for name, kernel, types, constants in variants():
+            rows.append({"name": [capability, *name], **facts(compile_kernel(kernel, types, constants, capability))})
+    print(json.dumps(rows))

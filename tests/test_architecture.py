@@ -1,0 +1,96 @@
+"""Who may import whom, and that an op is one file name in every room."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from mbq_kernels._library import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "mbq_kernels"
+STANDARD_HEADERS = {"cmath", "cstdint", "cstring", "limits", "type_traits"}
+
+
+def imports(path):
+    """Absolute names of every module a file imports, wherever in it."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[:len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def includes(path):
+    return re.findall(r'^#include ["<]([^">]+)[">]', path.read_text(), re.MULTILINE)
+
+
+def python_files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_quant_math_includes_only_the_standard_library():
+    assert set(includes(ROOT / "csrc/quant_math.h")) <= STANDARD_HEADERS
+
+
+@pytest.mark.parametrize("room, other", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_cpu_and_cuda_never_include_each_other_or_another_op(room, other):
+    files = [path for path in (ROOT / "csrc" / room).iterdir()]
+    assert files
+    for path in files:
+        for name in includes(path):
+            assert f"{other}/" not in name, path
+            assert Path(name).stem not in ops(), f"{path} includes an op"
+
+
+@pytest.mark.parametrize("room", ["reference", "triton"])
+def test_backends_never_import_ops(room):
+    for path in python_files(f"mbq_kernels/{room}"):
+        assert not [name for name in imports(path) if name.startswith("mbq_kernels.ops")], path
+
+
+def test_ops_never_import_each_other():
+    for path in python_files("mbq_kernels/ops"):
+        for name in imports(path):
+            assert not any(name.startswith(f"mbq_kernels.ops.{op}") for op in ops()), f"{path} imports {name}"
+
+
+def test_only_the_library_file_touches_torch_library():
+    for path in python_files("mbq_kernels"):
+        if path.name != "_library.py":
+            assert "torch.library" not in path.read_text() and "torch.ops" not in path.read_text(), path
+
+
+def test_training_layer_uses_only_public_names():
+    public = set(__import__("mbq_kernels").__all__) | {"info"}
+    for path in python_files("python/mbq_train"):
+        for name in imports(path):
+            if name.startswith("mbq_kernels."):
+                assert name.split(".")[1] in public, f"{path} imports {name}"
+
+
+def test_kernels_import_no_training_layer_and_hold_no_modules():
+    for path in python_files("mbq_kernels"):
+        assert not [name for name in imports(path) if name.startswith(("mbq_train", "mbq_store"))], path
+        assert "nn.Module" not in path.read_text(), path
+
+
+def test_nothing_imports_tests_or_bench():
+    local = {path.stem for path in python_files("tests", "bench")} | {"tests", "bench"}
+    for path in python_files("mbq_kernels", "python"):
+        assert not [name for name in imports(path) if name.split(".")[0] in local], path
+
+
+def test_every_op_has_its_file_in_every_room():
+    for op in ops():
+        for path in (f"csrc/cpu/{op}.cpp", f"csrc/cuda/{op}.cu", f"mbq_kernels/reference/{op}.py",
+                     f"mbq_kernels/triton/{op}.py", f"mbq_kernels/ops/{op}.py", f"tests/test_{op}.py"):
+            assert (ROOT / path).is_file(), f"{op} lacks {path}"
+        assert list((ROOT / "bench").glob("bench_*.py")) and op in "".join(
+            path.read_text() for path in (ROOT / "bench").glob("bench_*.py")), f"{op} has no benchmark"
+        assert f"`{op}`" in (ROOT / "README.md").read_text(), f"{op} has no row in the README"

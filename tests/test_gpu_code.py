@@ -1,0 +1,103 @@
+"""What the compilers made of the GPU code, read without a GPU: wide accesses, no spills, no contraction."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mbq_kernels import _library
+
+TESTS = Path(__file__).resolve().parent
+needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def triton_kernels():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, TESTS / "aot_triton.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_triton_compiles_for_every_architecture(triton_kernels):
+    by_capability = {c: sum(k["name"][0] == c for k in triton_kernels) for c in (80, 90, 100)}
+    assert by_capability == {80: 36, 90: 36, 100: 36}
+
+
+@needs_triton
+def test_triton_moves_16_bytes_at_once(triton_kernels):
+    for kernel in triton_kernels:
+        *_, direction, dtype, levels, by_row = kernel["name"]
+        if not by_row:
+            continue  # channels_last: scales of neighbours differ, but x still moves wide - checked below for stores
+        wide_loads = [op for op in kernel["loads"] if op.endswith(("v4.b32", "v2.b64", "v8.b32"))]
+        wide_stores = [op for op in kernel["stores"] if op.endswith(("v4.b32", "v2.b64", "v8.b32"))]
+        assert len(wide_loads) >= (1 if direction == "forward" else 1 + levels), kernel["name"]
+        assert len(wide_stores) >= (levels if direction == "forward" else 1), kernel["name"]
+        assert not [op for op in kernel["loads"] if op.endswith((".b16", ".b8"))], kernel["name"]
+
+
+@needs_triton
+def test_triton_neither_spills_nor_contracts(triton_kernels):
+    for kernel in triton_kernels:
+        assert kernel["fma"] == [] and kernel["local"] == [], kernel["name"]
+        assert kernel["stack"] and not any(kernel["stack"]), kernel["name"]
+
+
+def cuobjdump(*options):
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    library = Path(_library.__file__).with_name("_C.so")
+    return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def cuda_code():
+    if not (_library.build() or {}).get("cuda_architectures"):
+        pytest.skip("no CUDA kernels were built (no nvcc, or MBQ_CUDA=off)")
+    if not importlib.util.find_spec("triton"):
+        pytest.skip("cuobjdump comes with triton, which is not installed")
+    return cuobjdump("--dump-resource-usage"), cuobjdump("--dump-sass"), cuobjdump("--dump-ptx")
+
+
+def functions(text, marker):
+    """{(architecture, function): its part of a dump}"""
+    parts, arch = {}, None
+    for line in text.splitlines():
+        if match := re.search(r"arch = sm_(\d+)", line):
+            arch = match[1]
+        if match := re.search(marker, line):
+            name = match[1]
+            parts[arch, name] = []
+        elif parts:
+            parts[arch, name].append(line)
+    return {key: "\n".join(lines) for key, lines in parts.items()}
+
+
+def test_cuda_kernels_use_no_stack_and_no_local_memory(cuda_code):
+    usage = re.findall(r"Function (\S+):\s*\n.*?STACK:(\d+).*?LOCAL:(\d+)", cuda_code[0])
+    assert len(usage) > 50
+    assert [name for name, stack, local in usage if int(stack) or int(local)] == []
+    assert not re.search(r"\b(LDL|STL)\b", cuda_code[1])
+
+
+def test_cuda_kernels_move_16_bytes_at_once(cuda_code):
+    kernels = {key: text for key, text in functions(cuda_code[1], r"Function : (\S*(?:forward|backward)_kernel\S*)").items()}
+    assert len(kernels) > 50
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text and "STG.E.128" in text, key
+
+
+def test_cuda_quantizers_do_not_contract(cuda_code):
+    """In PTX, before the assembler writes division out in its own fused steps."""
+    entries = functions(cuda_code[2], r"\.entry (\S*(?:forward|backward)_kernel[^\s(]*)")
+    assert len(entries) > 50
+    for key, text in entries.items():
+        assert "div.rn.f32" in text and not re.search(r"\bfma\.", text), key
