@@ -77,10 +77,9 @@ struct Terms {
 // inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)
 template <class T>
 MBQ_HD Terms<T> gradient_terms(T grad, T v, Bounds<T> b) {
-  const bool below = v < b.lo, above = v > b.hi;
-  const bool outside = below | above, inside = (v >= b.lo) & (v <= b.hi);
-  const T rounding = encode(v, b) - v, bound = below ? b.lo : b.hi;
-  return {inside ? grad : T(0), grad * (outside ? bound : rounding), outside ? grad : T(0)};
+  const T bound = clamp(v, b.lo, b.hi), rounding = encode(v, b) - v;
+  const bool inside = bound == v, outside = (bound < v) | (bound > v);  // NaN is neither
+  return {inside ? grad : T(0), grad * (inside ? rounding : bound), outside ? grad : T(0)};
 }
 
 // 1 / sqrt(count hi), LSQ's factor; count = elements that share the scale
@@ -94,34 +93,33 @@ MBQ_HD T affine_zero_point(T zero_point, Bounds<T> range) {
   return round_even(clamp(zero_point, range.lo, range.hi));
 }
 
-// q = rint(x * inv_scale) + zp; code = clamp(q, quant_min, quant_max); below = q < quant_min, above = q > quant_max
+// Codes less zp: level = rint(x * inv_scale), cut off one step outside the range; kept = level within the range.
 template <class T>
 struct AffineCode {
-  T code;
-  bool below, above;
+  T level, kept;
 };
 
 template <class T>
 MBQ_HD AffineCode<T> affine_encode(T x, T inv_scale, T zero_point, Bounds<T> range) {
   const T lo = range.lo - zero_point, hi = range.hi - zero_point;
   const T level = round_even(clamp(x * inv_scale, lo - 1, hi + 1));
-  return {clamp(level, lo, hi) + zero_point, level < lo, level > hi};
+  return {level, clamp(level, lo, hi)};
 }
 
 // x_hat = (code - zp) * scale
 template <class T>
-MBQ_HD T affine_decode(T code, T scale, T zero_point) {
-  return (code - zero_point) * scale;
+MBQ_HD T affine_decode(T kept, T scale) {
+  return kept * scale;
 }
 
 // inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)
 template <class T>
 MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds<T> range) {
   const T inv_scale = divide(T(1), scale);
-  const AffineCode<T> q = affine_encode(x, inv_scale, zero_point, range);
-  const bool clipped = q.below | q.above, inside = !(clipped | (x != x));
-  const T rounding = (affine_decode(q.code, scale, zero_point) - x) * inv_scale, bound = q.code - zero_point;
-  return {inside ? grad : T(0), grad * (clipped ? bound : rounding), clipped ? -(scale * grad) : T(0)};
+  const AffineCode<T> code = affine_encode(x, inv_scale, zero_point, range);
+  const T rounding = (affine_decode(code.kept, scale) - x) * inv_scale;
+  const bool inside = code.kept == code.level, clipped = (code.kept < code.level) | (code.kept > code.level);
+  return {inside ? grad : T(0), grad * (inside ? rounding : code.kept), clipped ? -(scale * grad) : T(0)};
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
@@ -144,7 +142,7 @@ struct FakeQuantizeAffine {
   Bounds<T> range;
   MBQ_HD T value(T x, T scale, T zero_point) const {
     const T zp = affine_zero_point(zero_point, range);
-    return affine_decode(affine_encode(x, divide(T(1), scale), zp, range).code, scale, zp);
+    return affine_decode(affine_encode(x, divide(T(1), scale), zp, range).kept, scale);
   }
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T zero_point) const {
     return affine_gradient_terms(grad, x, scale, affine_zero_point(zero_point, range), range);

@@ -1,8 +1,13 @@
 // The instruction sets a CPU loop is compiled for, and the choice among them.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace mbq {
 
@@ -55,5 +60,29 @@ inline void run(Arguments... arguments) {
 #endif
   run_baseline<Body>(arguments...);
 }
+
+// Copies to memory past the cache; what of `to` is not aligned to 16 bytes goes the usual way.
+#if defined(__SSE2__)
+constexpr bool kHasStreams = true;
+
+inline void stream(const void* from, void* to, size_t bytes) {
+  const char* source = static_cast<const char*>(from);
+  char* target = static_cast<char*>(to);
+  const size_t head = std::min(bytes, (16 - reinterpret_cast<uintptr_t>(target) % 16) % 16);
+  std::memcpy(target, source, head);
+  size_t at = head;
+  for (; at + 16 <= bytes; at += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target + at),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at)));
+  std::memcpy(target + at, source + at, bytes - at);
+}
+
+// Orders streamed stores before what the thread does next, such as telling others that it is done.
+inline void finish_streams() { _mm_sfence(); }
+#else
+constexpr bool kHasStreams = false;
+inline void stream(const void* from, void* to, size_t bytes) { std::memcpy(to, from, bytes); }
+inline void finish_streams() {}
+#endif
 
 }  // namespace mbq

@@ -3,9 +3,11 @@
 // Memory is walked in blocks of at most kBlock elements that stay in the first-level cache: one read of x serves every
 // bit-width. Two walks cover all layouts. By run: the `inner` elements of one channel lie together, a block has one
 // scale. By column: they do not (channels_last), so the parameters are spread over one period of memory and a block
-// has a has a scale for every element. Sums: 16 float lanes a block by run, double by column; the blocks and the order
-// in which their sums are added are fixed, so results do not depend on threads or instruction set.
+// has a has a scale for every element. Sums: 32 float lanes a block by run, double by column; the lanes, the blocks
+// and the order in which their sums are added are fixed, so results do not depend on threads or instruction set.
 #pragma once
+
+#include <cstring>
 
 #include "../quant_math.h"
 #include "../tensor.h"
@@ -14,10 +16,11 @@
 namespace mbq {
 
 constexpr int64_t kBlock = 1024;
-constexpr int64_t kLanes = 16;
-constexpr int64_t kShortRun = 16;      // shorter runs are walked by column
+constexpr int64_t kLanes = 32;
+constexpr int64_t kShortRun = 64;      // shorter runs are walked by column: a run costs some 20 ns to begin
 constexpr int64_t kRowGroup = 256;     // rows of one task by column, whose column sums are kept together
 constexpr int64_t kGrain = 1 << 15;    // elements worth a thread
+constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
 
 // One bit-width: its arithmetic and its parameters, (channels,) each; shift is the offset or zero point.
 template <class Quantizer, class W>
@@ -43,36 +46,6 @@ struct Store {
   }
 };
 
-template <class W>
-struct Add {
-  MBQ_HD void operator()(const W* __restrict from, W* __restrict to, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-  }
-};
-
-// One sum of the block, in kLanes lanes.
-template <class W>
-struct LaneSum {
-  MBQ_HD void operator()(const W* __restrict from, double* total, int64_t n) const {
-    W lane[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-      for (int64_t j = 0; j < kLanes; ++j) lane[j] += from[i + j];
-    for (int64_t j = 0; i + j < n; ++j) lane[j] += from[i + j];
-    double sum = 0;
-    for (int64_t j = 0; j < kLanes; ++j) sum += lane[j];
-    *total += sum;
-  }
-};
-
-// One sum per column.
-template <class W>
-struct ColumnSum {
-  MBQ_HD void operator()(const W* __restrict from, double* __restrict totals, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) totals[i] += static_cast<double>(from[i]);
-  }
-};
-
 // Step 0: one scale and shift for the block; step 1: one for every element.
 template <int step, class Quantizer, class W>
 struct Values {
@@ -82,16 +55,83 @@ struct Values {
   }
 };
 
-// to_shift is written only where there are shifts.
-template <int step, bool shifted, class Quantizer, class W>
-struct Gradients {
+// kLanes elements of a block that has one scale: gradients of x to memory (`more`: added to what is there), the other
+// terms to the lanes' sums. The compiler makes vectors of this loop; the lanes are the same on every processor.
+template <bool more, class Quantizer, class W>
+MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
+                       W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift) {
+  for (int64_t j = 0; j < kLanes; ++j) {
+    const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
+    grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
+    to_scale[j] += terms.scale;
+    to_shift[j] += terms.shift;
+  }
+}
+
+// Halves, not one after the other: for a short run the chain of additions would take longer than the run.
+template <class W>
+MBQ_HD double lane_sum(const W* lanes) {
+  double sum[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) sum[j] = lanes[j];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  return sum[0];
+}
+
+// The block to fetch while another is computed. The processor's own prefetching follows one stream a load instruction and
+// ends with the page; here one instruction reads a stream per bit-width, and every block begins a page.
+struct Ahead {
+  const char* from;
+  int64_t size;  // of an element
+
+  MBQ_HD void fetch(int64_t i) const {
+    for (int64_t line = 0; line < kLanes * size; line += 64) __builtin_prefetch(from + i * size + line);
+  }
+};
+
+// A block with one scale; its sums are added to *to_scale and *to_shift.
+template <bool more, class Quantizer, class W>
+struct GradientsByRun {
   MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict grad, const W* __restrict x,
-                         W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift, int64_t n) const {
+                         W* __restrict grad_x, double* to_scale, double* to_shift, int64_t n, Ahead ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    const W scale = *level.scale, shift = *level.shift;
+    alignas(64) W scale_lane[kLanes] = {}, shift_lane[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      ahead.fetch(i);
+      lanes_step<more>(quantizer, scale, shift, grad + i, x + i, grad_x + i, scale_lane, shift_lane);
+    }
+    if (i < n) {
+      // the tail in full width: absent elements lie at v = 0 and have no gradient
+      alignas(64) W tail_grad[kLanes] = {}, tail_x[kLanes], tail_grad_x[kLanes] = {};
+      for (int64_t j = 0; j < kLanes; ++j) tail_x[j] = shift;
+      const size_t bytes = (n - i) * sizeof(W);
+      std::memcpy(tail_grad, grad + i, bytes);
+      std::memcpy(tail_x, x + i, bytes);
+      if (more) std::memcpy(tail_grad_x, grad_x + i, bytes);
+      lanes_step<more>(quantizer, scale, shift, tail_grad, tail_x, tail_grad_x, scale_lane, shift_lane);
+      std::memcpy(grad_x + i, tail_grad_x, bytes);
+    }
+    *to_scale += lane_sum(scale_lane);
+    *to_shift += lane_sum(shift_lane);
+  }
+};
+
+// A block with a scale, and sums, for every element.
+template <bool more, class Quantizer, class W>
+struct GradientsByColumn {
+  MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict grad, const W* __restrict x,
+                         W* __restrict grad_x, double* __restrict to_scale, double* __restrict to_shift,
+                         int64_t n, Ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    const W* __restrict scale = level.scale;
+    const W* __restrict shift = level.shift;
     for (int64_t i = 0; i < n; ++i) {
-      const Terms<W> terms = level.quantizer.terms(grad[i], x[i], level.scale[i * step], level.shift[i * step]);
-      grad_x[i] = terms.x;
-      to_scale[i] = terms.scale;
-      if constexpr (shifted) to_shift[i] = terms.shift;
+      const Terms<W> terms = quantizer.terms(grad[i], x[i], scale[i], shift[i]);
+      grad_x[i] = more ? grad_x[i] + terms.x : terms.x;
+      to_scale[i] += static_cast<double>(terms.scale);
+      to_shift[i] += static_cast<double>(terms.shift);
     }
   }
 };
@@ -107,20 +147,37 @@ inline const W* load(const T* from, W* buffer, int64_t n) {
   }
 }
 
+// Results of blocks on their way to memory. A result larger than the cache goes past it: an ordinary store first reads
+// the line it overwrites, a third of the traffic of a forward pass.
 template <class T, class W>
-inline void store(const W* from, T* to, int64_t n) {
-  if constexpr (!std::is_same_v<T, W>) run<Store<T, W>>(from, to, n);
-}
+struct Results {
+  bool past_cache;
+  alignas(64) W values[kBlock];
+  alignas(64) T rounded[kBlock];
 
-// Where results in the arithmetic's dtype go: their own memory where that is the storage type, else the buffer.
-template <class T, class W>
-inline W* target(T* to, W* buffer) {
-  if constexpr (std::is_same_v<T, W>) {
-    return to;
-  } else {
-    return buffer;
+  explicit Results(int64_t bytes) : past_cache(kHasStreams && bytes > kCacheBytes) {}
+
+  // Where to compute the block that belongs at `to`: there, if nothing has to be done to it afterwards.
+  W* target(T* to) {
+    if constexpr (std::is_same_v<T, W>) {
+      return past_cache ? values : to;
+    } else {
+      return values;
+    }
   }
-}
+
+  void finish(T* to, int64_t n) {
+    const T* from = rounded;
+    if constexpr (std::is_same_v<T, W>) {
+      if (!past_cache) return;
+      from = values;
+    } else {
+      run<Store<T, W>>(static_cast<const W*>(values), past_cache ? rounded : to, n);
+      if (!past_cache) return;
+    }
+    stream(from, to, n * sizeof(T));
+  }
+};
 
 // ---------------------------------------------------------------------------------------------- walks
 
@@ -146,8 +203,9 @@ struct Walk {
 
   int64_t rows() const { return (layout.numel() + period - 1) / period; }
 
-  Task task(int64_t index) const {
-    const int64_t major = index / pieces, at = index % pieces * kBlock, n = std::min(kBlock, period - at);
+  // Task `piece` of run, or row group, `major`.
+  Task task(int64_t major, int64_t piece) const {
+    const int64_t at = piece * kBlock, n = std::min(kBlock, period - at);
     if (by_run) return {major * period + at, 0, 1, n, major % layout.channels};
     return {major * kRowGroup * period + at, period, std::min(kRowGroup, rows() - major * kRowGroup), n, at};
   }
@@ -157,7 +215,8 @@ struct Walk {
   std::vector<W> spread(const W* parameter) const {
     if (by_run) return std::vector<W>(parameter, parameter + layout.channels);
     std::vector<W> columns(period);
-    for (int64_t i = 0; i < period; ++i) columns[i] = parameter[i / layout.inner % layout.channels];
+    for (auto at = columns.begin(); at != columns.end();)
+      for (int64_t c = 0; c < layout.channels; ++c) at = std::fill_n(at, layout.inner, parameter[c]);
     return columns;
   }
 
@@ -182,7 +241,12 @@ struct Walk {
     if (layout.numel() == 0) return;
     const int64_t grain = std::max<int64_t>(1, kGrain * tasks / layout.numel());
     torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) body(task(index), index);
+      int64_t major = begin / pieces, piece = begin % pieces;
+      for (int64_t index = begin; index < end; ++index) {
+        body(task(major, piece), index);
+        if (++piece == pieces) piece = 0, ++major;
+      }
+      finish_streams();
     });
   }
 };
@@ -217,15 +281,16 @@ void forward_loop(Layout layout, const std::vector<Level<Quantizer, W>>& given, 
   const Walk walk(layout);
   const SpreadLevels<Quantizer, W> spread(walk, given);
   walk.for_each_task([&](const Task& task, int64_t) {
-    alignas(64) W wide_x[kBlock], values[kBlock];
+    alignas(64) W wide_x[kBlock];
+    Results<Out, W> results(outs.size() * layout.numel() * sizeof(Out));
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
       const W* xs = load(x + begin, wide_x, n);
       for (size_t k = 0; k < outs.size(); ++k) {
         const Level<Quantizer, W> level = spread.at(k, task.parameter);
-        W* to = target(outs[k] + begin, values);
+        W* to = results.target(outs[k] + begin);
         walk.by_run ? run<Values<0, Quantizer, W>>(level, xs, to, n) : run<Values<1, Quantizer, W>>(level, xs, to, n);
-        store(to, outs[k] + begin, n);
+        results.finish(outs[k] + begin, n);
       }
     }
   });
@@ -236,50 +301,42 @@ struct ChannelSums {
   std::vector<double> scale, shift;
 };
 
-// Terms of one block in W, and their sums: added to one number by run, to one per column by column.
-template <int step, bool shifted, class Quantizer, class W>
-void gradient_block(const Level<Quantizer, W>& level, const W* grad, const W* x, W* grad_x, double* to_scale,
-                    double* to_shift, int64_t n) {
-  alignas(64) W scale_terms[kBlock], shift_terms[kBlock];
-  using Sum = std::conditional_t<step == 0, LaneSum<W>, ColumnSum<W>>;
-  run<Gradients<step, shifted, Quantizer, W>>(level, grad, x, grad_x, scale_terms, shift_terms, n);
-  run<Sum>(scale_terms, to_scale, n);
-  if constexpr (shifted) run<Sum>(shift_terms, to_shift, n);
-}
-
 // grad_x = sum over levels of their terms, added in W in the order of the levels; returns the channel sums.
 template <class Quantizer, class T, class Grad, class W = wide_t<T>>
 ChannelSums backward_loop(Layout layout, const std::vector<Level<Quantizer, W>>& given,
                           const std::vector<const Grad*>& grads, const T* x, T* grad_x) {
   const Walk walk(layout);
   const SpreadLevels<Quantizer, W> spread(walk, given);
-  const bool shifted = given[0].shift != nullptr;
-  const auto block = walk.by_run ? shifted ? gradient_block<0, true, Quantizer, W> : gradient_block<0, false, Quantizer, W>
-                     : shifted   ? gradient_block<1, true, Quantizer, W>
-                                 : gradient_block<1, false, Quantizer, W>;
   const int64_t stride = walk.tasks * walk.sums_per_task();
-  std::vector<double> to_scale(given.size() * stride), to_shift(shifted ? to_scale.size() : 0);
+  std::vector<double> to_scale(given.size() * stride), to_shift(given.size() * stride);
   walk.for_each_task([&](const Task& task, int64_t index) {
-    alignas(64) W wide_x[kBlock], wide_grad[kBlock], total[kBlock], more[kBlock];
+    alignas(64) W wide_x[kBlock], wide_grad[kBlock];
+    Results<T, W> results(layout.numel() * sizeof(T));
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
       const W* xs = load(x + begin, wide_x, n);
-      W* sum = target(grad_x + begin, total);
+      W* sum = results.target(grad_x + begin);
       for (size_t k = 0; k < given.size(); ++k) {
+        const Level<Quantizer, W> level = spread.at(k, task.parameter);
+        const Grad* next = k + 1 < given.size() ? grads[k + 1] + begin : grads[0] + begin + n;
+        const Ahead ahead{reinterpret_cast<const char*>(next), sizeof(Grad)};
         const W* gs = load(grads[k] + begin, wide_grad, n);
         const int64_t slot = k * stride + index * walk.sums_per_task();
-        block(spread.at(k, task.parameter), gs, xs, k == 0 ? sum : more, to_scale.data() + slot,
-              to_shift.data() + (shifted ? slot : 0), n);
-        if (k > 0) run<Add<W>>(more, sum, n);
+        const auto add = [&](auto body) { run<decltype(body)>(level, gs, xs, sum, &to_scale[slot], &to_shift[slot], n, ahead); };
+        if (walk.by_run) {
+          k == 0 ? add(GradientsByRun<false, Quantizer, W>{}) : add(GradientsByRun<true, Quantizer, W>{});
+        } else {
+          k == 0 ? add(GradientsByColumn<false, Quantizer, W>{}) : add(GradientsByColumn<true, Quantizer, W>{});
+        }
       }
-      store(sum, grad_x + begin, n);
+      results.finish(grad_x + begin, n);
     }
   });
   ChannelSums sums;
   for (size_t k = 0; k < given.size(); ++k)
     for (int64_t c = 0; c < layout.channels; ++c) {
-      sums.scale.push_back(walk.channel_sum(to_scale.data() + k * stride, c));
-      if (shifted) sums.shift.push_back(walk.channel_sum(to_shift.data() + k * stride, c));
+      sums.scale.push_back(walk.channel_sum(&to_scale[k * stride], c));
+      sums.shift.push_back(walk.channel_sum(&to_shift[k * stride], c));
     }
   return sums;
 }

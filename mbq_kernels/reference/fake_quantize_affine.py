@@ -18,8 +18,8 @@ def fake_quantize_affine_forward(x, scale, zero_point, quant_min, quant_max, axi
     _check(scale, zero_point)
     scale_ = per_channel(scale, x, axis)
     zp = qm.affine_zero_point(per_channel(zero_point, x, axis), quant_min, quant_max)
-    code, _, _ = qm.affine_encode(widen(x), 1 / scale_, zp, quant_min, quant_max)
-    return torch.empty_like(x).copy_(qm.affine_decode(code, scale_, zp))
+    _, kept = qm.affine_encode(widen(x), 1 / scale_, zp, quant_min, quant_max)
+    return torch.empty_like(x).copy_(qm.affine_decode(kept, scale_))
 
 
 @torch.no_grad()

@@ -36,10 +36,10 @@ def gradient_terms(grad, v, lo: float, hi: float):
     inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
     v NaN: (0, NaN, 0).
     """
-    below, above = v < lo, v > hi
-    inside = (v >= lo) & (v <= hi)
-    slope = torch.where(below, lo, torch.where(above, hi, encode(v, lo, hi) - v))
-    return torch.where(inside, grad, 0), grad * slope, torch.where(below | above, grad, 0)
+    bound = torch.clamp(v, lo, hi)
+    inside, outside = bound == v, (bound < v) | (bound > v)  # NaN is neither
+    slope = torch.where(inside, encode(v, lo, hi) - v, bound)
+    return torch.where(inside, grad, 0), grad * slope, torch.where(outside, grad, 0)
 
 
 def default_grad_factor(count: int, hi: float) -> float:
@@ -53,15 +53,15 @@ def affine_zero_point(zero_point, quant_min: int, quant_max: int):
 
 
 def affine_encode(x, inv_scale, zero_point, quant_min: int, quant_max: int):
-    """(code, below, above): q = rint(x * inv_scale) + zp; code = clamp(q); below = q < quant_min, above = q > quant_max"""
+    """Codes less zp, (level, kept): level = rint(x * inv_scale), cut off one step outside; kept = level in the range."""
     lo, hi = quant_min - zero_point, quant_max - zero_point
     level = torch.round(torch.clamp(x * inv_scale, lo - 1, hi + 1))
-    return torch.clamp(level, lo, hi) + zero_point, level < lo, level > hi
+    return level, torch.clamp(level, lo, hi)
 
 
-def affine_decode(code, scale, zero_point):
+def affine_decode(kept, scale):
     """x_hat = (code - zp) * scale"""
-    return (code - zero_point) * scale
+    return kept * scale
 
 
 def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max: int):
@@ -70,7 +70,7 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max:
     inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); x NaN: (0, NaN, 0).
     """
     inv_scale = 1 / scale
-    code, below, above = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
-    clipped, inside = below | above, ~(below | above | x.isnan())
-    slope = torch.where(clipped, code - zero_point, (affine_decode(code, scale, zero_point) - x) * inv_scale)
+    level, kept = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
+    inside, clipped = kept == level, (kept < level) | (kept > level)  # NaN is neither
+    slope = torch.where(inside, (affine_decode(kept, scale) - x) * inv_scale, kept)
     return torch.where(inside, grad, 0), grad * slope, torch.where(clipped, -(scale * grad), 0)

@@ -44,11 +44,10 @@ def decode(code, scale, offset):
 @triton.jit
 def gradient_terms(grad, v, lo, hi):
     """inside: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)"""
-    below = v < lo
-    outside = below | (v > hi)
-    inside = (v >= lo) & (v <= hi)
-    rounding = encode(v, lo, hi) - v
-    slope = tl.where(outside, tl.where(below, lo, hi), rounding)
+    bound = clamp(v, lo, hi)
+    inside = bound == v
+    outside = (bound < v) | (bound > v)  # NaN is neither
+    slope = tl.where(inside, encode(v, lo, hi) - v, bound)
     return tl.where(inside, grad, 0.0), grad * slope, tl.where(outside, grad, 0.0)
 
 
@@ -60,28 +59,27 @@ def affine_zero_point(zero_point, quant_min, quant_max):
 
 @triton.jit
 def affine_encode(x, inv_scale, zero_point, quant_min, quant_max):
-    """(code, below, above): q = rint(x * inv_scale) + zp; code = clamp(q); below = q < quant_min, above = q > quant_max"""
+    """Codes less zp, (level, kept): level = rint(x * inv_scale), cut off one step outside; kept = level in the range"""
     lo = quant_min - zero_point
     hi = quant_max - zero_point
     level = round_even(clamp(x * inv_scale, lo - 1.0, hi + 1.0))
-    return clamp(level, lo, hi) + zero_point, level < lo, level > hi
+    return level, clamp(level, lo, hi)
 
 
 @triton.jit
-def affine_decode(code, scale, zero_point):
+def affine_decode(kept, scale):
     """x_hat = (code - zp) * scale"""
-    return (code - zero_point) * scale
+    return kept * scale
 
 
 @triton.jit
 def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
     """inside: (grad, grad (x_hat - x) / scale, 0); clipped to c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)"""
     inv_scale = tl.div_rn(1.0, scale)
-    code, below, above = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
-    clipped = below | above
-    rounding = (affine_decode(code, scale, zero_point) - x) * inv_scale
-    slope = tl.where(clipped, code - zero_point, rounding)
-    inside = (clipped == 0) & (x == x)
+    level, kept = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
+    inside = kept == level
+    clipped = (kept < level) | (kept > level)  # NaN is neither
+    slope = tl.where(inside, (affine_decode(kept, scale) - x) * inv_scale, kept)
     return tl.where(inside, grad, 0.0), grad * slope, tl.where(clipped, -(scale * grad), 0.0)
 
 
@@ -101,8 +99,8 @@ def fake_quantize_terms(grad, x, scale, offset, lo, hi):
 def fake_quantize_affine_value(x, scale, zero_point, quant_min, quant_max):
     """x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale"""
     zp = affine_zero_point(zero_point, quant_min, quant_max)
-    code, below, above = affine_encode(x, tl.div_rn(1.0, scale), zp, quant_min, quant_max)
-    return affine_decode(code, scale, zp)
+    level, kept = affine_encode(x, tl.div_rn(1.0, scale), zp, quant_min, quant_max)
+    return affine_decode(kept, scale)
 
 
 @triton.jit
