@@ -19,10 +19,12 @@ class CMakeBuild(build_ext):
     def build_extension(self, extension):
         output = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         build = ROOT / "build" / "cmake"
+        # ninja may be installed beside this Python without being on the PATH
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         options = [f"-D{name}={os.environ[name]}" for name in BUILD_OPTIONS if name in os.environ]
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DMBQ_OUTPUT={output}",
-                        f"-DMBQ_PYTHON={sys.executable}", *options], check=True)
-        subprocess.run(["cmake", "--build", build], check=True)
+                        f"-DMBQ_PYTHON={sys.executable}", *options], check=True, env=environment)
+        subprocess.run(["cmake", "--build", build], check=True, env=environment)
 
 
 setup(

@@ -29,6 +29,10 @@ _forced: str | None = None  # the backend every op is forced to, and the kernels
 _overrides: torch.library.Library | None = None
 
 
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run here."""
+
+
 def _load_compiled() -> None:
     global _load_error
     if not _COMPILED.exists():
@@ -120,8 +124,8 @@ def backends(op: str, device: str = "cpu") -> list[str]:
 def use_backend(backend: str):
     """Run every op on `backend` inside the `with` block, whatever the device's default is.
 
-    The whole process is affected, all threads. Raises ValueError for an unknown name and RuntimeError when the backend
-    can run on no device here, at once; a tensor of a device the backend does not take raises RuntimeError at the call.
+    The whole process is affected, all threads. Raises ValueError for an unknown name and BackendError when the backend
+    can run on no device here, at once; a tensor of a device the backend does not take raises BackendError at the call.
     """
     if backend not in NAMES:
         raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
@@ -129,7 +133,7 @@ def use_backend(backend: str):
         reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
         if None not in reasons.values():
             detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-            raise RuntimeError(f"use_backend: {backend} cannot run {op} here ({detail})")
+            raise BackendError(f"use_backend: {backend} cannot run {op} here ({detail})")
     previous = _forced
     _force(backend)
     try:
@@ -163,7 +167,7 @@ def _override(backend: str) -> torch.library.Library:
 
 def _refuse(backend: str, op: str, reason: str):
     def kernel(*args):
-        raise RuntimeError(f"{op}: backend {backend!r} was asked for, but {reason}")
+        raise BackendError(f"{op}: backend {backend!r} was asked for, but {reason}")
     return kernel
 
 

@@ -53,7 +53,7 @@ def test_use_backend_rejects_what_cannot_run():
         with mbq.use_backend("gpu"):
             pass
     if "cuda" not in mbq.backends("fake_quantize", "cuda"):
-        with pytest.raises(RuntimeError, match="use_backend: cuda cannot run fake_quantize here"):
+        with pytest.raises(mbq.BackendError, match="use_backend: cuda cannot run fake_quantize here"):
             with mbq.use_backend("cuda"):
                 pass
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mbq_kernels import BackendError
+
 from .run import Options, Result, evaluate_run, train_run
 from .training import TrainingError
 
@@ -74,7 +76,7 @@ def _clean_errors():
     """What a user can cause ends in one line on stderr: exit code 2, after Ctrl-C 130."""
     try:
         yield
-    except (ValueError, OSError, TrainingError) as error:
+    except (ValueError, OSError, TrainingError, BackendError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
