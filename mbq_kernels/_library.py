@@ -47,6 +47,14 @@ def _load_compiled() -> None:
                       "reference, CUDA tensors Triton", RuntimeWarning, stacklevel=2)
 
 
+def _check_instruction_set() -> None:
+    wish, facts = os.environ.get("MBQ_CPU_ISA"), build()
+    if wish and facts and facts["instruction_set"].removeprefix("x86-64-") != wish:
+        warnings.warn(f"mbq_kernels: MBQ_CPU_ISA={wish} was asked for (there are baseline, v3 and v4), but the CPU loops "
+                      f"use {facts['instruction_set']}, the widest up to it that this processor has", RuntimeWarning,
+                      stacklevel=2)
+
+
 def define(op: str, raw: str, signature: str, fake) -> torch._ops.OpOverload:
     """Define raw operator `mbq::<raw>` of `op`, and register its shape function and its backends."""
     _library.define(raw + signature, tags=torch.Tag.pt2_compliant_tag)
@@ -199,3 +207,4 @@ def force_backend_from_environment() -> None:
 
 
 _load_compiled()
+_check_instruction_set()

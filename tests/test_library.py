@@ -116,6 +116,12 @@ def test_instruction_sets_agree_bit_for_bit():
     assert all(digests == results["baseline"] for digests in results.values())
 
 
+def test_an_instruction_set_that_is_not_there_is_said():
+    code, _, errors = run_python("import mbq_kernels", MBQ_CPU_ISA="avx9000")
+    assert code == 0 and "MBQ_CPU_ISA=avx9000 was asked for (there are baseline, v3 and v4), but" in errors
+    assert run_python("import mbq_kernels", MBQ_CPU_ISA="baseline") == (0, "", "")
+
+
 def test_info_tells_every_op_and_why():
     text = "\n".join(info.lines())
     for op in _library.ops():

@@ -13,7 +13,8 @@ namespace mbq {
 
 enum class Isa { baseline, v3, v4 };
 
-// The widest set the processor has, or MBQ_CPU_ISA=baseline|v3|v4 where it has that one. Read once.
+// The widest set the processor has; MBQ_CPU_ISA=baseline|v3|v4 asks for a narrower one. Read once. (The Python side warns
+// where the wish was not met.)
 inline Isa isa() {
 #if defined(__x86_64__)
   static const Isa chosen = [] {
@@ -22,8 +23,8 @@ inline Isa isa() {
                      : __builtin_cpu_supports("x86-64-v3") ? Isa::v3
                                                            : Isa::baseline;
     const char* wish = std::getenv("MBQ_CPU_ISA");
-    if (wish == nullptr) return best;
-    const Isa asked = std::strcmp(wish, "v4") == 0 ? Isa::v4 : std::strcmp(wish, "v3") == 0 ? Isa::v3 : Isa::baseline;
+    const auto wished = [&](const char* name) { return wish != nullptr && std::strcmp(wish, name) == 0; };
+    const Isa asked = wished("baseline") ? Isa::baseline : wished("v3") ? Isa::v3 : Isa::v4;
     return asked < best ? asked : best;
   }();
   return chosen;

@@ -1,0 +1,53 @@
+"""The benchmarks run, check results before they time, and the sweep of codes finds nothing - in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_codes_agree(backend):
+    from check_codes import sweep
+
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("Triton takes CUDA tensors here: bench/check_codes.py --device cuda")
+    found = sweep(backend, 3e5)
+    assert found.compared >= 3e5 and found.mismatches == 0, found.first
+
+
+def test_sweep_finds_a_planted_fault(monkeypatch):
+    """Half-up rounding, and a multiplication by 1/scale, both differ from the contract at single values."""
+    from check_codes import sweep
+
+    from mbq_kernels.reference import quant_math
+
+    monkeypatch.setattr(quant_math, "encode", lambda v, lo, hi: torch.clamp(torch.floor(v + 0.5), lo, hi))
+    assert sweep("reference", 1e5).mismatches > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(quant_math, "scaled", lambda x, scale, offset: (x - offset) * (1 / scale))
+    assert sweep("reference", 1e5).mismatches > 0
+
+
+def test_benchmarks_and_report_in_small(tmp_path):
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "pytest", BENCH, "-q", "-p", "no:cacheprovider", "--mbq-small", "--mbq-json", results,
+               "-k", "1Mi or (multi and 512x512x3x3) or (affine and 64Mi)"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent,
+                          env={**os.environ, "TRITON_INTERPRET": "0"})
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = json.loads(results.read_text())["rows"]
+    ours = [row for row in rows if row["candidate"] == "mbq cpu"]
+    assert len(ours) == 4 and all(row["ms_p50"] > 0 for row in ours)
+    compiled = [row for row in rows if row["candidate"].startswith("torch.compile") and row.get("ms_p50")]
+    assert compiled, "every table has a compiled column"
+    done = subprocess.run([sys.executable, BENCH / "report.py", results, "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mbq cpu" in (tmp_path / "report.md").read_text() and (tmp_path / "roofline.png").stat().st_size > 1000
