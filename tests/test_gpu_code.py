@@ -69,15 +69,14 @@ def cuda_code():
 
 def functions(text, marker):
     """{(architecture, function): its part of a dump}"""
-    parts, arch = {}, None
+    parts, arch, current = {}, None, []
     for line in text.splitlines():
         if match := re.search(r"arch = sm_(\d+)", line):
-            arch = match[1]
-        if match := re.search(marker, line):
-            name = match[1]
-            parts[arch, name] = []
-        elif parts:
-            parts[arch, name].append(line)
+            arch, current = match[1], []
+        elif match := re.search(marker, line):
+            current = parts[arch, match[1]] = []
+        else:
+            current.append(line)
     return {key: "\n".join(lines) for key, lines in parts.items()}
 
 

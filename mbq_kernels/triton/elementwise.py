@@ -19,36 +19,45 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and eve
 
 @triton.jit
 def _tile(rows, cols, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """(element offsets, their mask, channel of each row or column, first row, first column) of this program's tile"""
+    """(element offsets, their mask, channel of each row or column, which of those exist, slots of their partial sums)"""
     col_tiles = tl.cdiv(cols, BLOCK_COLS)
-    # int64 before the multiplication: tensors have more than 2^31 elements
-    pid = tl.program_id(0).to(tl.int64)
-    row = (pid // col_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    col = (pid % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
-    channel = row % channels if BY_ROW else col // inner
-    return row * cols + col, (row < rows) & (col < cols), channel, row, col
+    row_tile = tl.program_id(0) // col_tiles
+    col_tile = tl.program_id(0) % col_tiles
+    # int64 before the multiplication: tensors have more than 2^31 elements, but not more than 2^31 columns by column,
+    # where a division follows (in int64 a subroutine, for whose call registers go to memory)
+    row = row_tile.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    col = (col_tile.to(tl.int64) if BY_ROW else col_tile) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    if BY_ROW:
+        channel = row % channels
+        exists = row < rows
+        slot = row * col_tiles + col_tile
+    else:
+        channel = col // inner
+        exists = col < cols
+        slot = row_tile.to(tl.int64) * cols + col
+    offsets = row[:, None] * cols + col[None, :]
+    return offsets, (row < rows)[:, None] & (col < cols)[None, :], channel, exists, slot
 
 
 @triton.jit
-def _parameter(ptr, k: tl.constexpr, channels, channel, mask, missing: tl.constexpr):
-    """The k-th row's value for each channel; `missing` outside the matrix, and where there is no such parameter"""
+def _parameter(ptr, k: tl.constexpr, channels, channel, exists, missing: tl.constexpr, BY_ROW: tl.constexpr):
+    """The k-th row's value of each channel, along the tile; `missing` outside, and where there is no such parameter"""
     if ptr is None:
         value = tl.full(channel.shape, missing, tl.float32)
     else:
-        value = tl.load(ptr + k * channels + channel, mask=mask, other=missing)
-    return value
+        value = tl.load(ptr + k * channels + channel, mask=exists, other=missing)
+    return value[:, None] if BY_ROW else value[None, :]
 
 
 @triton.jit
 def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, channels, inner,
                    VALUE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """out[k] = VALUE(x, scale[k], shift[k], lo[k], hi[k])"""
-    offsets, mask, channel, row, col = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    known = row < rows if BY_ROW else col < cols
+    offsets, mask, channel, exists, slot = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
-        shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
+        scale = _parameter(scale_ptr, k, channels, channel, exists, 1.0, BY_ROW)
+        shift = _parameter(shift_ptr, k, channels, channel, exists, 0.0, BY_ROW)
         value = VALUE(x, scale, shift, los[k], his[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
@@ -58,26 +67,21 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
                     factors, rows, cols, channels, inner, sums, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
                     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
-    offsets, mask, channel, row, col = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    known = row < rows if BY_ROW else col < cols
-    # one slot a row and column tile, or a row tile and column
-    slot = row * tl.cdiv(cols, BLOCK_COLS) + col // BLOCK_COLS if BY_ROW else (row // BLOCK_ROWS) * cols + col
-    slot = tl.min(slot, axis=1 if BY_ROW else 0)
+    offsets, mask, channel, exists, slot = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     axis: tl.constexpr = 1 if BY_ROW else 0
-    kept = tl.max(known.to(tl.int32), axis=axis) > 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
-        scale = _parameter(scale_ptr, k, channels, channel, known, 1.0)
-        shift = _parameter(shift_ptr, k, channels, channel, known, 0.0)
+        scale = _parameter(scale_ptr, k, channels, channel, exists, 1.0, BY_ROW)
+        shift = _parameter(shift_ptr, k, channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, los[k], his[k])
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
         to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
-        tl.store(scale_sums_ptr + k * sums + slot, to_scale, mask=kept)
+        tl.store(scale_sums_ptr + k * sums + slot, to_scale, mask=exists)
         if shift_ptr is not None:
             to_shift = tl.sum(tl.where(mask, to_shift, 0.0), axis=axis) * factors[k]
-            tl.store(shift_sums_ptr + k * sums + slot, to_shift, mask=kept)
+            tl.store(shift_sums_ptr + k * sums + slot, to_shift, mask=exists)
     tl.store(grad_x_ptr + offsets, to_storage(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
 
 
