@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from mbq_kernels._library import build
+
 PACKAGES = ("torch", "triton", "torchao", "brevitas", "flag_gems", "nncf", "numpy", "pytest-benchmark")
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
 GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
@@ -17,7 +19,7 @@ GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.s
 def describe(device: str) -> dict:
     """Facts that a reader needs to repeat a measurement on `device` ("cpu" or "cuda")."""
     facts = {"device": device, "cpu": _cpu_name(), "cpu_flags": _cpu_flags(), "threads": torch.get_num_threads(),
-             "isa_forced": os.environ.get("MBQ_CPU_ISA"), "python": platform.python_version(),
+             "instruction_set": (build() or {}).get("instruction_set"), "python": platform.python_version(),
              "versions": {name: _version(name) for name in PACKAGES}, "cuda": torch.version.cuda,
              "commit": _commit(), "command": _command()}
     return facts | ({"gpu": _gpu()} if device == "cuda" else {})
