@@ -19,7 +19,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt torchao brevitas
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,bench]"
 	$(BIN)/python -m pytest bench
 
 $(VENV)/installed: $(SOURCES)

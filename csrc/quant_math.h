@@ -16,7 +16,7 @@ namespace mbq {
 template <class T>
 struct Bounds {
   T lo, hi;
-  // Signed 1 bit is the only code range with lo = -hi; its codes are the signs.
+  // Of what bounds() gives, only signed 1 bit has lo = -hi; its codes are the signs.
   MBQ_HD bool binary() const { return lo == -hi; }
 };
 
@@ -74,7 +74,8 @@ struct Terms {
   T x, scale, shift;
 };
 
-// inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)
+// inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
+// NaN: (0, NaN, 0)
 template <class T>
 MBQ_HD Terms<T> gradient_terms(T grad, T v, Bounds<T> b) {
   const T bound = clamp(v, b.lo, b.hi), rounding = encode(v, b) - v;

@@ -16,16 +16,30 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   Quantizers(const char* name, std::vector<Bounds<double>> r, const Tensor& s, const std::optional<Tensor>& shift)
       : op(name), ranges(std::move(r)), scales(make_contiguous(s)) {
     if (shift) shifts = make_contiguous(*shift);
-    const int64_t count = static_cast<int64_t>(ranges.size());
-    MBQ_CHECK(count > 0 && scales.numel() % count == 0, op, ": scales must have one row per bit-width (", count,
-              "), got ", scales.numel(), " elements");
-    MBQ_CHECK(!shifts || shifts->numel() == scales.numel(), op, ": offsets must have as many elements as scales");
   }
 
-  // What the loops take on trust: one gradient per quantizer, one scale per channel.
-  void check(const Layout& layout, size_t tensors) const {
-    MBQ_CHECK(tensors == ranges.size(), op, ": grads must be one per bit-width (", ranges.size(), "), got ", tensors);
-    MBQ_CHECK(channels() == layout.channels, op, ": scales must have ", layout.channels, " channels, got ", channels());
+  // Bit-widths instead of ranges.
+  Quantizers(const char* name, const std::vector<int64_t>& bits, bool is_signed, const Tensor& s,
+             const std::optional<Tensor>& shift)
+      : Quantizers(name, {}, s, shift) {
+    for (int64_t b : bits) {
+      check(1 <= b && b <= 8, op, ": bits must be between 1 and 8, got ", b);
+      ranges.push_back(bounds<double>(b, is_signed));
+    }
+  }
+
+  // What the loops take on trust: one tensor (result or gradient) per quantizer, one parameter per channel, dtypes.
+  void check_against(const Tensor& x, const Layout& layout, const std::vector<Tensor>& tensors) const {
+    const int64_t wanted = static_cast<int64_t>(ranges.size()) * layout.channels;
+    check(!ranges.empty() && tensors.size() == ranges.size(), op, ": needs one tensor per bit-width (", ranges.size(),
+          "), got ", tensors.size());
+    for (const Tensor& tensor : tensors)
+      check(tensor.scalar_type() == tensors[0].scalar_type(), op, ": all gradients must have one dtype");
+    const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    for (const Tensor& parameter : shifts ? std::vector<Tensor>{scales, *shifts} : std::vector<Tensor>{scales})
+      check(parameter.numel() == wanted && parameter.scalar_type() == dtype && same_device(parameter, x), op,
+            ": scales and offsets must have ", wanted,
+            " elements, x's device, and be float64 where x is, else float32");
   }
 
   int64_t channels() const { return scales.numel() / static_cast<int64_t>(ranges.size()); }
@@ -38,11 +52,5 @@ struct __attribute__((visibility("hidden"))) Quantizers {
     return factors;
   }
 };
-
-inline std::vector<Bounds<double>> ranges_of(const std::vector<int64_t>& bits, bool is_signed) {
-  std::vector<Bounds<double>> ranges;
-  for (int64_t b : bits) ranges.push_back(bounds<double>(b, is_signed));
-  return ranges;
-}
 
 }  // namespace mbq

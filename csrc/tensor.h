@@ -11,11 +11,20 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <vector>
 
-#define MBQ_CHECK STD_TORCH_CHECK
-
 namespace mbq {
+
+// Throws what Python sees as RuntimeError, with the message alone: no file, no line.
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -36,11 +45,16 @@ using wide_t = typename Wide<T>::type;
 template <class Body>
 void dispatch_floats(const char* op, ScalarType dtype, const Body& body) {
   switch (dtype) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::BFloat16: return body(c10::BFloat16{});
-    case ScalarType::Half: return body(c10::Half{});
-    case ScalarType::Double: return body(double{});
-    default: MBQ_CHECK(false, op, ": dtype must be float32, bfloat16, float16 or float64");
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::BFloat16:
+      return body(c10::BFloat16{});
+    case ScalarType::Half:
+      return body(c10::Half{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      check(false, op, ": dtype must be float32, bfloat16, float16 or float64");
   }
 }
 
@@ -73,8 +87,9 @@ inline bool is_dense(const Tensor& x) {
   return true;
 }
 
-inline Layout layout_of(const Tensor& dense, std::optional<int64_t> axis) {
+inline Layout layout_of(const char* op, const Tensor& dense, std::optional<int64_t> axis) {
   if (!axis) return {1, 1, dense.numel()};
+  check(0 <= *axis && *axis < dense.dim(), op, ": axis must be between 0 and ", dense.dim(), ", got ", *axis);
   Layout layout{1, dense.size(*axis), 1};
   if (layout.channels < 2) return {1, layout.channels, dense.numel()};
   bool faster = false;
@@ -110,15 +125,22 @@ inline Tensor allocate_like(const Tensor& dense, ScalarType dtype) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(dense.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(dense.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dense.dim(), dense.sizes().data(), dense.strides().data(), dtype_code, device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dense.dim(), dense.sizes().data(), dense.strides().data(),
+                                                         dtype_code, device_type, device_index, &handle));
   return Tensor(handle);
 }
 
 inline Tensor allocate_like(const Tensor& dense) { return allocate_like(dense, dense.scalar_type()); }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device() == b.get_device();
+}
+
 // The gradient of a dense tensor in that tensor's memory order.
-inline Tensor aligned(const Tensor& grad, const Tensor& dense) {
+inline Tensor aligned(const char* op, const Tensor& grad, const Tensor& dense) {
+  check(std::equal(grad.sizes().begin(), grad.sizes().end(), dense.sizes().begin(), dense.sizes().end()) &&
+            same_device(grad, dense),
+        op, ": the gradient must have x's shape and device");
   if (same_memory_order(grad, dense)) return grad;
   Tensor copy = allocate_like(dense, grad.scalar_type());
   torch::stable::copy_(copy, grad);
@@ -127,7 +149,7 @@ inline Tensor aligned(const Tensor& grad, const Tensor& dense) {
 
 inline Tensor make_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
-// A tensor without elements, in the place of a gradient that was not asked for.
+// A tensor without elements, in the place of the gradient of a parameter that is absent.
 inline Tensor none_like(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
 
 }  // namespace mbq

@@ -15,6 +15,8 @@ def check_float(op: str, name: str, tensor) -> None:
 
 def check_x(op: str, x) -> None:
     check_float(op, "x", x)
+    if x.layout != torch.strided:
+        raise TypeError(f"{op}: x must be a dense tensor, got layout {x.layout}")
     if x.dtype == torch.float64 and x.device.type == "cuda":
         raise TypeError(f"{op}: x must be float32, bfloat16 or float16 on {x.device} (float64 is for the CPU), "
                         "got torch.float64")
@@ -69,10 +71,10 @@ def check_parameter(op: str, name: str, parameter, x, axis):
     if axis is not None and count != 1 and tuple(parameter.shape) != (x.shape[axis],):
         raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements (x has shape {tuple(x.shape)}, "
                          f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
-    return widen(parameter, x)
+    return to_arithmetic(parameter, x)
 
 
-def widen(parameter, x):
+def to_arithmetic(parameter, x):
     """`parameter` in the dtype of the arithmetic on x."""
     return parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 

@@ -43,16 +43,16 @@ def _load_compiled() -> None:
         except OSError as error:
             _load_error = f"{_COMPILED.name} does not load: {error}"
     if _load_error and os.environ.get("MBQ_BACKEND") not in ("reference", "triton"):
-        warnings.warn(f"mbq_kernels: compiled kernels are missing ({_load_error}); CPU tensors use the PyTorch "
-                      "reference, CUDA tensors Triton", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"mbq_kernels: compiled kernels are missing ({_load_error}); CPU tensors use the PyTorch reference, "
+                      "CUDA tensors Triton or the reference", RuntimeWarning, stacklevel=2)
 
 
 def _check_instruction_set() -> None:
     wish, facts = os.environ.get("MBQ_CPU_ISA"), build()
     if wish and facts and facts["instruction_set"].removeprefix("x86-64-") != wish:
-        warnings.warn(f"mbq_kernels: MBQ_CPU_ISA={wish} was asked for (there are baseline, v3 and v4), but the CPU loops "
-                      f"use {facts['instruction_set']}, the widest up to it that this processor has", RuntimeWarning,
-                      stacklevel=2)
+        warnings.warn(f"mbq_kernels: MBQ_CPU_ISA={wish} was asked for (there are baseline, v3 and v4), but the CPU "
+                      f"loops use {facts['instruction_set']}, the widest up to it that this processor has",
+                      RuntimeWarning, stacklevel=2)
 
 
 def define(op: str, raw: str, signature: str, fake) -> torch._ops.OpOverload:
@@ -60,19 +60,22 @@ def define(op: str, raw: str, signature: str, fake) -> torch._ops.OpOverload:
     _library.define(raw + signature, tags=torch.Tag.pt2_compliant_tag)
     torch.library.register_fake(f"mbq::{raw}", fake, lib=_library)
     kernel = getattr(torch.ops.mbq, raw).default
-    torch.library.register_vmap(f"mbq::{raw}", lambda info, dims, *args: _one_by_one(kernel, info, dims, args), lib=_library)
+    torch.library.register_vmap(
+        f"mbq::{raw}", lambda info, dims, *args: _one_by_one(kernel, info, dims, args), lib=_library)
     for key, compiled in _compiled.items():
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"mbq::{raw}", key):
             compiled.add(raw)
     _raw_names.setdefault(op, []).append(raw)
     _fallbacks.impl(raw, _python_kernel("reference", op, raw), "CompositeExplicitAutograd")
-    if raw not in _compiled["CUDA"] and _triton_reason() is None:
+    if raw not in _compiled["CUDA"] and _triton_reason(op) is None:
         _fallbacks.impl(raw, _python_kernel("triton", op, raw), "CUDA")
     return kernel
 
 
 def _one_by_one(kernel, info, dims, args):
     """The vmap rule of every raw operator: a loop over the batch, for correctness and not for speed."""
+    if info.batch_size == 0:
+        raise ValueError(f"{kernel.name()}: vmap needs a batch of at least one")
     flat_args, structure = pytree.tree_flatten(list(args))
     flat_dims = pytree._broadcast_to_and_flatten(list(dims), structure)
     results = []
@@ -90,7 +93,9 @@ def _python_kernel(backend: str, op: str, raw: str):
     return kernel
 
 
-def _triton_reason() -> str | None:
+def _triton_reason(op: str) -> str | None:
+    if not Path(__file__).with_name("triton").joinpath(f"{op}.py").exists():
+        return f"{op} has no Triton kernel"
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
@@ -107,12 +112,16 @@ def why_not(backend: str, op: str, device: str) -> str | None:
     if backend == "triton":
         if device == "cpu" and not _interpreting():
             return "Triton runs on CPU tensors only under TRITON_INTERPRET=1"
-        return _triton_reason()
+        return _triton_reason(op)
     if backend != device:
         return f"{backend} kernels take {backend} tensors"
     if set(_raw_names[op]) <= _compiled[device.upper()]:
         return None
-    return _load_error or "built without CUDA (no nvcc, or MBQ_CUDA=off)"
+    if _load_error:
+        return _load_error
+    if not _compiled[device.upper()] and device == "cuda":
+        return "built without CUDA (no nvcc, or MBQ_CUDA=off)"
+    return f"{_COMPILED.name} has no {op}: build it again"
 
 
 def backends(op: str, device: str = "cpu") -> list[str]:

@@ -21,8 +21,18 @@ struct Arguments {
 
 template <template <class> class Quantizer, class T>
 Job<Quantizer, T, T> job_of(const Arguments<T>& a) {
-  Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner), a.aligned, a.levels, {}, a.scale, a.shift, a.x,
-                           {}, {}, a.grad_x, a.scale_sums, a.shift_sums};
+  Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner),
+                           a.aligned,
+                           a.levels,
+                           {},
+                           a.scale,
+                           a.shift,
+                           a.x,
+                           {},
+                           {},
+                           a.grad_x,
+                           a.scale_sums,
+                           a.shift_sums};
   for (int k = 0; k < a.levels; ++k) {
     job.quantizer[k].range = {a.lo[k], a.hi[k]};
     job.out[k] = a.others[k];
@@ -36,9 +46,11 @@ void forward(const Arguments<T>& a) {
   const auto job = job_of<Quantizer, T>(a);
   for (int64_t task = 0; task < job.walk.tasks; ++task) {
     Forward<Quantizer, T, T> visit{job, job.walk.channel_of(task)};
-    if (!job.walk.by_run) walk_column(job.walk, task, visit);
+    if (!job.walk.by_run)
+      walk_column(job.walk, task, visit);
     else
-      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T, T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
+      for (int lane = 0; lane < a.lanes; ++lane)
+        walk_run<kPack<T, T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
   }
 }
 
@@ -47,19 +59,21 @@ void backward(const Arguments<T>& a) {
   const auto job = job_of<Quantizer, T>(a);
   for (int64_t task = 0; task < job.walk.tasks; ++task) {
     Backward<Quantizer, T, T, kMaxLevels> visit(job, job.walk.channel_of(task));
-    if (!job.walk.by_run) walk_column(job.walk, task, visit);
+    if (!job.walk.by_run)
+      walk_column(job.walk, task, visit);
     else
-      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T, T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
+      for (int lane = 0; lane < a.lanes; ++lane)
+        walk_run<kPack<T, T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
     visit.finish(task, true, [](double value) { return value; });
   }
 }
 
 }  // namespace
 
-#define MBQ_HOST(name, T)                                                                              \
-  extern "C" void forward_##name(Arguments<T>* a) { forward<FakeQuantize, T>(*a); }                    \
-  extern "C" void forward_affine_##name(Arguments<T>* a) { forward<FakeQuantizeAffine, T>(*a); }       \
-  extern "C" void backward_##name(Arguments<T>* a) { backward<FakeQuantize, T>(*a); }                  \
+#define MBQ_HOST(name, T)                                                                        \
+  extern "C" void forward_##name(Arguments<T>* a) { forward<FakeQuantize, T>(*a); }              \
+  extern "C" void forward_affine_##name(Arguments<T>* a) { forward<FakeQuantizeAffine, T>(*a); } \
+  extern "C" void backward_##name(Arguments<T>* a) { backward<FakeQuantize, T>(*a); }            \
   extern "C" void backward_affine_##name(Arguments<T>* a) { backward<FakeQuantizeAffine, T>(*a); }
 MBQ_HOST(float32, float)
 MBQ_HOST(bfloat16, c10::BFloat16)

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 
 import mbq_kernels as mbq
-import oracles
 
 ROOT = Path(__file__).resolve().parent.parent
 I64, PTR = ctypes.c_int64, ctypes.c_void_p

@@ -79,7 +79,8 @@ def test_missing_library_warns_once_and_runs_on_the_reference(tmp_path):
     code = ("import sys, pathlib; import mbq_kernels; root = pathlib.Path(mbq_kernels.__file__).parent; "
             f"import shutil; shutil.copytree(root, r'{tmp_path}/mbq_kernels', ignore=shutil.ignore_patterns('*.so'))")
     assert run_python(code)[0] == 0
-    code, out, errors = run_python(f"import sys; sys.path.insert(0, r'{tmp_path}'); {CALL}; print(m.backends('fake_quantize'))")
+    code, out, errors = run_python(
+        f"import sys; sys.path.insert(0, r'{tmp_path}'); {CALL}; print(m.backends('fake_quantize'))")
     assert code == 0 and out == "[1.0, 1.0]\n['reference']\n"
     assert errors.count("compiled kernels are missing (_C.so was not built)") == 1
 

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 
 import mbq_kernels as mbq
-import oracles
 
 ROOT = Path(__file__).resolve().parent.parent
 STATEMENTS = {

@@ -53,6 +53,30 @@ def test_opcheck(device, raw, layout):
     torch.library.opcheck(getattr(torch.ops.mbq, raw).default, RAW[raw](x, scale))
 
 
+X, SCALE = torch.randn(3, 700), torch.ones(3)
+MALFORMED = {
+    "gradient of another shape": ("fake_quantize_backward", (torch.randn(1), X, SCALE, None, 4, True, 0, None)),
+    "gradient that would broadcast": ("fake_quantize_backward", (X[:1], X, SCALE, None, 4, True, 0, None)),
+    "negative axis": ("fake_quantize_forward", (X, SCALE, None, 4, True, -2, None)),
+    "axis too large": ("fake_quantize_forward", (X, SCALE, None, 4, True, 2, None)),
+    "too few scales": ("fake_quantize_forward", (X, SCALE[:2], None, 4, True, 0, None)),
+    "bfloat16 scale": ("fake_quantize_forward", (X, SCALE.bfloat16(), None, 4, True, 0, None)),
+    "float32 scale of float64 x": ("fake_quantize_forward", (X.double(), SCALE, None, 4, True, 0, None)),
+    "bfloat16 offset": ("fake_quantize_forward", (X, SCALE, SCALE.bfloat16(), 4, True, 0, None)),
+    "bits": ("fake_quantize_forward", (X, SCALE, None, 99, True, 0, None)),
+    "gradients of two dtypes":
+        ("fake_quantize_multi_backward", ([X, X.bfloat16()], X, torch.ones(2, 3), None, [4, 2], True, 0, None)),
+    "a gradient too few": ("fake_quantize_multi_backward", ([X], X, torch.ones(2, 3), None, [4, 2], True, 0, None)),
+}
+
+
+@pytest.mark.parametrize("raw, arguments", MALFORMED.values(), ids=MALFORMED.keys())
+def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
+    """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
+    with pytest.raises(RuntimeError, match="^fake_quantize(_multi)?: "):
+        getattr(torch.ops.mbq, raw)(*arguments)
+
+
 def test_every_raw_operator_is_checked():
     from mbq_kernels._library import _raw_names
 
@@ -68,6 +92,13 @@ def test_compile_fullgraph(device, op):
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
     with torch.no_grad():
         assert torch.equal(compiled(x, scale), op(x, scale))
+
+
+def test_compile_takes_scales_in_any_layout(device):
+    x, scales = torch.randn(5, 7, device=device), torch.rand(7, 3, device=device).add(0.1).t().requires_grad_()
+    f = lambda x, s: sum(t.square().sum() for t in mbq.fake_quantize_multi(x, s, bits=[2, 3, 4], axis=1))  # noqa: E731
+    expected = torch.autograd.grad(f(x, scales), scales)[0]
+    assert torch.equal(torch.autograd.grad(torch.compile(f, fullgraph=True)(x, scales), scales)[0], expected)
 
 
 @every_op

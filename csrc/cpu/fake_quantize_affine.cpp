@@ -1,12 +1,13 @@
-// fake_quantize_affine on the CPU: x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale, and the
-// gradients of torch's learnable fake-quantization (Jacob et al., 2018, arXiv 1712.05877; Jain et al., 2020, 1903.08066).
+// fake_quantize_affine on the CPU: x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale
+// (Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12), and the gradients of torch's learnable fake-quantization.
 #include "quantizer.h"
 
 namespace mbq {
 namespace {
 
 Quantizers quantizers(const Tensor& scale, const Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  return {"fake_quantize_affine", {{static_cast<double>(quant_min), static_cast<double>(quant_max)}}, scale, zero_point};
+  return {
+      "fake_quantize_affine", {{static_cast<double>(quant_min), static_cast<double>(quant_max)}}, scale, zero_point};
 }
 
 Tensor fake_quantize_affine_forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,

@@ -5,9 +5,12 @@
 
 MBQ_EXPORT const char* mbq_instruction_set() {
   switch (mbq::isa()) {
-    case mbq::Isa::v4: return "x86-64-v4";
-    case mbq::Isa::v3: return "x86-64-v3";
-    default: return "baseline";
+    case mbq::Isa::v4:
+      return "x86-64-v4";
+    case mbq::Isa::v3:
+      return "x86-64-v3";
+    default:
+      return "baseline";
   }
 }
 

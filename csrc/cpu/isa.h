@@ -13,8 +13,8 @@ namespace mbq {
 
 enum class Isa { baseline, v3, v4 };
 
-// The widest set the processor has; MBQ_CPU_ISA=baseline|v3|v4 asks for a narrower one. Read once. (The Python side warns
-// where the wish was not met.)
+// The widest set the processor has; MBQ_CPU_ISA=baseline|v3|v4 asks for a narrower one. Read once. (The Python side
+// warns where the wish was not met.)
 inline Isa isa() {
 #if defined(__x86_64__)
   static const Isa chosen = [] {
@@ -33,9 +33,6 @@ inline Isa isa() {
 #endif
 }
 
-// Runs Body{}(arguments...) compiled for the instruction set in use. Body::operator() must be always_inline: that puts
-// its loop into the function that carries the target. (target_clones would do the same, but nobody could then choose
-// the set, and the tests compare all of them.)
 template <class Body, class... Arguments>
 inline void run_baseline(Arguments... arguments) {
   Body{}(arguments...);
@@ -53,6 +50,9 @@ __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void ru
 }
 #endif
 
+// Runs Body{}(arguments...) compiled for the instruction set in use. Body::operator() must be always_inline: that puts
+// its loop into the function that carries the target. (target_clones would do the same, but nobody could then choose
+// the set, and the tests compare all of them.)
 template <class Body, class... Arguments>
 inline void run(Arguments... arguments) {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// Tensors in, tensors out, for every quantizer with per-channel parameters: memory order, dtypes, checks, then the loop.
+// Tensors in, tensors out, for every quantizer with per-channel parameters: memory order, dtypes, checks, the loop.
 #pragma once
 
 #include "../quantizers.h"
@@ -6,16 +6,17 @@
 
 namespace mbq {
 
-// The quantizers with their parameters in the arithmetic's dtype. Values are looked at here, on the host, before the loop.
+// The quantizers with their parameters in the arithmetic's dtype. Values are looked at here, on the host, before the
+// loop.
 template <template <class> class Quantizer, class W>
 std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
   const W* scale = static_cast<const W*>(q.scales.const_data_ptr());
   const W* shift = q.shifts ? static_cast<const W*>(q.shifts->const_data_ptr()) : nullptr;
   for (int64_t i = 0; i < q.scales.numel(); ++i) {
-    MBQ_CHECK(scale[i] > 0 && std::isfinite(scale[i]), q.op, ": scale must be finite and > 0, got ", scale[i],
-              " (element ", i, ")");
-    MBQ_CHECK(!Quantizer<W>::integer_shift || !std::isnan(shift[i]), q.op, ": zero_point must not be NaN (element ", i,
-              ")");
+    check(scale[i] > 0 && std::isfinite(scale[i]), q.op, ": scale must be finite and > 0, got ", scale[i], " (element ",
+          i, ")");
+    check(!Quantizer<W>::integer_shift || !std::isnan(shift[i]), q.op, ": zero_point must not be NaN (element ", i,
+          ")");
   }
   std::vector<Level<Quantizer<W>, W>> levels;
   for (const Bounds<double>& range : q.ranges) {
@@ -31,11 +32,11 @@ template <template <class> class Quantizer>
 std::vector<Tensor> quantize_forward(const Quantizers& quantizers, const Tensor& given_x, std::optional<int64_t> axis,
                                      std::optional<ScalarType> out_dtype) {
   const Tensor x = dense(given_x);
-  const Layout layout = layout_of(x, axis);
-  quantizers.check(layout, quantizers.ranges.size());
+  const Layout layout = layout_of(quantizers.op, x, axis);
   std::vector<Tensor> outs;
   for (size_t k = 0; k < quantizers.ranges.size(); ++k)
     outs.push_back(allocate_like(x, out_dtype.value_or(x.scalar_type())));
+  quantizers.check_against(x, layout, outs);
   dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
@@ -47,37 +48,36 @@ std::vector<Tensor> quantize_forward(const Quantizers& quantizers, const Tensor&
         for (const Tensor& out : outs) to.push_back(static_cast<Out*>(out.mutable_data_ptr()));
         forward_loop(layout, levels, static_cast<const T*>(x.const_data_ptr()), to);
       } else {
-        MBQ_CHECK(false, quantizers.op, ": x and the result must both be float64 or neither");
+        check(false, quantizers.op, ": x and the result must both be float64 or neither");
       }
     });
   });
   return outs;
 }
 
-// sums (K, C) times factors (K), in the shape and dtype of `parameter`.
-inline Tensor parameter_gradient(const Tensor& parameter, const std::vector<double>& sums,
-                                 const std::vector<double>& factors) {
+// sums (K, C) times factors (K), as a tensor like `parameter`, whose dtype W is.
+template <class W>
+Tensor parameter_gradient(const Tensor& parameter, const std::vector<double>& sums,
+                          const std::vector<double>& factors) {
   Tensor gradient = allocate_like(parameter);
+  W* out = static_cast<W*>(gradient.mutable_data_ptr());
   const size_t channels = sums.size() / factors.size();
-  dispatch_floats("parameter_gradient", parameter.scalar_type(), [&](auto storage) {
-    using P = decltype(storage);
-    P* out = static_cast<P*>(gradient.mutable_data_ptr());
-    for (size_t i = 0; i < sums.size(); ++i) out[i] = static_cast<P>(factors[i / channels] * sums[i]);
-  });
+  for (size_t i = 0; i < sums.size(); ++i) out[i] = static_cast<W>(factors[i / channels] * sums[i]);
   return gradient;
 }
 
 // Gradients of x, of the scales and of the shifts (no elements where there are none).
 template <template <class> class Quantizer>
-std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers, const std::vector<Tensor>& given_grads,
-                                                     const Tensor& given_x, std::optional<int64_t> axis,
-                                                     std::optional<double> grad_factor) {
+std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers,
+                                                     const std::vector<Tensor>& given_grads, const Tensor& given_x,
+                                                     std::optional<int64_t> axis, std::optional<double> grad_factor) {
   const Tensor x = dense(given_x), grad_x = allocate_like(x);
   std::vector<Tensor> grads;
-  for (const Tensor& grad : given_grads) grads.push_back(aligned(grad, x));
-  const Layout layout = layout_of(x, axis);
-  quantizers.check(layout, grads.size());
-  ChannelSums sums;
+  for (const Tensor& grad : given_grads) grads.push_back(aligned(quantizers.op, grad, x));
+  const Layout layout = layout_of(quantizers.op, x, axis);
+  quantizers.check_against(x, layout, grads);
+  const std::vector<double> factors = quantizers.grad_factors(layout, grad_factor);
+  Tensor grad_scales, grad_shifts = none_like(quantizers.scales);
   dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
@@ -87,17 +87,16 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
       if constexpr (std::is_same_v<wide_t<Grad>, W>) {
         std::vector<const Grad*> from;
         for (const Tensor& grad : grads) from.push_back(static_cast<const Grad*>(grad.const_data_ptr()));
-        sums = backward_loop(layout, levels, from, static_cast<const T*>(x.const_data_ptr()),
-                             static_cast<T*>(grad_x.mutable_data_ptr()));
+        const ChannelSums sums = backward_loop(layout, levels, from, static_cast<const T*>(x.const_data_ptr()),
+                                               static_cast<T*>(grad_x.mutable_data_ptr()));
+        grad_scales = parameter_gradient<W>(quantizers.scales, sums.scale, factors);
+        if (quantizers.shifts) grad_shifts = parameter_gradient<W>(*quantizers.shifts, sums.shift, factors);
       } else {
-        MBQ_CHECK(false, quantizers.op, ": x and the gradient must both be float64 or neither");
+        check(false, quantizers.op, ": x and the gradient must both be float64 or neither");
       }
     });
   });
-  const std::vector<double> factors = quantizers.grad_factors(layout, grad_factor);
-  const Tensor grad_shifts = quantizers.shifts ? parameter_gradient(*quantizers.shifts, sums.shift, factors)
-                                               : none_like(quantizers.scales);
-  return {grad_x, parameter_gradient(quantizers.scales, sums.scale, factors), grad_shifts};
+  return {grad_x, grad_scales, grad_shifts};
 }
 
 }  // namespace mbq

@@ -8,74 +8,11 @@
 // Everything but the __global__ functions is host code too: the tests run it there with one lane a warp.
 #pragma once
 
-#include <cstring>
-
-#include "../quant_math.h"
+#include "walk.cuh"
 
 namespace mbq {
 
 constexpr int kMaxLevels = 8;
-constexpr int64_t kChunk = 2048;     // elements of a run that one warp takes
-constexpr int64_t kShortRun = 32;    // shorter runs are walked by column
-constexpr int64_t kRowGroup = 256;   // rows that one thread goes down
-
-template <class T, int count>
-struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
-  T at[count];
-};
-
-// Elements in one access: 16 bytes of the narrower type, several times 16 of the wider.
-template <class A, class B>
-constexpr int kPack = 16 / (sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
-
-// Element i of memory belongs to channel (i / inner) % channels.
-struct Walk {
-  int64_t outer, channels, inner;
-  bool by_run;
-  int64_t pieces;  // chunks a run, or groups of rows
-  int64_t tasks;   // chunks, or columns times groups
-
-  Walk(int64_t o, int64_t c, int64_t i) : outer(o), channels(c), inner(i), by_run(c == 1 || i >= kShortRun) {
-    pieces = ((by_run ? inner : outer) + (by_run ? kChunk : kRowGroup) - 1) / (by_run ? kChunk : kRowGroup);
-    tasks = pieces * channels * (by_run ? outer : inner);
-  }
-
-  MBQ_HD int64_t columns() const { return channels * inner; }
-  MBQ_HD int64_t channel_of(int64_t task) const {
-    return by_run ? task / pieces % channels : task % columns() / inner;
-  }
-
-  // The partial sums of a channel, in the order of memory: how many, and where the e-th is.
-  MBQ_HD int64_t sums_of_channel() const { return pieces * (by_run ? outer : inner); }
-  MBQ_HD int64_t sum_index(int64_t channel, int64_t e) const {
-    if (by_run) return (e / pieces * channels + channel) * pieces + e % pieces;
-    return e / inner * columns() + channel * inner + e % inner;
-  }
-};
-
-// Calls visit.at<count, batch>(i, step) for all elements of a task: `batch` accesses of `count` elements each, at i,
-// i + step, ... Lanes share a chunk of a run; a column has one lane. aligned: every pointer is a multiple of 16 bytes.
-template <int width, int batch, class Visit>
-MBQ_HD void walk_run(const Walk& walk, int64_t task, int lane, int lanes, bool aligned, Visit& visit) {
-  const int64_t from = task / walk.pieces * walk.inner, piece = task % walk.pieces * kChunk;
-  const int64_t begin = from + piece, left = walk.inner - piece, n = left < kChunk ? left : kChunk;
-  const int64_t misfit = (width - begin % width) % width;
-  const int64_t head = !aligned || misfit > n ? n : misfit;
-  const int64_t packed = (n - head) / width * width;
-  const int64_t step = static_cast<int64_t>(lanes) * width, body = begin + head, tail = body + packed;
-  for (int64_t i = begin + lane; i < body; i += lanes) visit.template at<1, 1>(i, 0);
-  int64_t i = body + lane * width;
-  for (; i + (batch - 1) * step < tail; i += batch * step) visit.template at<width, batch>(i, step);
-  for (; i < tail; i += step) visit.template at<width, 1>(i, 0);
-  for (i = tail + lane; i < begin + n; i += lanes) visit.template at<1, 1>(i, 0);
-}
-
-template <class Visit>
-MBQ_HD void walk_column(const Walk& walk, int64_t task, Visit& visit) {
-  const int64_t columns = walk.columns(), column = task % columns, first = task / columns * kRowGroup;
-  const int64_t left = walk.outer - first, rows = left < kRowGroup ? left : kRowGroup;
-  for (int64_t row = first; row < first + rows; ++row) visit.template at<1, 1>(row * columns + column, 0);
-}
 
 // What a launch works on: K quantizers over x. shift is null where there are none.
 template <template <class> class Quantizer, class T, class Other>
@@ -96,41 +33,6 @@ struct Job {
   MBQ_HD float scale_at(int k, int64_t channel) const { return scale[k * walk.channels + channel]; }
   MBQ_HD float shift_at(int k, int64_t channel) const { return shift ? shift[k * walk.channels + channel] : 0.0f; }
 };
-
-// A pack of 16 bytes and more moves as 16-byte words: left to itself, nvcc splits the copy of a struct. Inputs are read
-// past the coherent cache, which also tells the compiler that no store of this kernel changes them.
-template <class T, int count>
-MBQ_HD Pack<T, count> load(const T* from) {
-  Pack<T, count> pack;
-#if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(pack) % sizeof(uint4) == 0) {
-    uint4 words[sizeof(pack) / sizeof(uint4)];
-#pragma unroll
-    for (int w = 0; w < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++w)
-      words[w] = __ldg(reinterpret_cast<const uint4*>(from) + w);
-    memcpy(&pack, words, sizeof(pack));
-  } else
-#endif
-  {
-    for (int j = 0; j < count; ++j) pack.at[j] = from[j];
-  }
-  return pack;
-}
-
-template <class T, int count>
-MBQ_HD void store(T* to, const Pack<T, count>& pack) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(pack) % sizeof(uint4) == 0) {
-    uint4 words[sizeof(pack) / sizeof(uint4)];
-    memcpy(words, &pack, sizeof(pack));
-#pragma unroll
-    for (int w = 0; w < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++w) reinterpret_cast<uint4*>(to)[w] = words[w];
-  } else
-#endif
-  {
-    for (int j = 0; j < count; ++j) to[j] = pack.at[j];
-  }
-}
 
 // out[k] = x through quantizer k
 template <template <class> class Quantizer, class T, class Out>
@@ -190,8 +92,8 @@ struct Backward {
       for (int b = 0; b < batch; ++b) {
 #pragma unroll
         for (int j = 0; j < count; ++j) {
-          const Terms<float> terms = job.quantizer[k].terms(
-              static_cast<float>(grad[b].at[j]), static_cast<float>(x[b].at[j]), scale[k], shift[k]);
+          const Terms<float> terms = job.quantizer[k].terms(static_cast<float>(grad[b].at[j]),
+                                                            static_cast<float>(x[b].at[j]), scale[k], shift[k]);
           sum[b][j] += terms.x;
           to_scale[k] += terms.scale;
           to_shift[k] += terms.shift;

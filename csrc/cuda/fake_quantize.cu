@@ -5,20 +5,18 @@
 namespace mbq {
 namespace {
 
-Quantizers quantizers(const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits, bool is_signed) {
-  return {"fake_quantize", ranges_of({bits}, is_signed), scale, offset};
-}
-
 Tensor fake_quantize_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,
                              bool is_signed, std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
-  return quantize_forward<FakeQuantize>(quantizers(scale, offset, bits, is_signed), x, axis, out_dtype)[0];
+  return quantize_forward<FakeQuantize>(Quantizers("fake_quantize", {bits}, is_signed, scale, offset), x, axis,
+                                        out_dtype)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
                                                           const std::optional<Tensor>& offset, int64_t bits,
                                                           bool is_signed, std::optional<int64_t> axis,
                                                           std::optional<double> grad_factor) {
-  return quantize_backward<FakeQuantize, 1>(quantizers(scale, offset, bits, is_signed), {grad}, x, axis, grad_factor);
+  return quantize_backward<FakeQuantize>(Quantizers("fake_quantize", {bits}, is_signed, scale, offset), {grad}, x, axis,
+                                         grad_factor);
 }
 
 }  // namespace

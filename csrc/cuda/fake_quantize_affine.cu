@@ -1,12 +1,13 @@
 // fake_quantize_affine on CUDA: x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale, and the
-// gradients of torch's learnable fake-quantization (Jacob et al., 2018, arXiv 1712.05877; Jain et al., 2020, 1903.08066).
+// gradients of torch's learnable fake-quantization (Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12).
 #include "quantizer.cuh"
 
 namespace mbq {
 namespace {
 
 Quantizers quantizers(const Tensor& scale, const Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  return {"fake_quantize_affine", {{static_cast<double>(quant_min), static_cast<double>(quant_max)}}, scale, zero_point};
+  return {
+      "fake_quantize_affine", {{static_cast<double>(quant_min), static_cast<double>(quant_max)}}, scale, zero_point};
 }
 
 Tensor fake_quantize_affine_forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
@@ -18,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_affine_backward(const Tensor& g
                                                                  const Tensor& scale, const Tensor& zero_point,
                                                                  int64_t quant_min, int64_t quant_max,
                                                                  std::optional<int64_t> axis, double grad_factor) {
-  return quantize_backward<FakeQuantizeAffine, 1>(quantizers(scale, zero_point, quant_min, quant_max), {grad}, x, axis,
+  return quantize_backward<FakeQuantizeAffine>(quantizers(scale, zero_point, quant_min, quant_max), {grad}, x, axis,
                                                grad_factor);
 }
 

@@ -12,10 +12,9 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace mbq {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 
 inline void check_cuda(cudaError_t error, const char* op) {
-  MBQ_CHECK(error == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(error));
+  check(error == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(error));
 }
 
 // Makes x's device current for its lifetime and holds the stream PyTorch uses there.
@@ -33,7 +32,7 @@ struct Launch {
   template <class... Parameters, class... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, const Arguments&... arguments) const {
     if (blocks == 0) return;
-    MBQ_CHECK(blocks < int64_t{1} << 31, op, ": x is too large for one launch (", blocks, " blocks)");
+    check(blocks < int64_t{1} << 31, op, ": x is too large for one launch (", blocks, " blocks)");
     kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(arguments...);
     check_cuda(cudaGetLastError(), op);
   }

@@ -14,8 +14,8 @@ def _forward_shape(x, scale, offset, bits, signed, axis, out_dtype):
 
 
 def _backward_shape(grad, x, scale, offset, bits, signed, axis, grad_factor):
-    grad_offset = scale.new_empty(0) if offset is None else torch.empty_like(offset)
-    return torch.empty_like(x), torch.empty_like(scale), grad_offset
+    grad_offset = scale.new_empty(0) if offset is None else offset.new_empty(offset.shape)
+    return torch.empty_like(x), scale.new_empty(scale.shape), grad_offset
 
 
 _forward = define(NAME, "fake_quantize_forward",
@@ -72,11 +72,12 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
         out_dtype: dtype of the result, rounded to once [default x's].
 
     Returns:
-        x_hat: x's shape and strides, `out_dtype`.
+        x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`.
 
     Gradient, with v = (x - offset) / scale: x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype);
     scale gets grad_factor * sum(grad * (code - v inside | lo below | hi above)); offset gets grad_factor * sum(grad
-    outside). NaN in x gives NaN to scale alone. Sums are deterministic. x, scale and offset are all that is saved.
+    outside). NaN in x gives NaN to scale alone. Sums are deterministic. x, scale and
+    offset are all that is saved (parameters of another dtype than the arithmetic's as their converted copy).
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale not
@@ -85,8 +86,8 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     Equivalent to (forward):
         ((x - offset) / scale).round().clamp(lo, hi) * scale + offset
 
-    Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153, eq. 1-3; offset: Bhalgat et
-    al., "LSQ+", 2020, arXiv 2004.09576, eq. 1-4.
+    Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153, eq. 1-3; the offset: Bhalgat
+    et al., "LSQ+", 2020, arXiv 2004.09576.
     """
     check.check_x(NAME, x)
     check.check_bits(NAME, bits)

@@ -15,7 +15,7 @@ def _forward_shape(x, scale, zero_point, quant_min, quant_max, axis):
 
 
 def _backward_shape(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
-    return torch.empty_like(x), torch.empty_like(scale), torch.empty_like(zero_point)
+    return torch.empty_like(x), scale.new_empty(scale.shape), zero_point.new_empty(zero_point.shape)
 
 
 _forward = define(NAME, "fake_quantize_affine_forward",
@@ -47,7 +47,8 @@ class FakeQuantizeAffine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grads = apply(
-            FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor)
+            FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis,
+            ctx.grad_factor)
         return *grads, None, None, None, None
 
 
@@ -60,20 +61,20 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
         scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0. On CPU a value
-            that is not > 0 raises; on CUDA values are not looked at.
+            that is not finite and > 0 raises; on CUDA values are not looked at.
         zero_point: scale's shape, floating point (learned) or integer (constant) - the code of real 0.
         quant_min, quant_max: lowest and highest code, quant_min < quant_max, both within +-2^20.
         axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x.
         grad_factor: multiplies the gradients of scale and zero_point [default 1].
 
     Returns:
-        x_hat: x's shape, strides and dtype.
+        x_hat: x's shape and dtype, the strides of torch.empty_like(x).
 
     Gradient: x gets grad where quant_min <= rint(x / scale) + zp <= quant_max, else 0 - the mask is on the rounded
     value, where fake_quantize's is on v. scale gets grad_factor * sum(grad * ((x_hat - x) / scale inside | code - zp
     clipped)); zero_point gets grad_factor * sum(-scale * grad where clipped), through the rounding. Deterministic.
 
-    For finite x, |x / scale| < 2^31, the result and the gradient of x are those of
+    For finite x, |x / scale| < 2^31 and 1 / scale finite, the result and the gradient of x are those of
     torch.fake_quantize_per_{tensor,channel}_affine bit for bit. Differences from torch: a zero point that is not an
     integer is rounded half to even both ways (torch: half up in one of them); NaN stays NaN (torch: code quant_min);
     the backward of torch's learnable form rounds x / scale + zp where its forward rounds x / scale, so at ties its mask
@@ -83,11 +84,11 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not
         finite and > 0, or zero_point NaN; double backward.
 
-    Equivalent to (forward and gradients):
+    Equivalent to (forward; gradients but for the differences above):
         torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, quant_min, quant_max, grad_factor)
 
-    Reference: Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12; gradients: Esser et al., 2020, arXiv 1902.08153,
-    eq. 3, and Jain et al., 2020, arXiv 1903.08066, eq. 6-8, for the zero point.
+    Reference: Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12; the gradients are those of PyTorch's learnable
+    fake-quantization, after Esser et al., 2020, arXiv 1902.08153, eq. 3.
     """
     check.check_x(NAME, x)
     for name, value in (("quant_min", quant_min), ("quant_max", quant_max)):

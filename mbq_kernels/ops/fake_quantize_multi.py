@@ -15,8 +15,8 @@ def _forward_shape(x, scales, offsets, bits, signed, axis, out_dtype):
 
 
 def _backward_shape(grads, x, scales, offsets, bits, signed, axis, grad_factor):
-    grad_offsets = scales.new_empty(0) if offsets is None else torch.empty_like(offsets)
-    return torch.empty_like(x), torch.empty_like(scales), grad_offsets
+    grad_offsets = scales.new_empty(0) if offsets is None else offsets.new_empty(offsets.shape)
+    return torch.empty_like(x), scales.new_empty(scales.shape), grad_offsets
 
 
 _forward = define(NAME, "fake_quantize_multi_forward",
@@ -60,7 +60,8 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     """Quantize x to K bit-widths at once: x is read once forward and once backward, and saved once.
 
     x_hat[k] = fake_quantize(x, scales[k], offsets[k], bits=bits[k], ...), the same bits; the gradients of x are added
-    in float32 in the order of `bits` and rounded once.
+    in the dtype of the arithmetic (float32; float64 for float64 x) in the order of `bits` and rounded once. Saved are x
+    and the stacked parameters.
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
@@ -70,15 +71,16 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
 
     Returns:
-        tuple of K tensors of x's shape and strides, `out_dtype`.
+        tuple of K tensors of x's shape, strides of torch.empty_like(x), `out_dtype`.
 
-    Gradient: as K calls of fake_quantize; an output that is not used gets a zero gradient.
+    Gradient: as K calls of fake_quantize; an output that is not used gets a zero gradient
+        (which NaN in x turns into NaN for its scale).
 
     Raises:
         TypeError, ValueError, RuntimeError: as fake_quantize, and ValueError when K differs between the arguments.
 
     Equivalent to:
-        tuple(fake_quantize(x, s, o, bits=b) for s, o, b in zip(scales, offsets, bits))
+        tuple(fake_quantize(x, s, bits=b) for s, b in zip(scales, bits)), and so on with the other arguments
 
     Reference: Esser et al., 2020, arXiv 1902.08153, eq. 1-3, for every bit-width; Huang et al., 2025, arXiv
     2502.01199, alg. A.1 trains with it.
@@ -118,7 +120,7 @@ def _parameters(name, parameters, x, axis, count):
         raise ValueError(f"{NAME}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
     if isinstance(parameters, torch.Tensor):
         check.check_parameter(NAME, f"{name}[0]", parameters[0], x, axis)
-        return check.widen(parameters, x).reshape(count, -1)
+        return check.to_arithmetic(parameters, x).reshape(count, -1).contiguous()
     rows = [check.check_parameter(NAME, f"{name}[{k}]", p, x, axis).reshape(-1) for k, p in enumerate(parameters)]
     if len({row.numel() for row in rows}) != 1:
         raise ValueError(f"{NAME}: {name} must all have 1 or all have {x.shape[axis]} elements, "

@@ -3,15 +3,14 @@
 import torch
 
 from . import quant_math as qm
-from ._shapes import channel_size, channel_sum, check_scale, per_channel, widen
+from ._channels import channel_size, channel_sum, check_scale, per_channel, widen
 
 
 @torch.no_grad()
 def fake_quantize_forward(x, scale, offset, bits, signed, axis, out_dtype):
     check_scale("fake_quantize", scale)
-    lo, hi = qm.bounds(bits, signed)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
-    code = qm.encode(qm.scaled(widen(x), scale_, offset_), lo, hi)
+    code = qm.encode(qm.scaled(widen(x), scale_, offset_), *qm.bounds(bits, signed))
     return torch.empty_like(x, dtype=out_dtype or x.dtype).copy_(qm.decode(code, scale_, offset_))
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from . import quant_math as qm
-from ._shapes import channel_sum, check_scale, per_channel, widen
+from ._channels import channel_sum, check_scale, per_channel, widen
 
 
 def _check(scale, zero_point):

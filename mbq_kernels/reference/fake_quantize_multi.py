@@ -2,7 +2,7 @@
 
 import torch
 
-from ._shapes import check_scale, widen
+from ._channels import check_scale, widen
 from .fake_quantize import fake_quantize_backward, fake_quantize_forward
 
 

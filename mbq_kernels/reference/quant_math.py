@@ -3,6 +3,8 @@
 Arithmetic is float32 (float64 for float64 tensors); every operation rounds by itself.
 """
 
+import math
+
 import torch
 
 
@@ -44,7 +46,7 @@ def gradient_terms(grad, v, lo: float, hi: float):
 
 def default_grad_factor(count: int, hi: float) -> float:
     """1 / sqrt(count hi), LSQ's factor; count = elements that share the scale"""
-    return (max(count, 1) * hi) ** -0.5
+    return 1 / math.sqrt(max(count, 1) * hi)
 
 
 def affine_zero_point(zero_point, quant_min: int, quant_max: int):
@@ -53,7 +55,7 @@ def affine_zero_point(zero_point, quant_min: int, quant_max: int):
 
 
 def affine_encode(x, inv_scale, zero_point, quant_min: int, quant_max: int):
-    """Codes less zp, (level, kept): level = rint(x * inv_scale), cut off one step outside; kept = level in the range."""
+    """Codes less zp, (level, kept): level = rint(x * inv_scale), cut off one step outside; kept = level in range."""
     lo, hi = quant_min - zero_point, quant_max - zero_point
     level = torch.round(torch.clamp(x * inv_scale, lo - 1, hi + 1))
     return level, torch.clamp(level, lo, hi)

@@ -1,8 +1,8 @@
 """The Triton loop of every elementwise op with per-channel parameters: channel indexing, masks, sums, launch.
 
 A dense tensor in memory order is (outer, channels, inner). Two views of it as a matrix cover all layouts: by row,
-(outer * channels, inner), where a row has one scale and sums go along it; by column, (outer, channels * inner), for short
-`inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every bit-width.
+(outer * channels, inner), where a row has one scale and sums go along it; by column, (outer, channels * inner), for
+short `inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every bit-width.
 Tiles leave partial sums, which torch adds in float64: a fixed order, no atomics.
 """
 
@@ -18,9 +18,9 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and eve
 
 
 @triton.jit
-def _tile(rows, cols, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """(element offsets, their mask, channel of each row or column, which of those exist, slots of their partial sums)"""
-    col_tiles = tl.cdiv(cols, BLOCK_COLS)
+def _tile(rows, cols, col_tiles, channels, inner,
+          BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """(offsets, their mask, channel of each row or column, which of those exist, slots of their partial sums)"""
     row_tile = tl.program_id(0) // col_tiles
     col_tile = tl.program_id(0) % col_tiles
     # int64 before the multiplication: tensors have more than 2^31 elements, but not more than 2^31 columns by column,
@@ -50,10 +50,11 @@ def _parameter(ptr, k: tl.constexpr, channels, channel, exists, missing: tl.cons
 
 
 @triton.jit
-def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, channels, inner,
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, col_tiles, channels, inner,
                    VALUE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """out[k] = VALUE(x, scale[k], shift[k], lo[k], hi[k])"""
-    offsets, mask, channel, exists, slot = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
+    offsets, mask, channel, exists, slot = _tile(
+        rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
         scale = _parameter(scale_ptr, k, channels, channel, exists, 1.0, BY_ROW)
@@ -64,10 +65,11 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, 
 
 @triton.jit
 def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, los, his,
-                    factors, rows, cols, channels, inner, sums, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
+                    factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
                     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
-    offsets, mask, channel, exists, slot = _tile(rows, cols, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
+    offsets, mask, channel, exists, slot = _tile(
+        rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
@@ -78,10 +80,10 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
         to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
-        tl.store(scale_sums_ptr + k * sums + slot, to_scale, mask=exists)
+        tl.store(scale_sums_ptr + slot * len(grad_ptrs) + k, to_scale, mask=exists)
         if shift_ptr is not None:
             to_shift = tl.sum(tl.where(mask, to_shift, 0.0), axis=axis) * factors[k]
-            tl.store(shift_sums_ptr + k * sums + slot, to_shift, mask=exists)
+            tl.store(shift_sums_ptr + slot * len(grad_ptrs) + k, to_shift, mask=exists)
     tl.store(grad_x_ptr + offsets, to_storage(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
 
 
@@ -90,18 +92,20 @@ class Tiling:
 
     def __init__(self, x, axis):
         outer, self.channels, self.inner = _layout(x, axis)
-        self.by_row = self.channels == 1 or self.inner >= SHORT_ROW
+        self.by_row = self.channels <= 1 or self.inner >= SHORT_ROW
         self.rows, self.cols = ((outer * self.channels, self.inner) if self.by_row
                                 else (outer, self.channels * self.inner))
         self.block_cols = min(TILE if self.by_row else TILE // 8, triton.next_power_of_2(max(self.cols, 1)))
         self.block_rows = TILE // self.block_cols if self.rows > 1 else 1
-        self.row_tiles, self.col_tiles = triton.cdiv(self.rows, self.block_rows), triton.cdiv(self.cols, self.block_cols)
+        self.row_tiles = triton.cdiv(self.rows, self.block_rows)
+        self.col_tiles = triton.cdiv(self.cols, self.block_cols)
         # (before the channel, after it) in the order of the partial sums
         self.sums = (outer, self.col_tiles) if self.by_row else (self.row_tiles, self.inner)
 
     def arguments(self) -> dict:
-        return {"rows": self.rows, "cols": self.cols, "channels": self.channels, "inner": self.inner,
-                "BY_ROW": self.by_row, "BLOCK_ROWS": self.block_rows, "BLOCK_COLS": self.block_cols, **OPTIONS}
+        return {"rows": self.rows, "cols": self.cols, "col_tiles": self.col_tiles, "channels": self.channels,
+                "inner": self.inner, "BY_ROW": self.by_row, "BLOCK_ROWS": self.block_rows,
+                "BLOCK_COLS": self.block_cols, **OPTIONS}
 
     def grid(self) -> tuple[int]:
         return (self.row_tiles * self.col_tiles,)
@@ -114,8 +118,9 @@ def _memory_order(x) -> list[int]:
 
 def _layout(x, axis) -> tuple[int, int, int]:
     """(outer, channels, inner) of a dense x"""
-    if axis is None or x.shape[axis] < 2:
-        return (1, 1, x.numel()) if axis is None else (1, x.shape[axis], x.numel())
+    channels = 1 if axis is None else x.shape[axis]
+    if channels < 2:
+        return 1, channels, x.numel()
     order = _memory_order(x)
     sizes, at = [x.shape[d] for d in order], order.index(axis)
     return torch.Size(sizes[:at]).numel(), sizes[at], torch.Size(sizes[at + 1:]).numel()
@@ -142,7 +147,7 @@ def _check_dtype(x):
 
 
 def launch_forward(value, x, scales, shifts, ranges, axis, out_dtype):
-    """One result per (lo, hi) of `ranges`, in x's memory order; scales and shifts are (K, C), shifts may be None."""
+    """One result per (lo, hi) of `ranges`, in x's memory order; scales and shifts: K rows of C, in any shape."""
     _check_dtype(x)
     x = dense(x)
     outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in ranges)
@@ -163,7 +168,7 @@ def launch_backward(terms, grads, x, scales, shifts, ranges, factors, axis):
     x = dense(x)
     grad_x, tiling, (los, his) = torch.empty_like(x), Tiling(x, axis), zip(*ranges, strict=True)
     before, after = tiling.sums
-    partial = scales.new_empty(len(ranges), before, tiling.channels, after)
+    partial = scales.new_empty(before, tiling.channels, after, len(ranges))
     shift_partial = None if shifts is None else torch.empty_like(partial)
     if x.numel():
         with torch.cuda.device_of(x):
@@ -171,10 +176,10 @@ def launch_backward(terms, grads, x, scales, shifts, ranges, factors, axis):
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
                 scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
                 scale_sums_ptr=partial, shift_sums_ptr=shift_partial, los=los, his=his, factors=tuple(factors),
-                sums=before * tiling.channels * after, TERMS=terms, **tiling.arguments())
+                TERMS=terms, **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts
 
 
 def _channel_sum(partial, parameter):
-    return partial.sum(dim=(1, 3), dtype=torch.float64).to(parameter.dtype).reshape(parameter.shape)
+    return partial.sum(dim=(0, 2), dtype=torch.float64).t().to(parameter.dtype).contiguous().view(parameter.shape)

@@ -120,7 +120,7 @@ def from_storage(value):
 
 @triton.jit
 def to_storage(value, dtype: tl.constexpr):
-    """value rounded to dtype, half to even; the interpreter truncates when it makes bfloat16, so there by integer bits"""
+    """value rounded to dtype, half to even; the interpreter truncates to bfloat16, so there by integer bits"""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

@@ -1,4 +1,4 @@
-"""Storage and arithmetic dtypes, and channels: what the reference of every elementwise op shares."""
+"""Arithmetic dtypes, channels and their sums, checks: what the reference of every elementwise op shares."""
 
 import torch
 

@@ -1,0 +1,171 @@
+// One block of at most kBlock elements: what the compiler makes vectors of, for every instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "../quant_math.h"
+#include "../tensor.h"
+#include "isa.h"
+
+namespace mbq {
+
+constexpr int64_t kBlock = 1024;
+constexpr int64_t kLanes = 32;            // sums of a block that has one scale
+constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
+
+// One bit-width: its arithmetic and its parameters, (channels,) each; shift is the offset or zero point.
+template <class Quantizer, class W>
+struct Level {
+  Quantizer quantizer;
+  const W* scale;
+  const W* shift;
+};
+
+template <class T, class W>
+struct Load {
+  MBQ_HD void operator()(const T* __restrict from, W* __restrict to, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<W>(from[i]);
+  }
+};
+
+template <class T, class W>
+struct Store {
+  MBQ_HD void operator()(const W* __restrict from, T* __restrict to, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+  }
+};
+
+// Step 0: one scale and shift for the block; step 1: one for every element.
+template <int step, class Quantizer, class W>
+struct Values {
+  MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict x, W* __restrict out, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) out[i] = level.quantizer.value(x[i], level.scale[i * step], level.shift[i * step]);
+  }
+};
+
+// kLanes elements of a block that has one scale: gradients of x to memory (`more`: added to what is there), the other
+// terms to the lanes' sums. The compiler makes vectors of this loop; the lanes are the same on every processor.
+template <bool more, class Quantizer, class W>
+MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
+                       W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift) {
+  for (int64_t j = 0; j < kLanes; ++j) {
+    const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
+    grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
+    to_scale[j] += terms.scale;
+    to_shift[j] += terms.shift;
+  }
+}
+
+// Halves, not one after the other: for a short run the chain of additions would take longer than the run.
+template <class W>
+MBQ_HD double lane_sum(const W* lanes) {
+  double sum[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) sum[j] = lanes[j];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  return sum[0];
+}
+
+// The block to fetch while another is computed. The processor's own prefetching follows one stream a load instruction
+// and ends with the page; here one instruction reads a stream per bit-width, and a block is a page of float32.
+struct Ahead {
+  const char* from;
+  int64_t size;  // of an element
+
+  MBQ_HD void fetch(int64_t i) const {
+    for (int64_t line = 0; line < kLanes * size; line += 64) __builtin_prefetch(from + i * size + line);
+  }
+};
+
+// A block with one scale; its sums are added to *to_scale and *to_shift.
+template <bool more, class Quantizer, class W>
+struct GradientsByRun {
+  MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict grad, const W* __restrict x,
+                         W* __restrict grad_x, double* to_scale, double* to_shift, int64_t n, Ahead ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    const W scale = *level.scale, shift = *level.shift;
+    alignas(64) W scale_lane[kLanes] = {}, shift_lane[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      ahead.fetch(i);
+      lanes_step<more>(quantizer, scale, shift, grad + i, x + i, grad_x + i, scale_lane, shift_lane);
+    }
+    if (i < n) {
+      // the tail in full width; what the absent elements give is left out
+      alignas(64) W tail_grad[kLanes] = {}, tail_x[kLanes] = {}, tail_grad_x[kLanes] = {};
+      alignas(64) W tail_scale[kLanes] = {}, tail_shift[kLanes] = {};
+      const size_t bytes = (n - i) * sizeof(W);
+      std::memcpy(tail_grad, grad + i, bytes);
+      std::memcpy(tail_x, x + i, bytes);
+      if (more) std::memcpy(tail_grad_x, grad_x + i, bytes);
+      lanes_step<more>(quantizer, scale, shift, tail_grad, tail_x, tail_grad_x, tail_scale, tail_shift);
+      std::memcpy(grad_x + i, tail_grad_x, bytes);
+      for (int64_t j = 0; i + j < n; ++j) scale_lane[j] += tail_scale[j], shift_lane[j] += tail_shift[j];
+    }
+    *to_scale += lane_sum(scale_lane);
+    *to_shift += lane_sum(shift_lane);
+  }
+};
+
+// A block with a scale, and sums, for every element.
+template <bool more, class Quantizer, class W>
+struct GradientsByColumn {
+  MBQ_HD void operator()(Level<Quantizer, W> level, const W* __restrict grad, const W* __restrict x,
+                         W* __restrict grad_x, double* __restrict to_scale, double* __restrict to_shift, int64_t n,
+                         Ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    const W* __restrict scale = level.scale;
+    const W* __restrict shift = level.shift;
+    for (int64_t i = 0; i < n; ++i) {
+      const Terms<W> terms = quantizer.terms(grad[i], x[i], scale[i], shift[i]);
+      grad_x[i] = more ? grad_x[i] + terms.x : terms.x;
+      to_scale[i] += static_cast<double>(terms.scale);
+      to_shift[i] += static_cast<double>(terms.shift);
+    }
+  }
+};
+
+// A block of storage in the arithmetic's dtype: float and double are read where they lie.
+template <class T, class W>
+inline const W* load(const T* from, W* buffer, int64_t n) {
+  if constexpr (std::is_same_v<T, W>) {
+    return from;
+  } else {
+    run<Load<T, W>>(from, buffer, n);
+    return buffer;
+  }
+}
+
+// Results of blocks on their way to memory. A result larger than the cache goes past it: an ordinary store first reads
+// the line it overwrites, a third of the traffic of a forward pass.
+template <class T, class W>
+struct Results {
+  bool past_cache;
+  alignas(64) W values[kBlock];
+  alignas(64) T rounded[kBlock];
+
+  explicit Results(int64_t bytes) : past_cache(kHasStreams && bytes > kCacheBytes) {}
+
+  // Where to compute the block that belongs at `to`: there, if nothing has to be done to it afterwards.
+  W* target(T* to) {
+    if constexpr (std::is_same_v<T, W>) {
+      return past_cache ? values : to;
+    } else {
+      return values;
+    }
+  }
+
+  void finish(T* to, int64_t n) {
+    const T* from = rounded;
+    if constexpr (std::is_same_v<T, W>) {
+      if (!past_cache) return;
+      from = values;
+    } else {
+      run<Store<T, W>>(static_cast<const W*>(values), past_cache ? rounded : to, n);
+      if (!past_cache) return;
+    }
+    stream(from, to, n * sizeof(T));
+  }
+};
+
+}  // namespace mbq
