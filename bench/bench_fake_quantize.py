@@ -10,7 +10,8 @@ import torch
 
 from harness import BOTH, FORWARD, Case
 from mbq_kernels import fake_quantize_affine, fake_quantize_multi
-from rivals import code_range, functional, one_by_one, ours, rivals_of
+from mbq_train.bits import code_range
+from rivals import functional, one_by_one, ours, rivals_of
 
 
 def resnet50() -> tuple[tuple[int, int], ...]:
@@ -53,7 +54,7 @@ OURS = {
     "fake_quantize_multi": functional(lambda case, x, scales, zp:
                                       fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
     "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(
-        x, scale, zp, quant_min=code_range(bits)[0], quant_max=code_range(bits)[1], axis=case.axis)),
+        x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis)),
 }
 
 

@@ -1,7 +1,8 @@
 """Are the codes bit-identical on every backend?   python bench/check_codes.py --values 1e8 [--device cuda]
 
-x_hat in the dtype of the arithmetic is one value per code, so equal x_hat are equal codes. The PyTorch reference is
-compared with NumPy, every other backend with the reference: C++ once per instruction set, Triton in its interpreter.
+x_hat in the dtype of the arithmetic is one value per code, so equal x_hat are equal codes. On the CPU the PyTorch
+reference is compared with NumPy, C++ (once per instruction set) and Triton (interpreted) with the reference. With
+--device cuda the CUDA and the Triton kernels are compared with the reference on the CPU.
 """
 
 import argparse
@@ -16,16 +17,18 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "python")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import code_values as cv  # noqa: E402
 from mbq_kernels import fake_quantize, fake_quantize_affine, fake_quantize_multi, use_backend  # noqa: E402
+from mbq_kernels._library import build  # noqa: E402
+from mbq_train.bits import code_range  # noqa: E402
 
-ISA_NEEDS = {"baseline": (), "v3": ("avx2", "bmi1", "bmi2", "fma", "f16c", "movbe", "abm"),
-             "v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")}
+BACKENDS = {"cpu": ("triton", "reference", "cpu"), "cuda": ("cuda", "triton")}  # compared on each device
+INSTRUCTION_SETS = ("baseline", "v3", "v4")  # MBQ_CPU_ISA
 MULTI_BITS = ((8, 6, 4, 2), (1, 3, 5, 7))
 SHOWN = 5
 EVERY_SETTING = 3e6  # about how many values all settings have at least
@@ -104,22 +107,29 @@ def _run(setting, inputs) -> list[torch.Tensor]:
         return [fake_quantize(inputs.x, inputs.scales[0], inputs.offsets and inputs.offsets[0], **common)]
     if setting.op == "fake_quantize_multi":
         return list(fake_quantize_multi(inputs.x, inputs.scales, inputs.offsets, **common))
-    lo, hi = cv.code_range(setting.bits[0], setting.signed)
-    return [fake_quantize_affine(inputs.x, inputs.scales[0], inputs.offsets[0], quant_min=int(lo), quant_max=int(hi),
+    lo, hi = code_range(setting.bits[0], setting.signed)
+    return [fake_quantize_affine(inputs.x, inputs.scales[0], inputs.offsets[0], quant_min=lo, quant_max=hi,
                                  axis=setting.axis)]
 
 
-def _jobs(device: str) -> list[tuple[str, str, dict, str | None]]:
-    """(label, backend, environment, why it is skipped) for everything that can run on `device`."""
-    if device == "cuda":
-        return [("cuda", "cuda", {}, None), ("triton", "triton", {}, None)]
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    jobs = [("triton interpreted", "triton", {"TRITON_INTERPRET": "1"}, None), ("reference", "reference", {}, None)]
-    for isa, needs in ISA_NEEDS.items():
-        missing = [flag for flag in needs if flag not in flags]
-        jobs.append((f"C++ {isa}", "cpu", {"MBQ_CPU_ISA": isa},
-                     f"this processor lacks {' '.join(missing)}" if missing else None))
+def _jobs(device: str) -> list[tuple[str, str, dict]]:
+    """(label, backend, environment) of every worker for `device`."""
+    jobs = []
+    for backend in BACKENDS[device]:
+        if backend == "cpu":
+            jobs += [(f"C++ {isa}", backend, {"MBQ_CPU_ISA": isa}) for isa in INSTRUCTION_SETS]
+        else:
+            interpret = backend == "triton" and device == "cpu"
+            jobs.append((backend, backend, {"TRITON_INTERPRET": "1"} if interpret else {}))
     return jobs
+
+
+def _work(arguments) -> dict:
+    """What a worker answers: its Tally, or why it is skipped."""
+    wish, has = os.environ.get("MBQ_CPU_ISA"), (build() or {}).get("instruction_set", "")
+    if arguments.worker == "cpu" and has and wish and has.removeprefix("x86-64-") != wish:
+        return {"skipped": f"this processor has {has}"}
+    return asdict(sweep(arguments.worker, arguments.values, arguments.device, arguments.seed))
 
 
 def _subprocess(backend: str, environment: dict, arguments) -> dict:
@@ -138,23 +148,30 @@ def main() -> int:
     parser.add_argument("--values", type=float, default=1e8, help="values compared per backend, at least")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="backends to check [default all]")
+    parser.add_argument("--only", nargs="+", choices=sorted({name for names in BACKENDS.values() for name in names}),
+                        help="backends to check [default all]")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(asdict(sweep(arguments.worker, arguments.values, arguments.device, arguments.seed))))
+        print(json.dumps(_work(arguments)))
         return 0
-    failed = False
     jobs = [job for job in _jobs(arguments.device) if not arguments.only or job[1] in arguments.only]
+    if not jobs:
+        parser.error(f"--only: on {arguments.device} there are {', '.join(BACKENDS[arguments.device])}")
+    failed = False
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() if arguments.device == "cpu" else 1) as pool:
-        running = [(label, reason, None if reason else pool.submit(_subprocess, backend, environment, arguments))
-                   for label, backend, environment, reason in jobs]
-        for label, reason, future in running:
-            answer = {"skipped": reason} if reason else future.result()
-            failed |= "error" in answer or answer.get("mismatches", 0) > 0
+        running = [(label, pool.submit(_subprocess, backend, environment, arguments))
+                   for label, backend, environment in jobs]
+        for label, future in running:
+            answer = future.result()
+            failed |= not ("skipped" in answer or _passed(answer, arguments.values))
             print(f"{label:20}", _line(answer), *answer.get("first", []), sep="\n    ", flush=True)
     print("FAILED" if failed else "every code is the same")
     return int(failed)
+
+
+def _passed(answer: dict, values: float) -> bool:
+    return answer.get("compared", 0) >= values > 0 and answer["mismatches"] == 0
 
 
 def _line(answer: dict) -> str:

@@ -2,6 +2,8 @@
 
 import torch
 
+from mbq_train.bits import code_range
+
 
 class Wrong(Exception):
     """A candidate's result is not the reference's: its time would mean nothing."""
@@ -73,7 +75,7 @@ def _check_sum(case, inputs, candidate, i, grad, ref):
     upstream = inputs.upstream[(layer * k + i % k)].float()
     other = [d for d in range(upstream.dim()) if d != case.axis]
     norm = upstream.square().sum(dim=other).sqrt()
-    hi = max(2 ** (case.bits[i % k] - 1) - 1, 1)
+    hi = code_range(case.bits[i % k], signed=True)[1]
     factor = 1.0 if case.op == "fake_quantize_affine" else (upstream.numel() / norm.numel() * hi) ** -0.5
     share = 1e-4 if candidate.exact else 1e-2 if case.dtype == torch.float32 else 0.1
     error = (grad.float().reshape(-1) - ref.float().reshape(-1)).abs()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mbq_train.bits import code_range
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16,
             torch.float64: torch.int64}
@@ -25,20 +27,13 @@ class Setting:
 
 
 def settings(dtypes, multi_bits):
-    """Every combination; fake_quantize_affine always has a zero point."""
+    """Every combination; fake_quantize_affine always has a zero point, and at signed 1 bit the three codes -1, 0, 1."""
     several = {"fake_quantize": [(b,) for b in range(1, 9)], "fake_quantize_multi": multi_bits,
                "fake_quantize_affine": [(b,) for b in range(1, 9)]}
     for op, bit_lists in several.items():
         offsets = (True,) if op == "fake_quantize_affine" else (False, True)
         for choice in itertools.product(dtypes, bit_lists, (True, False), (None, 0, -1), offsets):
             yield Setting(op, *choice)
-
-
-def code_range(bits: int, signed: bool) -> tuple[float, float]:
-    """As the contract has it, except that affine's signed 1 bit is a plain range too: -1..1 serves both."""
-    if not signed:
-        return 0.0, 2.0**bits - 1
-    return (-1.0, 1.0) if bits == 1 else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
 class Inputs:

@@ -10,6 +10,7 @@ import torch
 import timing
 from checking import compare
 from mbq_kernels import backends, use_backend
+from mbq_train.bits import code_range
 
 FORWARD, BOTH = "forward", "forward+backward"
 GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph
@@ -63,7 +64,7 @@ class Inputs:
         """LSQ's first scale for x of unit variance, 2 mean|x| / sqrt(hi), a little different in every channel."""
         count = 1 if case.axis is None else shape[case.axis]
         spread = torch.linspace(0.9, 1.1, count, device=case.device) if count > 1 else torch.ones(1, device=case.device)
-        return (spread * 2 * 0.8 / math.sqrt(max(2 ** (bits - 1) - 1, 1))).requires_grad_()
+        return (spread * 2 * 0.8 / math.sqrt(code_range(bits, signed=True)[1])).requires_grad_()
 
     def parameters(self, case: Case) -> list[torch.Tensor]:
         zero_points = self.zero_points if case.op == "fake_quantize_affine" else []
@@ -82,7 +83,7 @@ class Candidate:
 
 
 def our_candidates(case: Case, build: Callable) -> list[Candidate]:
-    """One per backend, the one in use by default first; the reference, which is the definition, last."""
+    """One per backend that can run here, the one in use by default first; "mbq reference" is the definition."""
     names = backends(case.op, case.device)
     return [Candidate(f"mbq {name}", build, exact=True,
                       context=contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
@@ -170,12 +171,12 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
     timing.release_memory()
     inputs, own = Inputs(case), our_candidates(case, ours)
     by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
-    definition = Candidate("mbq reference", ours, context=lambda: use_backend("reference"))
+    definition = by_name["mbq reference"]
     want = checked_call(reference_step := step_of(case, inputs, definition), definition, case)
     rows, steps, verdicts, result = [], {}, {}, None
     for name, candidate in by_name.items():
         try:
-            if name == definition.name:
+            if candidate is definition:
                 steps[name], verdicts[name] = reference_step, "the definition"
                 continue
             step = step_of(case, inputs, candidate)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +62,18 @@ def _commit() -> str:
 
 
 def _command() -> str:
-    """The command line, files by name alone: a result says how to repeat it, not where it was run."""
+    """The command line: a result says how to repeat it, not where it was run."""
     words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-    return " ".join("=".join(os.path.basename(part) if part.startswith("/") else part for part in word.split("="))
-                    for word in words)
+    return " ".join("=".join(_without_place(part) for part in word.split("=")) for word in words)
+
+
+def _without_place(word: str) -> str:
+    """A path inside the repository relative to it, any other by its last name; what is no path as it is."""
+    option, path = re.fullmatch(r"(-\w)?(.*)", word, re.DOTALL).groups(default="")
+    if "/" not in path and path != "..":
+        return word
+    inside = os.path.relpath(path, Path(__file__).parents[1])
+    return option + (os.path.basename(os.path.abspath(path)) if inside.startswith("..") else inside)
 
 
 def _gpu() -> dict:

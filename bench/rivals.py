@@ -6,6 +6,7 @@ import torch
 
 from harness import FORWARD, Candidate, Case, Inputs
 from mbq_kernels import fake_quantize
+from mbq_train.bits import code_range
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
 ROUNDED_MASK = "gradient mask on the rounded value, multiplies by 1/scale"
@@ -22,10 +23,6 @@ def functional(quantize: Callable) -> Callable:
 def one_by_one(quantize: Callable) -> Callable:
     """`functional` from quantize(case, x, scale, zero_point, bits) -> x_hat, a call per bit-width."""
     return functional(lambda case, x, scales, zp: [quantize(case, x, s, zp, b) for s, b in zip(scales, case.bits)])
-
-
-def code_range(bits: int) -> tuple[int, int]:
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def _eager(case, x, scale, zero_point, bits):
@@ -61,16 +58,16 @@ def _torch_fixed(case: Case, inputs: Inputs):
     for x, scales in zip(inputs.xs, inputs.scales):
         for scale, bits in zip(scales, case.bits):
             if case.axis is None:
-                jobs.append((torch.fake_quantize_per_tensor_affine, x, scale.item(), 0, *code_range(bits)))
+                jobs.append((torch.fake_quantize_per_tensor_affine, x, scale.item(), 0, *code_range(bits, signed=True)))
             else:
                 zeros = torch.zeros_like(scale, dtype=torch.int32)
                 jobs.append((torch.fake_quantize_per_channel_affine, x, scale.detach(), zeros, case.axis,
-                             *code_range(bits)))
+                             *code_range(bits, signed=True)))
     return lambda: [quantize(*job) for quantize, *job in jobs], inputs.xs
 
 
 def _torch_learnable(case, x, scale, zero_point, bits):
-    lo, hi = code_range(bits)
+    lo, hi = code_range(bits, signed=True)
     n = x.numel() // scale.numel()
     factor = 1.0 if case.op == "fake_quantize_affine" else (n * hi) ** -0.5
     if case.axis is None:
@@ -82,7 +79,8 @@ def _torchao(case, x, scale, zero_point, bits):
     from torchao.quantization.quant_primitives import _fake_quantize_affine
     block = [1 if d == case.axis else size for d, size in enumerate(x.shape)]
     shape = [-1 if d == case.axis else 1 for d in range(x.dim())]
-    return _fake_quantize_affine(x, block, scale.view(shape), zero_point.view(shape), torch.int32, *code_range(bits))
+    return _fake_quantize_affine(x, block, scale.view(shape), zero_point.view(shape), torch.int32,
+                                 *code_range(bits, signed=True))
 
 
 def _torchao_compiled(case: Case, inputs: Inputs):
@@ -123,7 +121,7 @@ def _nncf(case: Case, inputs: Inputs):
     jobs, learned = [], []
     for x, scales in zip(inputs.xs, inputs.scales):
         for scale, bits in zip(scales, case.bits):
-            lo, hi = code_range(bits)
+            lo, hi = code_range(bits, signed=True)
             shape = [1] if case.axis is None else [-1 if d == case.axis else 1 for d in range(x.dim())]
             learned.append((scale.detach() * hi).reshape(shape).requires_grad_())
             jobs.append((x, learned[-1], lo, hi, 2**bits))

@@ -55,13 +55,15 @@ def wall_clock(steps: dict, contexts: dict) -> dict[str, list[float]]:
     spent = dict.fromkeys(steps, 0.0)
     gc.collect()
     gc.disable()
-    while active := [name for name in repeats if len(samples[name]) < FEWEST
-                     or (spent[name] < SHARE_S and len(samples[name]) < MOST)]:
-        for name in active:
-            with contexts[name]():
-                samples[name].append(_once(steps[name], repeats[name]))
-            spent[name] += samples[name][-1] * repeats[name]
-    gc.enable()
+    try:
+        while active := [name for name in repeats if len(samples[name]) < FEWEST
+                         or (spent[name] < SHARE_S and len(samples[name]) < MOST)]:
+            for name in active:
+                with contexts[name]():
+                    samples[name].append(_once(steps[name], repeats[name]))
+                spent[name] += samples[name][-1] * repeats[name]
+    finally:
+        gc.enable()
     return samples
 
 

@@ -43,8 +43,8 @@ def _load_compiled() -> None:
         except OSError as error:
             _load_error = f"{_COMPILED.name} does not load: {error}"
     if _load_error and os.environ.get("MBQ_BACKEND") not in ("reference", "triton"):
-        warnings.warn(f"mbq_kernels: compiled kernels are missing ({_load_error}); CPU tensors use the PyTorch reference, "
-                      "CUDA tensors Triton or the reference", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"mbq_kernels: compiled kernels are missing ({_load_error}); CPU tensors use the PyTorch "
+                      "reference, CUDA tensors Triton or the reference", RuntimeWarning, stacklevel=2)
 
 
 def _check_instruction_set() -> None:

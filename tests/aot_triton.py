@@ -19,7 +19,9 @@ from mbq_kernels.triton import elementwise, quant_math
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_quantize_terms),
               "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms)}
-SIZES = {"rows": "i32", "cols": "i32", "channels": "i32", "inner": "i32"}
+WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,)}
+STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
+SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
 
 
 def compile_kernel(kernel, types, constants, capability):
@@ -28,11 +30,13 @@ def compile_kernel(kernel, types, constants, capability):
     attributes = {}
     for i, name in enumerate(names):
         members = types.get(name, ())
-        for path, kind in [((i,), members)] if isinstance(members, str) else [((i, j), m) for j, m in enumerate(members)]:
+        single = isinstance(members, str)
+        for path, kind in [((i,), members)] if single else [((i, j), m) for j, m in enumerate(members)]:
             if kind.startswith("*") or name in ("cols", "inner"):
                 attributes[path] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
-                       constexprs={(names.index(name),): value for name, value in constants.items()}, attrs=attributes)
+                       constexprs={(names.index(name),): constants[name] for name in constants if name in names},
+                       attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=elementwise.OPTIONS)
 
 
@@ -41,7 +45,8 @@ def facts(compiled):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin.name], capture_output=True, text=True,
+                               check=True)
     return {"loads": re.findall(r"ld\.global\S*", ptx), "stores": re.findall(r"st\.global\S*", ptx),
             "fma": re.findall(r"fma\.\S+", ptx), "local": re.findall(r"(?:ld|st)\.local\S*", ptx),
             "stack": [int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)]}
@@ -50,23 +55,21 @@ def facts(compiled):
 def variants():
     tile = {"BLOCK_ROWS": 1, "BLOCK_COLS": elementwise.TILE, "BY_ROW": True}
     short = {"BLOCK_ROWS": 8, "BLOCK_COLS": elementwise.TILE // 8, "BY_ROW": False}
-    for (op, (value, terms)), dtype, levels, shape in itertools.product(
-            QUANTIZERS.items(), ("*fp32", "*bf16", "*fp16"), (1, 4), (tile, short)):
-        if op == "fake_quantize_affine" and levels > 1:
+    for (op, (value, terms)), (x, y), levels, shape in itertools.product(
+            QUANTIZERS.items(), STORAGE, (1, 4), (tile, short)):
+        if op == "fake_quantize_affine" and (levels > 1 or x != y):
             continue
-        shift = "*fp32" if op == "fake_quantize_affine" else None
-        many = lambda kind, levels=levels: (kind,) * levels  # noqa: E731
-        pointers = {"shift_ptr": shift} if shift else {}
-        missing = {} if shift else {"shift_ptr": None}
-        yield (op, "forward", dtype, levels, shape["BY_ROW"]), elementwise.forward_kernel, {
-            "x_ptr": dtype, "out_ptrs": many(dtype), "scale_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"),
-            **SIZES, **pointers}, {"VALUE": value, **shape, **missing}
-        sums = {"shift_sums_ptr": shift} if shift else {}
-        yield (op, "backward", dtype, levels, shape["BY_ROW"]), elementwise.backward_kernel, {
-            "grad_ptrs": many(dtype), "x_ptr": dtype, "grad_x_ptr": dtype, "scale_ptr": "*fp32",
-            "scale_sums_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"), "factors": many("fp32"), **SIZES,
-            "sums": "i32", **pointers, **sums}, {"TERMS": terms, **shape, **missing,
-                                                 **({} if shift else {"shift_sums_ptr": None})}
+        for shift in WITH_SHIFT[op]:
+            many = lambda kind, levels=levels: (kind,) * levels  # noqa: E731
+            inputs = {"x_ptr": x, "scale_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"), **SIZES}
+            optional = ("shift_ptr", "shift_sums_ptr")
+            present, missing = (dict.fromkeys(optional, "*fp32"), {}) if shift else ({}, dict.fromkeys(optional))
+            name = (shift, x, y, levels, shape["BY_ROW"])
+            yield (op, "forward", *name), elementwise.forward_kernel, {
+                **inputs, **present, "out_ptrs": many(y)}, {"VALUE": value, **shape, **missing}
+            yield (op, "backward", *name), elementwise.backward_kernel, {
+                **inputs, **present, "grad_ptrs": many(y), "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
+                "factors": many("fp32")}, {"TERMS": terms, **shape, **missing}
 
 
 if __name__ == "__main__":

@@ -36,10 +36,30 @@ def test_sweep_finds_a_planted_fault(monkeypatch):
     assert sweep("reference", 1e5).mismatches > 0
 
 
+@pytest.mark.parametrize("options, status, message", [
+    (["--values", "0", "--only", "reference"], 1, "FAILED"),
+    (["--values", "1e4", "--only", "reference"], 0, "every code is the same"),
+    (["--only", "referense"], 2, "invalid choice: 'referense'"),
+    (["--only", "cuda"], 2, "on cpu there are triton, reference, cpu"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_check_codes_fails_unless_it_compared(options, status, message):
+    done = subprocess.run([sys.executable, BENCH / "check_codes.py", *options], capture_output=True, text=True)
+    assert done.returncode == status and message in done.stdout + done.stderr
+
+
+def test_results_name_no_place_outside_the_repository(monkeypatch):
+    import machine
+
+    monkeypatch.chdir(BENCH)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", str(BENCH), "../../up/x", "--mbq-json=/tmp/a/b.json",
+                                      "-c/etc/p.ini", "-k", "1Mi or multi"])
+    assert machine._command() == "pytest bench x --mbq-json=b.json -cp.ini -k 1Mi or multi"
+
+
 def test_benchmarks_and_report_in_small(tmp_path):
     results = tmp_path / "results.json"
-    command = [sys.executable, "-m", "pytest", BENCH, "-q", "-p", "no:cacheprovider", "--mbq-small", "--mbq-json", results,
-               "-k", "1Mi or (multi and 512x512x3x3) or (affine and 64Mi)"]
+    command = [sys.executable, "-m", "pytest", BENCH, "-q", "-p", "no:cacheprovider", "--mbq-small",
+               "--mbq-json", results, "-k", "1Mi or (multi and 512x512x3x3) or (affine and 64Mi)"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent,
                           env={**os.environ, "TRITON_INTERPRET": "0"})
     assert done.returncode == 0, done.stdout[-3000:]
@@ -48,6 +68,7 @@ def test_benchmarks_and_report_in_small(tmp_path):
     assert len(ours) == 4 and all(row["ms_p50"] > 0 for row in ours)
     compiled = [row for row in rows if row["candidate"].startswith("torch.compile") and row.get("ms_p50")]
     assert compiled, "every table has a compiled column"
-    done = subprocess.run([sys.executable, BENCH / "report.py", results, "--out", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, BENCH / "report.py", results, "--out", tmp_path], capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     assert "mbq cpu" in (tmp_path / "report.md").read_text() and (tmp_path / "roofline.png").stat().st_size > 1000

@@ -4,15 +4,10 @@ import pytest
 import torch
 from mbq_train import CheckpointError, convert, load_checkpoint, save_checkpoint, set_bits
 from mbq_train.checkpoint import atomic_path, load_json
+from networks import tiny_model
 from torch import nn
 
 BITS = (8, 4, 2)
-
-
-def tiny_model(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(64, 2))
 
 
 def outputs(model, images):

@@ -1,12 +1,17 @@
 """The command mbq, end to end."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mbq_train import run
 from mbq_train.cli import app
+from networks import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 TINY = ["--epochs", "1", "--float-epochs", "1", "--batch-size", "128"]
@@ -16,15 +21,6 @@ def mbq(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small wait more than they compute when threads share the cores with other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +154,14 @@ def test_divergence_is_one_line(tmp_path):
     result = mbq("train", *TINY, "--learning-rate", "1e30", "--out", tmp_path / "run")
     assert result.exit_code == 2 and "must be finite, got" in result.stderr and "32 bits" in result.stderr
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the cuda backend is not missing here")
+def test_a_backend_that_is_missing_is_one_line(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    paths = os.pathsep.join(map(str, (root, root / "python")))
+    command = [sys.executable, "-m", "mbq_train.cli", "train", *TINY, "--out", tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True,
+                            env={**os.environ, "MBQ_BACKEND": "cuda", "PYTHONPATH": paths})
+    errors = result.stderr[result.stderr.index("error: "):]
+    assert result.returncode == 2 and "backend 'cuda' was asked for, but" in errors and len(errors.splitlines()) == 1

@@ -7,24 +7,10 @@ import torch
 from mbq_train import BitBatchNorm, QuantConv2d, QuantLinear, build_model, convert, parameter_groups, set_bits
 from mbq_train.bits import bit_states
 from mbq_train.quantizers import quantizers
+from networks import one_thread, small_network  # noqa: F401
 from torch import nn
 
 BITS = (8, 4, 2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small wait more than they compute when threads share the cores with other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def small_network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6),
-                         nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
 @pytest.fixture

@@ -6,13 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mbq_train import convert, set_bits
+from networks import small_network
 from torch import nn
-
-
-def small_network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6),
-                         nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
 @pytest.fixture

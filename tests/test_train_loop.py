@@ -6,27 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from mbq_train import (Data, TrainingError, build_model, convert, evaluate, load_data, profile, quantization_time,
-                       set_bits, train, training)
+                       set_bits, training)
 from mbq_train.bits import bit_states
 from mbq_train.data import batches
-from torch import nn
+from networks import one_thread, tiny_model  # noqa: F401
 
 BITS = (8, 4, 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small wait more than they compute when threads share the cores with other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tiny_model(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(64, 2))
+def train(model, data, bits, **options):
+    training.train(model, data, bits, **{"batch_size": 16, "learning_rate": 1e-3, "weight_decay": 5e-5, **options})
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +62,10 @@ def test_unknown_names_are_answered_with_the_nearest(function, match):
 
 def test_one_loop_trains_the_float_and_the_quantized_network(data):
     model, records = tiny_model(), []
-    train(model, data, (32,), epochs=10, batch_size=16, learning_rate=0.01, on_epoch=records.append)
+    train(model, data, (32,), epochs=10, learning_rate=0.01, on_epoch=records.append)
     assert evaluate(model, data, 32) >= 0.9
     convert(model, BITS)
-    train(model, data, BITS, epochs=10, batch_size=16, learning_rate=0.01, on_epoch=records.append)
+    train(model, data, BITS, epochs=10, learning_rate=0.01, on_epoch=records.append)
     assert all(evaluate(model, data, b) >= 0.9 for b in BITS)
     assert [record["epoch"] for record in records] == [*range(1, 11)] * 2
     assert list(records[-1]["loss"]) == list(BITS)
@@ -101,7 +90,7 @@ def test_bit_widths_are_trained_in_order_and_scales_do_not_move_at_others(data, 
 
 def test_scales_stay_positive_at_a_rate_that_overshoots(data):
     model = convert(tiny_model(), BITS)
-    train(model, data, BITS, epochs=2, batch_size=16, learning_rate=1.0)
+    train(model, data, BITS, epochs=2, learning_rate=1.0)
     scales = [p for name, p in model.named_parameters() if ".scales." in name]
     assert len(scales) == 6 and all((scale > 0).all() for scale in scales)
     assert any((scale == scale.new_tensor(1e-8)).any() for scale in scales)  # the clamp was needed
@@ -111,14 +100,14 @@ def test_the_same_seed_gives_the_same_network(data):
     states = []
     for _ in range(2):
         model = convert(tiny_model(), BITS)
-        train(model, data, BITS, epochs=1, batch_size=16, seed=5)
+        train(model, data, BITS, epochs=1, seed=5)
         states.append(model.state_dict())
     assert len(states[0]) > 20 and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_evaluate_counts_and_restores_mode_and_bits(data):
     model = convert(tiny_model(), BITS)
-    train(model, data, BITS, epochs=1, batch_size=16)
+    train(model, data, BITS, epochs=1)
     set_bits(model, 4)
     model.train()
     model[1].eval()
@@ -133,18 +122,18 @@ def test_nan_loss_stops_with_step_and_bit_width(data):
     images = data.train_images.clone()
     images[torch.randperm(60, generator=torch.Generator().manual_seed(0))[20]] = math.nan  # in the second batch of 16
     model = convert(tiny_model(), BITS, batch_norm="shared")
-    train(model, data, BITS, epochs=1, batch_size=16)
+    train(model, data, BITS, epochs=1)
     with pytest.raises(TrainingError, match="train: loss must be finite, got nan at step 2, 8 bits"):
-        train(model, replace(data, train_images=images), BITS, epochs=1, batch_size=16, seed=0)
+        train(model, replace(data, train_images=images), BITS, epochs=1, seed=0)
 
 
 def test_nan_parameters_stop_with_step_and_bit_width(data):
     model = convert(tiny_model(), BITS)
-    train(model, data, BITS, epochs=1, batch_size=16)
+    train(model, data, BITS, epochs=1)
     with torch.no_grad():
         model[3].weight_quantizer.scales["4"].fill_(math.nan)
     with pytest.raises(TrainingError, match="(parameters|loss) must be finite, got .* at step 1, 4 bits"):
-        train(model, data, BITS, epochs=1, batch_size=16)
+        train(model, data, BITS, epochs=1)
 
 
 @pytest.mark.parametrize("options, match", [
@@ -168,7 +157,7 @@ def test_a_float_network_has_no_low_bit_path(data):
 
 def test_quantization_time_covers_every_quantizer_at_every_bit_width(data):
     model = convert(tiny_model(), BITS, keep_float=("last",), signed_inputs=("0",))
-    train(model, data, BITS, epochs=1, batch_size=16)
+    train(model, data, BITS, epochs=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = quantization_time(model, data.train_images[:16], repeats=3)
     assert result.calls == 2 * 2 * len(BITS) and result.kernels_ms > 0 and result.eager_ms > 0
@@ -178,7 +167,7 @@ def test_quantization_time_covers_every_quantizer_at_every_bit_width(data):
 
 def test_quantization_time_refuses_results_that_differ(data, monkeypatch):
     model = convert(tiny_model(), BITS)
-    train(model, data, BITS, epochs=1, batch_size=16)
+    train(model, data, BITS, epochs=1)
     wrong = dict(profile._FUNCTIONS, eager=lambda x, scale, offset, **options: x * scale.sum())
     monkeypatch.setattr(profile, "_FUNCTIONS", wrong)
     with pytest.raises(RuntimeError, match="quantization_time: the results of mbq_kernels and of eager PyTorch must"):

@@ -2,8 +2,8 @@
 
 A dense tensor in memory order is (outer, channels, inner). Two views of it as a matrix cover all layouts: by row,
 (outer * channels, inner), where a row has one scale and sums go along it; by column, (outer, channels * inner), for
-short `inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every bit-width.
-Tiles leave partial sums, which torch adds in float64: a fixed order, no atomics.
+short `inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every
+bit-width. Tiles leave partial sums, which torch adds in float64: a fixed order, no atomics.
 """
 
 import torch

@@ -13,7 +13,8 @@ class BitBatchNorm(nn.Module):
     """One BatchNorm per trained bit-width plus the float one; each forward uses that of the bit-width in use.
 
     The activations of a layer have another mean and variance at every bit-width; one set of running statistics fits
-    none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). torch.compile specialises on the bit-width here.
+    none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). torch.compile compiles once per
+    bit-width, here as in the quantizers.
 
     Args:
         batch_norm: nn.BatchNorm1d, 2d or 3d - kept as it is for 32 bits, copied for every other bit-width.

@@ -11,8 +11,8 @@ MAX_BITS = 8
 class BitState:
     """The bit-width in use and the bit-widths that are trained.
 
-    A plain object and not a module: torch.compile treats its attribute as an integer that changes at run time, and
-    copy.deepcopy of a model gives all quantizers of the copy one new state.
+    A plain object and not a module: copy.deepcopy of a model gives all quantizers of the copy one new state.
+    torch.compile compiles once per bit-width, because the quantizers pick their scales by it as a key.
     """
 
     def __init__(self, trained):

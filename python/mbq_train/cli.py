@@ -42,8 +42,9 @@ def train(
 ) -> None:
     """Train a float network, then one network at every bit-width, and compare their accuracies."""
     with _clean_errors():
-        options = Options(data, model, _parse_bits(bits), epochs, float_epochs, batch_size, learning_rate,
-                          weight_decay, batch_norm, seed)
+        options = Options(data=data, model=model, bits=_parse_bits(bits), epochs=epochs, float_epochs=float_epochs,
+                          batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
+                          batch_norm=batch_norm, seed=seed)
         torch.set_num_threads(threads)
         with _progress(options) as on_epoch:
             result = train_run(options, out, device=device, overwrite=overwrite, on_epoch=on_epoch)
@@ -117,7 +118,8 @@ def _progress(options: Options):
 
 
 def _accuracy_table(accuracy: dict[int, float], float_accuracy: float) -> Table:
-    table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy")
+    table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy",
+                  caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * float_accuracy:.2f}", "")
     for bits, value in accuracy.items():
         table.add_row(f"{bits} bits", f"{100 * value:.2f}", f"{100 * (value - float_accuracy):+.2f}")

@@ -41,10 +41,6 @@ class _Quantizer(nn.Module):
             return x
         if bits not in self._ready:
             self._initialise(x.detach(), bits)
-        return self.quantize(x, bits)
-
-    def quantize(self, x, bits: int):
-        """The call of the kernel."""
         scale, offset = self.parameters_at(bits)
         return mbq_kernels.fake_quantize(x, scale, offset, bits=bits, signed=self.signed, axis=self.axis,
                                          out_dtype=_autocast_dtype(x))

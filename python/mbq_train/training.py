@@ -16,8 +16,8 @@ class TrainingError(RuntimeError):
     """The loss or a parameter became NaN or infinite."""
 
 
-def train(model: nn.Module, data: Data, bits, *, epochs: int, batch_size: int = 64, learning_rate: float = 1e-3,
-          weight_decay: float = 5e-5, seed: int = 0, on_epoch=None) -> None:
+def train(model: nn.Module, data: Data, bits, *, epochs: int, batch_size: int, learning_rate: float,
+          weight_decay: float, seed: int = 0, on_epoch=None) -> None:
     """Train `model` in place: per batch and bit-width a forward, a backward and a step.
 
     Huang et al., 2025, arXiv 2502.01199, alg. A.2, without its learning rates per scale. AdamW, cosine rate to zero
@@ -49,16 +49,16 @@ def train(model: nn.Module, data: Data, bits, *, epochs: int, batch_size: int = 
     for epoch in range(epochs):
         start, losses = time.perf_counter(), dict.fromkeys(bits, 0.0)
         order = batches(data.train_images, data.train_labels, batch_size, generator)
-        for step, (images, labels) in enumerate(order, start=epoch * steps + 1):
+        for number, (images, labels) in enumerate(order, start=epoch * steps + 1):
             for b in bits:
-                losses[b] += _step(model, optimizer, images, labels, b, step) / steps
+                losses[b] += _step(model, optimizer, images, labels, b, number) / steps
             schedule.step()
         if on_epoch is not None:
             on_epoch({"epoch": epoch + 1, "loss": losses, "seconds": time.perf_counter() - start})
 
 
-def _step(model, optimizer, images, labels, bits: int, step: int) -> float:
-    """Forward, loss, backward and step at one bit-width; the loss."""
+def _step(model, optimizer, images, labels, bits: int, number: int) -> float:
+    """Forward, loss, backward and step at one bit-width; the loss. `number` is the batch's, for errors."""
     switch_bits_of(model, bits)
     optimizer.zero_grad(set_to_none=True)  # None, not 0: the scales of other bit-widths must not move
     try:
@@ -66,11 +66,11 @@ def _step(model, optimizer, images, labels, bits: int, step: int) -> float:
     except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
         if all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise
-        raise TrainingError(f"train: parameters must be finite, got NaN or infinity at step {step}, {bits} bits "
+        raise TrainingError(f"train: parameters must be finite, got NaN or infinity at step {number}, {bits} bits "
                             f"({error})") from error
     value = loss.item()
     if not math.isfinite(value):
-        raise TrainingError(f"train: loss must be finite, got {value} at step {step}, {bits} bits")
+        raise TrainingError(f"train: loss must be finite, got {value} at step {number}, {bits} bits")
     loss.backward()
     optimizer.step()
     clamp_scales(model)
