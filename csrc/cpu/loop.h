@@ -52,6 +52,8 @@ ChannelSums backward_loop(Layout layout, const std::vector<Level<Quantizer, W>>&
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
       const W* xs = load(x + begin, wide_x, n);
+      const Ahead next_x{reinterpret_cast<const char*>(x + begin + n), sizeof(T)};
+      for (int64_t i = 0; given.size() > 1 && i < n; i += kLanes) next_x.fetch(i);
       W* sum = results.target(grad_x + begin);
       for (size_t k = 0; k < given.size(); ++k) {
         const Level<Quantizer, W> level = spread.at(k, task.parameter);
