@@ -58,13 +58,13 @@ MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __
 
 // Halves, not one after the other: for a short run the chain of additions would take longer than the run.
 template <class W>
-MBQ_HD double lane_sum(const W* lanes) {
-  double sum[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) sum[j] = lanes[j];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
-  return sum[0];
+MBQ_HD double lane_sum(W* lanes) {
+  for (int64_t j = 0; j < 16; ++j) lanes[j] += lanes[j + 16];
+  for (int64_t j = 0; j < 8; ++j) lanes[j] += lanes[j + 8];
+  for (int64_t j = 0; j < 4; ++j) lanes[j] += lanes[j + 4];
+  return (static_cast<double>(lanes[0]) + lanes[2]) + (static_cast<double>(lanes[1]) + lanes[3]);
 }
+static_assert(kLanes == 32);
 
 // The block to fetch while another is computed. The processor's own prefetching follows one stream a load instruction
 // and ends with the page; here one instruction reads a stream per bit-width, and a block is a page of float32.
