@@ -1,4 +1,4 @@
-"""fake_quantize, fake_quantize_multi and fake_quantize_affine against everybody, on real shapes.
+"""fake_quantize, its multi-bit, many-tensor and affine forms against everybody, on real shapes.
 
     pytest bench/ [--mbq-json FILE] [--mbq-small] [--mbq-device cpu|cuda]
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness import BOTH, FORWARD, Case
-from mbq_kernels import fake_quantize_affine, fake_quantize_multi
+from mbq_kernels import fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
 from mbq_train.bits import code_range
 from rivals import functional, one_by_one, ours, rivals_of
 
@@ -25,8 +25,15 @@ def resnet50() -> tuple[tuple[int, int], ...]:
     return (*shapes, (1000, 2048))
 
 
-SHAPES = {"resnet50": resnet50(), "512x512x3x3": ((512, 512, 3, 3),), "64x64x56x56": ((64, 64, 56, 56),),
-          "1Mi": ((1024, 1024),), "4096x4096": ((4096, 4096),), "64Mi": ((8192, 8192),)}
+def resnet20() -> tuple[tuple[int, ...], ...]:
+    """Weights of all 19 convolutions and the classifier of ResNet-20 for CIFAR."""
+    blocks = [(width, inner, 3, 3) for before, width in ((16, 16), (16, 32), (32, 64))
+              for inner in (before, *[width] * 5)]
+    return ((16, 3, 3, 3), *blocks, (10, 64))
+
+
+SHAPES = {"resnet50": resnet50(), "resnet20": resnet20(), "512x512x3x3": ((512, 512, 3, 3),),
+          "64x64x56x56": ((64, 64, 56, 56),), "1Mi": ((1024, 1024),), "4096x4096": ((4096, 4096),), "64Mi": ((8192, 8192),)}
 MULTI_BITS = (8, 6, 4, 2)
 
 
@@ -34,7 +41,8 @@ def _cases():
     """(op, shape, dtype, what, axis): what a network or a paper would ask for, within the time there is."""
     f32, bf16 = torch.float32, torch.bfloat16
     single, multi, affine = "fake_quantize", "fake_quantize_multi", "fake_quantize_affine"
-    every = list(SHAPES)
+    foreach = "fake_quantize_foreach"
+    every = [shape for shape in SHAPES if shape != "resnet20"]
     chosen = [(single, shape, f32, what, None) for shape in every for what in (FORWARD, BOTH)]
     chosen += [(single, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
     chosen += [(single, "64x64x56x56", f32, BOTH, 1)]
@@ -43,16 +51,26 @@ def _cases():
     chosen += [(multi, shape, f32, BOTH, None) for shape in ("512x512x3x3", "4096x4096", "64Mi")]
     chosen += [(multi, "resnet50", f32, BOTH, 0), (multi, "4096x4096", f32, FORWARD, None),
                (multi, "4096x4096", bf16, BOTH, None)]
+    chosen += [(foreach, "resnet20", f32, what, 0) for what in (FORWARD, BOTH)]
+    chosen += [(foreach, "resnet20", f32, BOTH, None), (foreach, "resnet50", f32, BOTH, 0)]
     chosen += [(affine, "64Mi", f32, FORWARD, None), (affine, "4096x4096", f32, BOTH, None),
                (affine, "512x512x3x3", f32, BOTH, 0)]
     return [Case(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, axis=axis,
-                 bits=MULTI_BITS if op == multi else (4,)) for op, shape, dtype, what, axis in chosen]
+                 bits=MULTI_BITS if op in (multi, foreach) else (4,)) for op, shape, dtype, what, axis in chosen]
+
+
+def _foreach(case: Case, inputs):
+    def call():
+        rows = fake_quantize_foreach(inputs.xs, inputs.scales, bits=case.bits, axis=case.axis)
+        return [x_hat for row in rows for x_hat in row]
+    return call, inputs.parameters(case)
 
 
 OURS = {
     "fake_quantize": one_by_one(ours),
     "fake_quantize_multi": functional(lambda case, x, scales, zp:
                                       fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
+    "fake_quantize_foreach": _foreach,
     "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(
         x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis)),
 }

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 
 from harness import FORWARD, Candidate, Case, Inputs
-from mbq_kernels import fake_quantize
+from mbq_kernels import fake_quantize, fake_quantize_multi
 from mbq_train.bits import code_range
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
+COMPILED_TENSORS = 20  # of one compiled function
 ROUNDED_MASK = "gradient mask on the rounded value, multiplies by 1/scale"
 
 
@@ -34,6 +35,10 @@ def ours(case, x, scale, zero_point, bits):
     return fake_quantize(x, scale, bits=bits, axis=case.axis)
 
 
+def _ours_multi(case, x, scales, zero_point):
+    return fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)
+
+
 def _compiled_each(case: Case, inputs: Inputs):
     """One compiled function per bit-width."""
     torch._dynamo.config.recompile_limit = 64
@@ -50,6 +55,16 @@ def _compiled_joint(case: Case, inputs: Inputs):
     joint = torch.compile(lambda x, scales: [fake_quantize(x, s, bits=b, axis=case.axis)
                                              for s, b in zip(scales, case.bits)])
     return functional(lambda case, x, scales, zp: joint(x, scales))(case, inputs)
+
+
+def _compiled_network(case: Case, inputs: Inputs):
+    """All bit-widths of all tensors in one compiled function."""
+    if len(inputs.xs) > COMPILED_TENSORS:
+        raise NotImplementedError(f"it compiles for minutes with more than {COMPILED_TENSORS} tensors")
+    from mbq_train.eager import fake_quantize
+    network = torch.compile(lambda xs, rows: [fake_quantize(x, s, bits=b, axis=case.axis)
+                                              for x, scales in zip(xs, rows) for s, b in zip(scales, case.bits)])
+    return lambda: network(inputs.xs, inputs.scales), inputs.parameters(case)
 
 
 def _torch_fixed(case: Case, inputs: Inputs):
@@ -137,18 +152,23 @@ def _flag_gems():
 
 
 EAGER, COMPILED, JOINT = "eager LSQ", "torch.compile(eager LSQ)", "torch.compile, one joint function"
+NETWORK = "torch.compile, all tensors in one function"
 TORCH_FIXED, TORCH_LEARNABLE = "torch fake_quantize", "torch learnable"
+SINGLE_CALLS, MULTI_CALLS = "mbq fake_quantize, a call each", "mbq fake_quantize_multi, a call each"
 BREVITAS, TORCHAO_COMPILED = "Brevitas", "torch.compile(torchao)"
 
 
 def rivals_of(case: Case) -> list[Candidate]:
     """All that can do, or claim to do, the case's work."""
-    affine, multi = case.op == "fake_quantize_affine", case.op == "fake_quantize_multi"
+    affine, foreach = case.op == "fake_quantize_affine", case.op == "fake_quantize_foreach"
     differs = "" if affine else ROUNDED_MASK
     lsq = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]
     found = [] if affine else lsq
-    if multi:
-        found.append(Candidate("mbq fake_quantize, K calls", one_by_one(ours)))
+    if foreach:
+        found.append(Candidate(MULTI_CALLS, functional(_ours_multi)))
+        found.append(Candidate(NETWORK, _compiled_network, compiles=True))
+    if len(case.bits) > 1:
+        found.append(Candidate(SINGLE_CALLS, one_by_one(ours)))
         found.append(Candidate(JOINT, _compiled_joint, compiles=True))
     if case.what == FORWARD:
         found.append(Candidate(TORCH_FIXED, _torch_fixed, differs="fixed scale, no gradient to it"))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from rivals import BREVITAS, COMPILED, EAGER, JOINT, TORCH_FIXED, TORCH_LEARNABLE
+from rivals import BREVITAS, COMPILED, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED, TORCH_LEARNABLE
 
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
 
@@ -24,6 +24,9 @@ TARGETS = (
     Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (TORCH_LEARNABLE,), 20),
     Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (BREVITAS,), 20),
     Target("cpu", "fake_quantize_multi-*-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cpu", "fake_quantize_foreach-axis0-resnet20-float32-forward+backward", (SINGLE_CALLS,), 3),
+    Target("cpu", "fake_quantize_foreach-*-float32-*", (COMPILED, JOINT, NETWORK), 1.0),
+    Target("cpu", "fake_quantize_foreach-axis0-resnet50-float32-forward+backward", (COMPILED, JOINT), 1.6),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),

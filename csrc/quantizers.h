@@ -1,56 +1,121 @@
 // K quantizers over one x, as the raw operators receive them. Shared by csrc/cpu and csrc/cuda.
 #pragma once
 
+#include <string>
+
 #include "quant_math.h"
 #include "tensor.h"
 
 namespace mbq {
 
-// scales and shifts (offsets or zero points) are contiguous, K rows of C; shifts may be absent.
+// A parameter (scales, offsets or zero points) of K quantizers: K rows of C in one contiguous tensor, or a contiguous
+// tensor a row. No tensor: there is no such parameter.
+struct __attribute__((visibility("hidden"))) Rows {
+  std::vector<Tensor> tensors;
+
+  Rows() = default;
+  explicit Rows(const std::optional<Tensor>& all) {
+    if (all) tensors.push_back(make_contiguous(*all));
+  }
+  // `count` tensors of a list from `first` on.
+  Rows(const std::vector<Tensor>& list, size_t first, size_t count) {
+    for (size_t k = first; k < first + count; ++k) tensors.push_back(make_contiguous(list[k]));
+  }
+
+  bool absent() const { return tensors.empty(); }
+
+  // Row k, in the dtype W that check_against has seen; null where absent.
+  template <class W>
+  const W* row(size_t k, int64_t channels) const {
+    if (absent()) return nullptr;
+    if (tensors.size() > 1) return static_cast<const W*>(tensors[k].const_data_ptr());
+    return static_cast<const W*>(tensors[0].const_data_ptr()) + static_cast<int64_t>(k) * channels;
+  }
+};
+
+inline std::vector<Bounds<double>> ranges_of(const char* op, const std::vector<int64_t>& bits, bool is_signed) {
+  std::vector<Bounds<double>> ranges;
+  for (int64_t b : bits) {
+    check(1 <= b && b <= 8, op, ": bits must be between 1 and 8, got ", b);
+    ranges.push_back(bounds<double>(b, is_signed));
+  }
+  return ranges;
+}
+
+// x is dense; scales and shifts (offsets or zero points) have K rows of C.
 struct __attribute__((visibility("hidden"))) Quantizers {
   const char* op;
+  Tensor x;
+  Layout layout;
   std::vector<Bounds<double>> ranges;
-  Tensor scales;
-  std::optional<Tensor> shifts;
+  Rows scales, shifts;
+  std::string which = "";  // tensor of several
 
-  Quantizers(const char* name, std::vector<Bounds<double>> r, const Tensor& s, const std::optional<Tensor>& shift)
-      : op(name), ranges(std::move(r)), scales(make_contiguous(s)) {
-    if (shift) shifts = make_contiguous(*shift);
-  }
-
-  // Bit-widths instead of ranges.
-  Quantizers(const char* name, const std::vector<int64_t>& bits, bool is_signed, const Tensor& s,
-             const std::optional<Tensor>& shift)
-      : Quantizers(name, {}, s, shift) {
-    for (int64_t b : bits) {
-      check(1 <= b && b <= 8, op, ": bits must be between 1 and 8, got ", b);
-      ranges.push_back(bounds<double>(b, is_signed));
-    }
-  }
+  Quantizers(const char* name, const Tensor& given_x, std::optional<int64_t> axis, std::vector<Bounds<double>> r,
+             Rows scale_rows, Rows shift_rows)
+      : op(name),
+        x(dense(given_x)),
+        layout(layout_of(op, x, axis)),
+        ranges(std::move(r)),
+        scales(std::move(scale_rows)),
+        shifts(std::move(shift_rows)) {}
 
   // What the loops take on trust: one tensor (result or gradient) per quantizer, one parameter per channel, dtypes.
-  void check_against(const Tensor& x, const Layout& layout, const std::vector<Tensor>& tensors) const {
-    const int64_t wanted = static_cast<int64_t>(ranges.size()) * layout.channels;
+  void check_against(const std::vector<Tensor>& tensors) const {
     check(!ranges.empty() && tensors.size() == ranges.size(), op, ": needs one tensor per bit-width (", ranges.size(),
-          "), got ", tensors.size());
+          "), got ", tensors.size(), which);
     for (const Tensor& tensor : tensors)
-      check(tensor.scalar_type() == tensors[0].scalar_type(), op, ": all gradients must have one dtype");
-    const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    for (const Tensor& parameter : shifts ? std::vector<Tensor>{scales, *shifts} : std::vector<Tensor>{scales})
-      check(parameter.numel() == wanted && parameter.scalar_type() == dtype && same_device(parameter, x), op,
-            ": scales and offsets must have ", wanted,
-            " elements, x's device, and be float64 where x is, else float32");
+      check(tensor.scalar_type() == tensors[0].scalar_type(), op, ": all gradients must have one dtype", which);
+    check_rows(scales);
+    if (!shifts.absent()) check_rows(shifts);
   }
 
-  int64_t channels() const { return scales.numel() / static_cast<int64_t>(ranges.size()); }
+  void check_rows(const Rows& rows) const {
+    const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const int64_t each = static_cast<int64_t>(ranges.size() / std::max<size_t>(1, rows.tensors.size()));
+    check(each * rows.tensors.size() == ranges.size(), op, ": scales and offsets must have one row per bit-width",
+          which);
+    for (const Tensor& tensor : rows.tensors)
+      check(tensor.numel() == each * layout.channels && tensor.scalar_type() == dtype && same_device(tensor, x), op,
+            ": scales and offsets must have ", each * layout.channels,
+            " elements, x's device, and be float64 where x is, else float32", which);
+  }
 
   // One per quantizer: what is given, or LSQ's.
-  std::vector<double> grad_factors(const Layout& layout, std::optional<double> given) const {
+  std::vector<double> grad_factors(std::optional<double> given) const {
     std::vector<double> factors;
     for (const Bounds<double>& range : ranges)
       factors.push_back(given.value_or(default_grad_factor(layout.outer * layout.inner, range.hi)));
     return factors;
   }
 };
+
+// Those of fake_quantize_foreach, one per x: the rows of all are in flat lists. An axis of -1: one scale for all of x.
+inline std::vector<Quantizers> quantizers_of_each(const char* op, const std::vector<Tensor>& xs,
+                                                  const std::vector<Tensor>& scales, const std::vector<Tensor>& offsets,
+                                                  const std::vector<int64_t>& bits, bool is_signed,
+                                                  const std::vector<int64_t>& axes) {
+  const std::vector<Bounds<double>> ranges = ranges_of(op, bits, is_signed);
+  const size_t levels = ranges.size(), rows = levels * xs.size();
+  check(rows > 0, op, ": needs a tensor and a bit-width");
+  check(axes.size() == xs.size() && scales.size() == rows && (offsets.empty() || offsets.size() == rows), op,
+        ": needs an axis per tensor, and a scale and an offset per tensor and bit-width");
+  std::vector<Quantizers> each;
+  each.reserve(xs.size());
+  for (size_t t = 0; t < xs.size(); ++t) {
+    const auto axis = axes[t] < 0 ? std::nullopt : std::optional(axes[t]);
+    const Rows shifts = offsets.empty() ? Rows() : Rows(offsets, t * levels, levels);
+    each.emplace_back(op, xs[t], axis, ranges, Rows(scales, t * levels, levels), shifts);
+    each.back().which = ", tensor " + std::to_string(t);
+    check(xs[t].scalar_type() == xs[0].scalar_type() && same_device(xs[t], xs[0]), op,
+          ": all tensors must have one dtype and device");
+  }
+  return each;
+}
+
+// The share of tensor t, of `levels` each, in a flat list.
+inline std::vector<Tensor> share(const std::vector<Tensor>& list, size_t t, size_t levels) {
+  return {list.begin() + t * levels, list.begin() + (t + 1) * levels};
+}
 
 }  // namespace mbq

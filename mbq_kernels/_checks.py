@@ -4,6 +4,7 @@ import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_BITS = 8
+MAX_LEVELS = 8  # bit-widths at once: kernels keep one set of sums for each in registers
 
 
 def check_float(op: str, name: str, tensor) -> None:
@@ -13,12 +14,12 @@ def check_float(op: str, name: str, tensor) -> None:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
 
 
-def check_x(op: str, x) -> None:
-    check_float(op, "x", x)
+def check_x(op: str, x, name: str = "x") -> None:
+    check_float(op, name, x)
     if x.layout != torch.strided:
-        raise TypeError(f"{op}: x must be a dense tensor, got layout {x.layout}")
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {x.layout}")
     if x.dtype == torch.float64 and x.device.type == "cuda":
-        raise TypeError(f"{op}: x must be float32, bfloat16 or float16 on {x.device} (float64 is for the CPU), "
+        raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16 on {x.device} (float64 is for the CPU), "
                         "got torch.float64")
 
 
@@ -38,6 +39,18 @@ def check_bits(op: str, bits, lowest: int = 1) -> None:
         raise ValueError(f"{op}: bits must be between {lowest} and {MAX_BITS}, got {bits}")
 
 
+def check_bit_widths(op: str, bits) -> list[int]:
+    """Several bit-widths, as a list."""
+    if isinstance(bits, (int, torch.SymInt)) or not hasattr(bits, "__iter__"):
+        raise TypeError(f"{op}: bits must be a sequence of integers, got {bits!r}")
+    bits = list(bits)
+    if not 1 <= len(bits) <= MAX_LEVELS:
+        raise ValueError(f"{op}: bits must name 1 to {MAX_LEVELS} bit-widths, got {len(bits)}")
+    for b in bits:
+        check_bits(op, b)
+    return bits
+
+
 def check_flag(op: str, name: str, value) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
@@ -48,14 +61,15 @@ def check_factor(op: str, grad_factor) -> None:
         raise TypeError(f"{op}: grad_factor must be a number, got {grad_factor!r}")
 
 
-def check_axis(op: str, x, axis):
+def check_axis(op: str, x, axis, name: str = "x"):
     """`axis` counted from the front, or None."""
     if axis is None:
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"{op}: axis must be an integer or None, got {axis!r}")
     if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim()}) for x of shape {tuple(x.shape)}, got {axis}")
+        raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
+                         f"got {axis}")
     return axis % x.dim()
 
 
@@ -74,9 +88,28 @@ def check_parameter(op: str, name: str, parameter, x, axis):
     return to_arithmetic(parameter, x)
 
 
+def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torch.Tensor]:
+    """One parameter per bit-width of (count,), (count, C) or a sequence, as check_parameter gives them."""
+    if isinstance(parameters, torch.Tensor) and parameters.dim() == 0:
+        raise ValueError(f"{op}: {name} must be ({count},), ({count}, C) or a sequence, got a 0-dim tensor")
+    if not isinstance(parameters, (torch.Tensor, list, tuple, torch.nn.ParameterList)):
+        raise TypeError(f"{op}: {name} must be a tensor or a sequence of tensors, got {type(parameters).__name__}")
+    if len(parameters) != count:
+        raise ValueError(f"{op}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
+    rows = [check_parameter(op, f"{name}[{k}]", p, x, axis) for k, p in enumerate(parameters)]
+    if len({row.numel() for row in rows}) != 1:
+        raise ValueError(f"{op}: {name} must all have 1 or all have {x.shape[axis]} elements, "
+                         f"got {[row.numel() for row in rows]}")
+    return rows
+
+
+def arithmetic_dtype(x) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def to_arithmetic(parameter, x):
     """`parameter` in the dtype of the arithmetic on x."""
-    return parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return parameter.to(arithmetic_dtype(x))
 
 
 def check_pair(op: str, names: tuple[str, str], first, second) -> None:

@@ -1,6 +1,7 @@
 // The CUDA loops of csrc/cuda/elementwise.cuh on the host, one lane a warp: for tests/test_cuda_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
+#include "cuda/batch.cuh"
 #include "cuda/elementwise.cuh"
 
 namespace {
@@ -21,22 +22,13 @@ struct Arguments {
 
 template <template <class> class Quantizer, class T>
 Job<Quantizer, T, T> job_of(const Arguments<T>& a) {
-  Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner),
-                           a.aligned,
-                           a.levels,
-                           {},
-                           a.scale,
-                           a.shift,
-                           a.x,
-                           {},
-                           {},
-                           a.grad_x,
-                           a.scale_sums,
-                           a.shift_sums};
+  Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner), a.aligned, a.levels};
+  job.x = a.x, job.grad_x = a.grad_x, job.scale_sums = a.scale_sums, job.shift_sums = a.shift_sums;
   for (int k = 0; k < a.levels; ++k) {
     job.quantizer[k].range = {a.lo[k], a.hi[k]};
-    job.out[k] = a.others[k];
-    job.grad[k] = a.others[k];
+    job.scale[k] = a.scale + k * a.channels;
+    job.shift[k] = a.shift + k * a.channels;
+    job.other[k] = a.others[k];
   }
   return job;
 }
@@ -85,4 +77,20 @@ extern "C" double channel_sum(const double* partial, int64_t outer, int64_t chan
   double sum = 0;
   for (int64_t e = 0; e < walk.sums_of_channel(); ++e) sum += partial[walk.sum_index(channel, e)];
   return sum;
+}
+
+// The item of every block, for items of `blocks` blocks each; capacity is 3.
+extern "C" void items_of_blocks(const int64_t* blocks, int count, int* items) {
+  Batch<int, 3> batch;
+  for (int i = 0; i < count; ++i) batch.add(i, blocks[i]);
+  for (unsigned block = 0; block < batch.first_block[batch.count]; ++block) items[block] = batch.item_of(block);
+}
+
+extern "C" bool takes(int64_t first, int64_t second, int64_t third, int64_t fourth) {
+  Batch<int, 3> batch;
+  for (int64_t blocks : {first, second, third}) {
+    if (!batch.takes(blocks)) return false;
+    batch.add(0, blocks);
+  }
+  return batch.takes(fourth);
 }

@@ -103,3 +103,19 @@ def test_fake_quantize_affine(host, shape):
     oracles.assert_same(actual[0], wanted[0], "grad x")
     for one, other in zip(actual[1:], wanted[1:], strict=True):
         torch.testing.assert_close(one[0], other, rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
+
+
+@pytest.mark.parametrize("blocks", [(5,), (1, 1), (3, 1, 4), (1, 700, 2)], ids=str)
+def test_every_block_works_for_its_item(host, blocks):
+    items = (ctypes.c_int * sum(blocks))(*[-1] * sum(blocks))
+    host.items_of_blocks((I64 * len(blocks))(*blocks), len(blocks), items)
+    assert list(items) == [i for i, count in enumerate(blocks) for _ in range(count)]
+
+
+def test_a_launch_takes_no_more_than_its_batch_and_its_grid(host):
+    def takes(*blocks):
+        return bool(host.takes(*map(I64, blocks)) & 1)
+
+    host.takes.restype = ctypes.c_uint8
+    assert not takes(1, 1, 1, 1)  # four items for three places
+    assert not takes(2**30, 2**30, 1, 1) and not takes(2**31, 1, 1, 1)

@@ -20,7 +20,14 @@ def affine(x, scale, bits=4):
     return mbq.fake_quantize_affine(x, scale, torch.zeros_like(scale), quant_min=-bits, quant_max=bits, axis=0)
 
 
-OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine}
+def foreach(x, scale, bits=4):
+    two = [scale, scale * 2], torch.stack([scale, scale * 2])
+    outs = mbq.fake_quantize_foreach([x, x * 3], two, bits=[bits, 2], axis=0)
+    return torch.stack([out for row in outs for out in row])
+
+
+OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
+       "fake_quantize_foreach": foreach}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -39,6 +46,11 @@ RAW = {
     "fake_quantize_multi_forward": lambda x, s: (x, torch.stack([s, s]), None, [4, 1], True, 0, None),
     "fake_quantize_multi_backward":
         lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), [4, 1], True, 0, 1.0),
+    "fake_quantize_foreach_forward":
+        lambda x, s: ([x, x[:2]], [s, s * 2, s[:1], s[1:2]], [], [4, 1], True, [0, -1], None),
+    "fake_quantize_foreach_backward":
+        lambda x, s: ([x, x * 2, x[:2], x[2:]], [x, x[:2]], [s, s * 2, s[:1], s[1:2]], [s * 0, s, s[:1], s[1:2]],
+                      [4, 1], True, [0, -1], None),
     "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
     "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
 }
@@ -69,11 +81,24 @@ MALFORMED = {
     "a gradient too few": ("fake_quantize_multi_backward", ([X], X, torch.ones(2, 3), None, [4, 2], True, 0, None)),
 }
 
+FORWARD, BACKWARD = "fake_quantize_foreach_forward", "fake_quantize_foreach_backward"
+MALFORMED |= {
+    "foreach, a scale too few": (FORWARD, ([X, X], [SCALE] * 3, [], [4, 2], True, [0, 0], None)),
+    "foreach, an axis too few": (FORWARD, ([X, X], [SCALE] * 4, [], [4, 2], True, [0], None)),
+    "foreach, an offset too few": (FORWARD, ([X, X], [SCALE] * 4, [SCALE] * 2, [4, 2], True, [0, 0], None)),
+    "foreach, a short scale": (FORWARD, ([X, X], [*[SCALE] * 3, SCALE[:2]], [], [4, 2], True, [0, 0], None)),
+    "foreach, x of two dtypes": (FORWARD, ([X, X.half()], [SCALE] * 4, [], [4, 2], True, [0, 0], None)),
+    "foreach, no x": (BACKWARD, ([X], [], [], [], [4], True, [], None)),
+    "foreach, no bits": (FORWARD, ([X], [], [], [], True, [0], None)),
+    "foreach, a gradient too few": (BACKWARD, ([X] * 3, [X, X], [SCALE] * 4, [], [4, 2], True, [0, 0], None)),
+    "foreach, gradients of two dtypes": (BACKWARD, ([X, X.half()], [X, X], [SCALE] * 2, [], [4], True, [0, 0], None)),
+}
+
 
 @pytest.mark.parametrize("raw, arguments", MALFORMED.values(), ids=MALFORMED.keys())
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
-    with pytest.raises(RuntimeError, match="^fake_quantize(_multi)?: "):
+    with pytest.raises(RuntimeError, match="^fake_quantize(_multi|_foreach)?: "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

@@ -5,21 +5,22 @@
 namespace mbq {
 namespace {
 
-Quantizers quantizers(const Tensor& scale, const Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  return {
-      "fake_quantize_affine", {{static_cast<double>(quant_min), static_cast<double>(quant_max)}}, scale, zero_point};
+Quantizers quantizers(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
+                      int64_t quant_max, std::optional<int64_t> axis) {
+  const Bounds<double> range{static_cast<double>(quant_min), static_cast<double>(quant_max)};
+  return {"fake_quantize_affine", x, axis, {range}, Rows(scale), Rows(zero_point)};
 }
 
 Tensor fake_quantize_affine_forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
                                     int64_t quant_max, std::optional<int64_t> axis) {
-  return quantize_forward<FakeQuantizeAffine>(quantizers(scale, zero_point, quant_min, quant_max), x, axis, {})[0];
+  return quantize_forward<FakeQuantizeAffine>({quantizers(x, scale, zero_point, quant_min, quant_max, axis)}, {})[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_affine_backward(const Tensor& grad, const Tensor& x,
                                                                  const Tensor& scale, const Tensor& zero_point,
                                                                  int64_t quant_min, int64_t quant_max,
                                                                  std::optional<int64_t> axis, double grad_factor) {
-  return quantize_backward<FakeQuantizeAffine>(quantizers(scale, zero_point, quant_min, quant_max), {grad}, x, axis,
+  return quantize_backward<FakeQuantizeAffine>(quantizers(x, scale, zero_point, quant_min, quant_max, axis), {grad},
                                                grad_factor);
 }
 

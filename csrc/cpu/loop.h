@@ -1,85 +1,116 @@
-// The CPU loop of every elementwise op with per-channel parameters: channel indexing, tails, threads, fixed-order sums.
+// The CPU loop of every elementwise op with per-channel parameters, over one tensor or many: channel indexing, tails,
+// threads, fixed-order sums.
 //
 // Memory is walked in blocks of at most kBlock elements that stay in the first-level cache: one read of x serves every
-// bit-width. Two walks cover all layouts. By run: the `inner` elements of one channel lie together, and a block has one
-// scale. By column: they do not (channels_last), so the parameters are spread over one period of memory, and a block
-// has a scale for every element. Sums: 32 float lanes a block by run, double by column; the lanes, the blocks and the
-// order in which their sums are added are fixed, so results do not depend on threads or instruction set.
+// bit-width. Two walks cover all layouts. By run: the `inner` elements of one channel lie together, and a block is a
+// piece of a run, or several short runs. By column: they do not (channels_last), so the parameters are spread over one
+// period of memory, and a block has a scale for every element. Sums: 32 float lanes a run and block, double by column;
+// the lanes, the blocks and the order in which their sums are added are fixed, so results do not depend on threads,
+// instruction set or the other tensors of a call.
 #pragma once
 
 #include "walk.h"
 
 namespace mbq {
 
-// outs[k] = x through level k, for every level from one read of x.
+// outs[k] = x through level k.
 template <class Quantizer, class T, class Out, class W = wide_t<T>>
-void forward_loop(Layout layout, const std::vector<Level<Quantizer, W>>& given, const T* x,
-                  const std::vector<Out*>& outs) {
-  const Walk walk(layout);
-  const SpreadLevels<Quantizer, W> spread(walk, given);
-  walk.for_each_task([&](const Task& task, int64_t) {
+struct ForwardWork : Work<Quantizer, W> {
+  const T* x;
+  std::vector<Out*> outs;
+
+  ForwardWork(Layout layout, const std::vector<Level<Quantizer, W>>& levels, const T* from, std::vector<Out*> to)
+      : Work<Quantizer, W>(layout, levels), x(from), outs(std::move(to)) {}
+
+  void operator()(const Task& task, bool past_cache) const {
     alignas(64) W wide_x[kBlock];
-    Results<Out, W> results(outs.size() * layout.numel() * sizeof(Out));
+    Results<Out, W> results(past_cache);
     for (int64_t row = 0; row < task.rows; ++row) {
-      const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
-      const W* xs = load(x + begin, wide_x, n);
+      const int64_t begin = task.begin + row * task.stride;
+      const Block block = this->within(task.block, begin);
+      const W* xs = load(x + begin, wide_x, block.n());
       for (size_t k = 0; k < outs.size(); ++k) {
-        const Level<Quantizer, W> level = spread.at(k, task.parameter);
+        const Level<Quantizer, W> level = this->at(k, block);
         W* to = results.target(outs[k] + begin);
-        walk.by_run ? run<Values<0, Quantizer, W>>(level, xs, to, n) : run<Values<1, Quantizer, W>>(level, xs, to, n);
-        results.finish(outs[k] + begin, n);
+        this->walk.by_run ? run<ValuesByRun<Quantizer, W>>(level, block, xs, to)
+                          : run<ValuesByColumn<Quantizer, W>>(level, block, xs, to);
+        results.finish(outs[k] + begin, block.n());
       }
     }
-  });
-}
-
-// Sums over a channel of the terms that belong to its scale and its shift, one of each per level and channel.
-struct ChannelSums {
-  std::vector<double> scale, shift;
+  }
 };
 
-// grad_x = sum over levels of their terms, added in W in the order of the levels; returns the channel sums.
+// All tensors of a call from one read of each.
+template <class Works>
+void forward_loop(const Works& works) {
+  int64_t bytes = 0;
+  for (const auto& work : works) bytes += work.outs.size() * work.walk.layout.numel() * sizeof(*work.outs[0]);
+  for_each_task(works, [&](const auto& work, const Task& task) { work(task, bytes > kCacheBytes); });
+}
+
+// grad_x = sum over levels of their terms, added in W in the order of the levels; sums of the other terms.
 template <class Quantizer, class T, class Grad, class W = wide_t<T>>
-ChannelSums backward_loop(Layout layout, const std::vector<Level<Quantizer, W>>& given,
-                          const std::vector<const Grad*>& grads, const T* x, T* grad_x) {
-  const Walk walk(layout);
-  const SpreadLevels<Quantizer, W> spread(walk, given);
-  const int64_t stride = walk.tasks * walk.sums_per_task();
-  std::vector<double> to_scale(given.size() * stride), to_shift(given.size() * stride);
-  walk.for_each_task([&](const Task& task, int64_t index) {
+struct BackwardWork : Work<Quantizer, W> {
+  const T* x;
+  std::vector<const Grad*> grads;
+  T* grad_x;
+  mutable std::vector<double> to_scale, to_shift;  // partial sums, of a level after the other; each has one writer
+
+  BackwardWork(Layout layout, const std::vector<Level<Quantizer, W>>& levels, const T* from,
+               std::vector<const Grad*> upstream, T* to)
+      : Work<Quantizer, W>(layout, levels), x(from), grads(std::move(upstream)), grad_x(to) {
+    to_scale.resize(levels.size() * this->walk.partial_sums());
+    if (this->shifted) to_shift.resize(to_scale.size());
+  }
+
+  void operator()(const Task& task, bool past_cache) const {
     alignas(64) W wide_x[kBlock], wide_grad[kBlock];
-    Results<T, W> results(layout.numel() * sizeof(T));
+    Results<T, W> results(past_cache);
     for (int64_t row = 0; row < task.rows; ++row) {
-      const int64_t begin = task.begin + row * task.stride, n = std::min(task.n, layout.numel() - begin);
+      const int64_t begin = task.begin + row * task.stride;
+      const Block block = this->within(task.block, begin);
+      const int64_t n = block.n();
       const W* xs = load(x + begin, wide_x, n);
       const Ahead next_x{reinterpret_cast<const char*>(x + begin + n), sizeof(T)};
-      for (int64_t i = 0; given.size() > 1 && i < n; i += kLanes) next_x.fetch(i);
+      for (int64_t i = 0; grads.size() > 1 && i < n; i += kLanes) next_x.fetch(i);
       W* sum = results.target(grad_x + begin);
-      for (size_t k = 0; k < given.size(); ++k) {
-        const Level<Quantizer, W> level = spread.at(k, task.parameter);
-        const Grad* next = k + 1 < given.size() ? grads[k + 1] + begin : grads[0] + begin + n;
-        const Ahead ahead{reinterpret_cast<const char*>(next), sizeof(Grad)};
+      for (size_t k = 0; k < grads.size(); ++k) {
+        const Grad* next = k + 1 < grads.size() ? grads[k + 1] + begin : grads[0] + begin + n;
         const W* gs = load(grads[k] + begin, wide_grad, n);
-        const int64_t slot = k * stride + index * walk.sums_per_task();
-        const auto add = [&](auto body) {
-          run<decltype(body)>(level, gs, xs, sum, &to_scale[slot], &to_shift[slot], n, ahead);
-        };
-        if (walk.by_run) {
-          k == 0 ? add(GradientsByRun<false, Quantizer, W>{}) : add(GradientsByRun<true, Quantizer, W>{});
-        } else {
-          k == 0 ? add(GradientsByColumn<false, Quantizer, W>{}) : add(GradientsByColumn<true, Quantizer, W>{});
-        }
+        this->shifted ? add<true>(k, task, block, gs, xs, sum, next) : add<false>(k, task, block, gs, xs, sum, next);
       }
       results.finish(grad_x + begin, n);
     }
-  });
-  ChannelSums sums;
-  for (size_t k = 0; k < given.size(); ++k)
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      sums.scale.push_back(walk.channel_sum(&to_scale[k * stride], c));
-      sums.shift.push_back(walk.channel_sum(&to_shift[k * stride], c));
+  }
+
+  // Level k of a block; `next` is the block of gradients to fetch meanwhile.
+  template <bool shifted>
+  void add(size_t k, const Task& task, const Block& block, const W* grad, const W* xs, W* sum, const Grad* next) const {
+    const int64_t slot = k * this->walk.partial_sums() + task.slot;
+    const auto go = [&](auto body) {
+      run<decltype(body)>(this->at(k, block), block, grad, xs, sum, to_scale.data() + slot,
+                          shifted ? to_shift.data() + slot : nullptr,
+                          Ahead{reinterpret_cast<const char*>(next), sizeof(Grad)});
+    };
+    if (this->walk.by_run) {
+      k == 0 ? go(GradientsByRun<false, shifted, Quantizer, W>{}) : go(GradientsByRun<true, shifted, Quantizer, W>{});
+    } else {
+      k == 0 ? go(GradientsByColumn<false, shifted, Quantizer, W>{})
+             : go(GradientsByColumn<true, shifted, Quantizer, W>{});
     }
-  return sums;
+  }
+
+  // The sum of channel c of level k over `partial`, which is to_scale or to_shift.
+  double channel_sum(const std::vector<double>& partial, int64_t k, int64_t c) const {
+    return this->walk.channel_sum(partial.data() + k * this->walk.partial_sums(), c);
+  }
+};
+
+template <class Works>
+void backward_loop(const Works& works) {
+  int64_t bytes = 0;
+  for (const auto& work : works) bytes += work.walk.layout.numel() * sizeof(*work.grad_x);
+  for_each_task(works, [&](const auto& work, const Task& task) { work(task, bytes > kCacheBytes); });
 }
 
 }  // namespace mbq

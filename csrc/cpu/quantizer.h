@@ -6,97 +6,141 @@
 
 namespace mbq {
 
-// The quantizers with their parameters in the arithmetic's dtype. Values are looked at here, on the host, before the
-// loop.
+// Values of a parameter row are looked at here, on the host, before the loop.
+template <template <class> class Quantizer, class W>
+void check_values(const Quantizers& q, size_t k, const W* scale, const W* shift) {
+  for (int64_t c = 0; c < q.layout.channels; ++c) {
+    const int64_t element = k * q.layout.channels + c;
+    check(scale[c] > 0 && std::isfinite(scale[c]), q.op, ": scale must be finite and > 0, got ", scale[c], " (element ",
+          element, q.which, ")");
+    check(!Quantizer<W>::integer_shift || !std::isnan(shift[c]), q.op, ": zero_point must not be NaN (element ",
+          element, q.which, ")");
+  }
+}
+
+// The quantizers with their parameters in the arithmetic's dtype.
 template <template <class> class Quantizer, class W>
 std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
-  const W* scale = static_cast<const W*>(q.scales.const_data_ptr());
-  const W* shift = q.shifts ? static_cast<const W*>(q.shifts->const_data_ptr()) : nullptr;
-  for (int64_t i = 0; i < q.scales.numel(); ++i) {
-    check(scale[i] > 0 && std::isfinite(scale[i]), q.op, ": scale must be finite and > 0, got ", scale[i], " (element ",
-          i, ")");
-    check(!Quantizer<W>::integer_shift || !std::isnan(shift[i]), q.op, ": zero_point must not be NaN (element ", i,
-          ")");
-  }
   std::vector<Level<Quantizer<W>, W>> levels;
-  for (const Bounds<double>& range : q.ranges) {
-    levels.push_back({{{static_cast<W>(range.lo), static_cast<W>(range.hi)}}, scale, shift});
-    scale += q.channels();
-    if (shift) shift += q.channels();
+  levels.reserve(q.ranges.size());
+  for (size_t k = 0; k < q.ranges.size(); ++k) {
+    const W* scale = q.scales.row<W>(k, q.layout.channels);
+    const W* shift = q.shifts.row<W>(k, q.layout.channels);
+    check_values<Quantizer>(q, k, scale, shift);
+    levels.push_back({{{static_cast<W>(q.ranges[k].lo), static_cast<W>(q.ranges[k].hi)}}, scale, shift});
   }
   return levels;
 }
 
-// One x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order.
-template <template <class> class Quantizer>
-std::vector<Tensor> quantize_forward(const Quantizers& quantizers, const Tensor& given_x, std::optional<int64_t> axis,
-                                     std::optional<ScalarType> out_dtype) {
-  const Tensor x = dense(given_x);
-  const Layout layout = layout_of(quantizers.op, x, axis);
-  std::vector<Tensor> outs;
-  for (size_t k = 0; k < quantizers.ranges.size(); ++k)
-    outs.push_back(allocate_like(x, out_dtype.value_or(x.scalar_type())));
-  quantizers.check_against(x, layout, outs);
-  dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
-    using T = decltype(storage);
-    using W = wide_t<T>;
-    const auto levels = levels_of<Quantizer, W>(quantizers);
-    dispatch_floats(quantizers.op, outs[0].scalar_type(), [&](auto out_storage) {
-      using Out = decltype(out_storage);
-      if constexpr (std::is_same_v<wide_t<Out>, W>) {
-        std::vector<Out*> to;
-        for (const Tensor& out : outs) to.push_back(static_cast<Out*>(out.mutable_data_ptr()));
-        forward_loop(layout, levels, static_cast<const T*>(x.const_data_ptr()), to);
+// Calls body with values of the storage types of x and of `other`, its results or their gradients.
+template <class Body>
+void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& body) {
+  dispatch_floats(op, x, [&](auto storage) {
+    using W = wide_t<decltype(storage)>;
+    dispatch_floats(op, other, [&](auto other_storage) {
+      if constexpr (std::is_same_v<wide_t<decltype(other_storage)>, W>) {
+        body(storage, other_storage);
       } else {
-        check(false, quantizers.op, ": x and the result must both be float64 or neither");
+        check(false, op, ": x and its result or gradient must both be float64 or neither");
       }
     });
   });
-  return outs;
 }
 
-// sums (K, C) times factors (K), as a tensor like `parameter`, whose dtype W is.
-template <class W>
-Tensor parameter_gradient(const Tensor& parameter, const std::vector<double>& sums,
-                          const std::vector<double>& factors) {
-  Tensor gradient = allocate_like(parameter);
-  W* out = static_cast<W*>(gradient.mutable_data_ptr());
-  const size_t channels = sums.size() / factors.size();
-  for (size_t i = 0; i < sums.size(); ++i) out[i] = static_cast<W>(factors[i / channels] * sums[i]);
-  return gradient;
+template <class Pointer>
+std::vector<Pointer> pointers(const std::vector<Tensor>& tensors) {
+  std::vector<Pointer> found;
+  found.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) found.push_back(static_cast<Pointer>(tensor.data_ptr()));
+  return found;
 }
 
-// Gradients of x, of the scales and of the shifts (no elements where there are none).
+// Of every x one x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order, in one flat list.
 template <template <class> class Quantizer>
-std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers,
-                                                     const std::vector<Tensor>& given_grads, const Tensor& given_x,
-                                                     std::optional<int64_t> axis, std::optional<double> grad_factor) {
-  const Tensor x = dense(given_x), grad_x = allocate_like(x);
-  std::vector<Tensor> grads;
-  for (const Tensor& grad : given_grads) grads.push_back(aligned(quantizers.op, grad, x));
-  const Layout layout = layout_of(quantizers.op, x, axis);
-  quantizers.check_against(x, layout, grads);
-  const std::vector<double> factors = quantizers.grad_factors(layout, grad_factor);
-  Tensor grad_scales, grad_shifts = none_like(quantizers.scales);
-  dispatch_floats(quantizers.op, x.scalar_type(), [&](auto storage) {
+std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
+  std::vector<Tensor> all;
+  const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
+  dispatch_pair(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
-    const auto levels = levels_of<Quantizer, W>(quantizers);
-    dispatch_floats(quantizers.op, grads[0].scalar_type(), [&](auto grad_storage) {
-      using Grad = decltype(grad_storage);
-      if constexpr (std::is_same_v<wide_t<Grad>, W>) {
-        std::vector<const Grad*> from;
-        for (const Tensor& grad : grads) from.push_back(static_cast<const Grad*>(grad.const_data_ptr()));
-        const ChannelSums sums = backward_loop(layout, levels, from, static_cast<const T*>(x.const_data_ptr()),
-                                               static_cast<T*>(grad_x.mutable_data_ptr()));
-        grad_scales = parameter_gradient<W>(quantizers.scales, sums.scale, factors);
-        if (quantizers.shifts) grad_shifts = parameter_gradient<W>(*quantizers.shifts, sums.shift, factors);
-      } else {
-        check(false, quantizers.op, ": x and the gradient must both be float64 or neither");
-      }
-    });
+    std::vector<ForwardWork<Quantizer<W>, T, decltype(out_storage)>> works;
+    works.reserve(each.size());
+    for (const Quantizers& q : each) {
+      std::vector<Tensor> outs;
+      for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
+      q.check_against(outs);
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+                         pointers<decltype(out_storage)*>(outs));
+      all.insert(all.end(), outs.begin(), outs.end());
+    }
+    forward_loop(works);
   });
-  return {grad_x, grad_scales, grad_shifts};
+  return all;
+}
+
+// Appends factor * channel sum to `gradients`, in tensors like those of `rows`, whose dtype W is.
+template <class W, class Work>
+void append_gradients(const Rows& rows, const Work& work, const std::vector<double>& partial,
+                      const std::vector<double>& factors, std::vector<Tensor>& gradients) {
+  const int64_t channels = work.walk.layout.channels;
+  W* out = nullptr;
+  for (size_t k = 0; k < factors.size(); ++k) {
+    if (k < rows.tensors.size()) {
+      gradients.push_back(allocate_like(rows.tensors[k]));
+      out = static_cast<W*>(gradients.back().mutable_data_ptr());
+    }
+    for (int64_t c = 0; c < channels; ++c) *out++ = static_cast<W>(factors[k] * work.channel_sum(partial, k, c));
+  }
+}
+
+// Of the xs, and of the tensors of scales and shifts, in their order.
+struct __attribute__((visibility("hidden"))) Gradients {
+  std::vector<Tensor> xs, scales, shifts;
+};
+
+// given: one gradient per x and quantizer, in one flat list.
+template <template <class> class Quantizer>
+Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
+                            std::optional<double> grad_factor) {
+  const size_t levels = each[0].ranges.size();
+  check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
+        levels * each.size(), "), got ", given.size());
+  Gradients gradients;
+  dispatch_pair(each[0].op, each[0].x.scalar_type(), given[0].scalar_type(), [&](auto storage, auto grad_storage) {
+    using T = decltype(storage);
+    using W = wide_t<T>;
+    std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
+    std::vector<Tensor> aligned_grads;  // alive until the loop is over
+    works.reserve(each.size());
+    for (size_t t = 0; t < each.size(); ++t) {
+      const Quantizers& q = each[t];
+      std::vector<Tensor> grads = share(given, t, levels);
+      for (Tensor& grad : grads) grad = aligned(q.op, grad, q.x);
+      check(grads[0].scalar_type() == given[0].scalar_type(), q.op, ": all gradients must have one dtype");
+      q.check_against(grads);
+      gradients.xs.push_back(allocate_like(q.x));
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+                         pointers<const decltype(grad_storage)*>(grads),
+                         static_cast<T*>(gradients.xs.back().mutable_data_ptr()));
+      aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
+    }
+    backward_loop(works);
+    for (size_t t = 0; t < each.size(); ++t) {
+      const std::vector<double> factors = each[t].grad_factors(grad_factor);
+      append_gradients<W>(each[t].scales, works[t], works[t].to_scale, factors, gradients.scales);
+      if (each[t].shifts.absent()) continue;
+      append_gradients<W>(each[t].shifts, works[t], works[t].to_shift, factors, gradients.shifts);
+    }
+  });
+  return gradients;
+}
+
+// Gradients of x, of the scales and of the shifts (no elements where there are none), of one x.
+template <template <class> class Quantizer>
+std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers, const std::vector<Tensor>& grads,
+                                                     std::optional<double> grad_factor) {
+  const Gradients all = quantize_backward<Quantizer>(std::vector{quantizers}, grads, grad_factor);
+  return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
 }  // namespace mbq

@@ -1,4 +1,4 @@
-// How a tensor in memory order is cut into blocks and tasks, and where the sums of a channel are.
+// How tensors in memory order are cut into blocks and tasks, and where the sums of a channel are.
 #pragma once
 
 #include "block.h"
@@ -9,46 +9,49 @@ constexpr int64_t kShortRun = 64;    // shorter runs are walked by column: a run
 constexpr int64_t kRowGroup = 256;   // rows of one task by column, whose column sums are kept together
 constexpr int64_t kGrain = 1 << 15;  // elements worth a thread
 
-// Blocks of equal parameters that one thread does in order: block r is [begin + r * stride, + n) within numel.
+// What one thread does in order: block r is at [begin + r * stride, + block.n()) within numel.
 struct Task {
-  int64_t begin, stride, rows, n;
-  int64_t parameter;  // index of the first element's scale: a channel by run, a column by column
+  int64_t begin, stride, rows;
+  Block block;
+  int64_t slot;  // of its first partial sum
 };
 
 struct Walk {
   Layout layout;
   bool by_run;
-  int64_t period;  // by column: elements after which the channels repeat, many times C * inner where that is small
-  int64_t pieces;  // tasks a run, or a row of `period` elements
+  int64_t period;  // by run: a run; by column: elements after which the channels repeat, many C * inner where few
+  int64_t group;   // by run: runs that are one block
+  int64_t pieces;  // blocks a group of runs, or a row of `period` elements
   int64_t tasks;
 
   explicit Walk(Layout l) : layout(l), by_run(l.channels <= 1 || l.inner >= kShortRun) {
     const int64_t columns = std::max<int64_t>(1, l.channels * l.inner);
     period = by_run ? l.inner : columns * std::max<int64_t>(1, kBlock / columns);
-    pieces = (period + kBlock - 1) / kBlock;
-    tasks = by_run ? l.outer * l.channels * pieces : (rows() + kRowGroup - 1) / kRowGroup * pieces;
+    group = by_run ? std::max<int64_t>(1, kBlock / std::max<int64_t>(1, period)) : kRowGroup;
+    pieces = std::max<int64_t>(1, (period + kBlock - 1) / kBlock);
+    tasks = (rows() + group - 1) / group * pieces;
   }
 
-  int64_t rows() const { return (layout.numel() + period - 1) / period; }
+  // By run: runs.
+  int64_t rows() const { return by_run ? layout.outer * layout.channels : (layout.numel() + period - 1) / period; }
 
-  // Task `piece` of run, or row group, `major`.
+  // Task `piece` of the group of runs or rows `major`.
   Task task(int64_t major, int64_t piece) const {
-    const int64_t at = piece * kBlock, n = std::min(kBlock, period - at);
-    if (by_run) return {major * period + at, 0, 1, n, major % layout.channels};
-    return {major * kRowGroup * period + at, period, std::min(kRowGroup, rows() - major * kRowGroup), n, at};
+    const int64_t first = major * group, at = piece * kBlock, begin = first * period + at;
+    const int64_t count = std::min(group, rows() - first), n = std::min(kBlock, period - at);
+    if (by_run) return {begin, 0, 1, {first % layout.channels, layout.channels, count, n}, first * pieces + piece};
+    return {begin, period, count, {at, period, 1, n}, (major * pieces + piece) * kBlock};
   }
 
-  // One parameter a channel as the walk indexes it: as it is by run, spread over one period by column.
-  template <class W>
-  std::vector<W> spread(const W* parameter) const {
-    if (by_run) return std::vector<W>(parameter, parameter + layout.channels);
-    std::vector<W> columns(period);
-    for (auto at = columns.begin(); at != columns.end();)
-      for (int64_t c = 0; c < layout.channels; ++c) at = std::fill_n(at, layout.inner, parameter[c]);
-    return columns;
+  // How many tasks begin before `element`, if all are equally long.
+  int64_t tasks_before(int64_t element) const {
+    if (element <= 0) return 0;
+    if (element >= layout.numel()) return tasks;
+    const int64_t length = std::max<int64_t>(1, layout.numel() / tasks);
+    return std::min(tasks, (element + length - 1) / length);
   }
 
-  int64_t sums_per_task() const { return by_run ? 1 : kBlock; }
+  int64_t partial_sums() const { return by_run ? rows() * pieces : tasks * kBlock; }
 
   // The sum of one channel's partial sums, in the order of memory.
   double channel_sum(const double* partial, int64_t channel) const {
@@ -58,45 +61,71 @@ struct Walk {
         for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[run * pieces + piece];
       return sum;
     }
-    for (int64_t group = 0; group < tasks / pieces; ++group)
+    for (int64_t major = 0; major < tasks / pieces; ++major)
       for (int64_t first = channel * layout.inner; first < period; first += layout.channels * layout.inner)
-        for (int64_t i = first; i < first + layout.inner; ++i) sum += partial[group * pieces * kBlock + i];
+        for (int64_t i = first; i < first + layout.inner; ++i) sum += partial[major * pieces * kBlock + i];
     return sum;
-  }
-
-  template <class Body>
-  void for_each_task(const Body& body) const {
-    if (layout.numel() == 0) return;
-    const int64_t grain = std::max<int64_t>(1, kGrain * tasks / layout.numel());
-    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-      int64_t major = begin / pieces, piece = begin % pieces;
-      for (int64_t index = begin; index < end; ++index) {
-        body(task(major, piece), index);
-        if (++piece == pieces) piece = 0, ++major;
-      }
-      finish_streams();
-    });
   }
 };
 
-// The levels with their parameters spread as the walk wants them, and what keeps those alive.
-template <class Quantizer, class W>
-struct SpreadLevels {
-  std::vector<std::vector<W>> storage;
-  std::vector<Level<Quantizer, W>> levels;
+// Calls body(tensor, task) for every task of every tensor, in one parallel loop over all their elements.
+template <class Works, class Body>
+void for_each_task(const Works& works, const Body& body) {
+  std::vector<int64_t> starts{0};
+  for (const auto& work : works) starts.push_back(starts.back() + work.walk.layout.numel());
+  if (starts.back() == 0) return;
+  torch::stable::parallel_for(0, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+    size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+    for (; i < works.size() && starts[i] < end; ++i) {
+      const Walk& walk = works[i].walk;
+      const int64_t first = walk.tasks_before(begin - starts[i]), last = walk.tasks_before(end - starts[i]);
+      int64_t major = first / walk.pieces, piece = first % walk.pieces;
+      for (int64_t index = first; index < last; ++index) {
+        body(works[i], walk.task(major, piece));
+        if (++piece == walk.pieces) piece = 0, ++major;
+      }
+    }
+    finish_streams();
+  });
+}
 
-  SpreadLevels(const Walk& walk, const std::vector<Level<Quantizer, W>>& given) : levels(given) {
-    const std::vector<W> none(walk.layout.channels);
+// K levels over one tensor, their parameters spread as its walk wants them: by run as they are, by column over one
+// period.
+template <class Quantizer, class W>
+struct Work {
+  Walk walk;
+  bool shifted;  // the levels have shifts
+  std::vector<Level<Quantizer, W>> levels;
+  std::vector<std::vector<W>> storage;  // of what was spread
+
+  Work(Layout layout, const std::vector<Level<Quantizer, W>>& given)
+      : walk(layout), shifted(given[0].shift != nullptr), levels(given) {
+    if (walk.by_run) return;
+    const std::vector<W> none(layout.channels);
     for (Level<Quantizer, W>& level : levels) {
-      storage.push_back(walk.spread(level.scale));
-      level.scale = storage.back().data();
-      storage.push_back(walk.spread(level.shift ? level.shift : none.data()));
-      level.shift = storage.back().data();
+      level.scale = spread(level.scale);
+      level.shift = spread(shifted ? level.shift : none.data());
     }
   }
+  Work(Work&&) = default;  // a copy would point into the storage of the original
 
-  Level<Quantizer, W> at(size_t k, int64_t parameter) const {
-    return {levels[k].quantizer, levels[k].scale + parameter, levels[k].shift + parameter};
+  const W* spread(const W* parameter) {
+    std::vector<W>& columns = storage.emplace_back(walk.period);
+    for (auto at = columns.begin(); at != columns.end();)
+      for (int64_t c = 0; c < walk.layout.channels; ++c) at = std::fill_n(at, walk.layout.inner, parameter[c]);
+    return columns.data();
+  }
+
+  // Level k as `block` wants it.
+  Level<Quantizer, W> at(size_t k, const Block& block) const {
+    if (walk.by_run) return levels[k];
+    return {levels[k].quantizer, levels[k].scale + block.channel, levels[k].shift + block.channel};
+  }
+
+  // `block` at `begin`, cut off where the tensor ends: the last row by column may be short.
+  Block within(Block block, int64_t begin) const {
+    block.length = std::min(block.length, walk.layout.numel() - begin);
+    return block;
   }
 };
 

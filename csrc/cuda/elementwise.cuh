@@ -5,7 +5,7 @@
 // and goes down a group of rows, neighbours read neighbours. One read of x serves every bit-width. Sums go in two
 // stages, per chunk or column and then per channel, in a fixed order and without atomics: results repeat.
 //
-// Everything but the __global__ functions is host code too: the tests run it there with one lane a warp.
+// All of this is host code too: the tests run it there with one lane a warp. The kernels are in kernels.cuh.
 #pragma once
 
 #include "walk.cuh"
@@ -14,27 +14,28 @@ namespace mbq {
 
 constexpr int kMaxLevels = 8;
 
-// What a launch works on: K quantizers over x. shift is null where there are none.
+// K quantizers over one x: `other` are K results forward, K upstream gradients backward. The parameters of every
+// channel: scale[k][channel], shift[k][channel]; shift[0] is null where there are none.
 template <template <class> class Quantizer, class T, class Other>
 struct Job {
   Walk walk;
   bool aligned;
   int levels;
   Quantizer<float> quantizer[kMaxLevels];
-  const float* scale;
-  const float* shift;
+  const float* scale[kMaxLevels];
+  const float* shift[kMaxLevels];
   const T* x;
-  Other* out[kMaxLevels];         // forward
-  const Other* grad[kMaxLevels];  // backward
+  Other* other[kMaxLevels];
   T* grad_x;
   double* scale_sums;  // levels x tasks
   double* shift_sums;
 
-  MBQ_HD float scale_at(int k, int64_t channel) const { return scale[k * walk.channels + channel]; }
-  MBQ_HD float shift_at(int k, int64_t channel) const { return shift ? shift[k * walk.channels + channel] : 0.0f; }
+  MBQ_HD bool shifted() const { return shift[0] != nullptr; }
+  MBQ_HD float scale_at(int k, int64_t channel) const { return scale[k][channel]; }
+  MBQ_HD float shift_at(int k, int64_t channel) const { return shifted() ? shift[k][channel] : 0.0f; }
 };
 
-// out[k] = x through quantizer k
+// other[k] = x through quantizer k
 template <template <class> class Quantizer, class T, class Out>
 struct Forward {
   const Job<Quantizer, T, Out>& job;
@@ -53,7 +54,7 @@ struct Forward {
 #pragma unroll
         for (int j = 0; j < count; ++j)
           out.at[j] = static_cast<Out>(job.quantizer[k].value(static_cast<float>(x[b].at[j]), scale, shift));
-        store(job.out[k] + i + b * step, out);
+        store(job.other[k] + i + b * step, out);
       }
     }
   }
@@ -87,7 +88,7 @@ struct Backward {
       if (k >= job.levels) break;
       Pack<Grad, count> grad[batch];
 #pragma unroll
-      for (int b = 0; b < batch; ++b) grad[b] = load<Grad, count>(job.grad[k] + i + b * step);
+      for (int b = 0; b < batch; ++b) grad[b] = load<Grad, count>(job.other[k] + i + b * step);
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
 #pragma unroll
@@ -117,81 +118,11 @@ struct Backward {
       if (k >= job.levels) break;
       const double scale_sum = reduce(to_scale[k]);
       if (writes) job.scale_sums[k * job.walk.tasks + task] = scale_sum;
-      if (!job.shift) continue;
+      if (!job.shifted()) continue;
       const double shift_sum = reduce(to_shift[k]);
       if (writes) job.shift_sums[k * job.walk.tasks + task] = shift_sum;
     }
   }
 };
-
-#if defined(__CUDACC__)
-
-constexpr int kWarpLanes = 32;
-constexpr unsigned kFullWarp = 0xffffffffu;
-
-__device__ __forceinline__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-
-// A sum over the warp in a fixed tree; every lane gets it.
-__device__ __forceinline__ double warp_sum(double value) {
-#pragma unroll
-  for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
-}
-
-template <template <class> class Quantizer, class T, class Out>
-__global__ void forward_kernel(const __grid_constant__ Job<Quantizer, T, Out> job) {
-  const int64_t task = job.walk.by_run ? thread_index() / kWarpLanes : thread_index();
-  if (task >= job.walk.tasks) return;
-  Forward<Quantizer, T, Out> visit{job, job.walk.channel_of(task)};
-  if (job.walk.by_run) {
-    walk_run<kPack<T, Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
-  } else {
-    walk_column(job.walk, task, visit);
-  }
-}
-
-template <template <class> class Quantizer, class T, class Grad, int slots>
-__global__ void backward_kernel(const __grid_constant__ Job<Quantizer, T, Grad> job) {
-  const int64_t task = job.walk.by_run ? thread_index() / kWarpLanes : thread_index();
-  if (task >= job.walk.tasks) return;  // whole warps by run, so that the shuffles below are full
-  Backward<Quantizer, T, Grad, slots> visit(job, job.walk.channel_of(task));
-  if (job.walk.by_run) {
-    const int lane = threadIdx.x % kWarpLanes;
-    walk_run<kPack<T, Grad>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
-    visit.finish(task, lane == 0, [](double value) { return warp_sum(value); });
-  } else {
-    walk_column(job.walk, task, visit);
-    visit.finish(task, true, [](double value) { return value; });
-  }
-}
-
-// gradient[k, c] = factor[k] * the sum of the partial sums of level k and channel c; one block for each.
-struct ChannelSum {
-  Walk walk;
-  const double* partial;  // levels x tasks
-  float* gradient;        // levels x channels
-  double factor[kMaxLevels];
-};
-
-template <int threads>
-__global__ void channel_sum_kernel(const __grid_constant__ ChannelSum sum) {
-  __shared__ double warps[threads / kWarpLanes];
-  const int64_t k = blockIdx.x / sum.walk.channels, channel = blockIdx.x % sum.walk.channels;
-  const double* partial = sum.partial + k * sum.walk.tasks;
-  double total = 0.0;
-  for (int64_t e = threadIdx.x; e < sum.walk.sums_of_channel(); e += threads)
-    total += partial[sum.walk.sum_index(channel, e)];
-  total = warp_sum(total);
-  if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  double all = 0.0;
-  for (int w = 0; w < threads / kWarpLanes; ++w) all += warps[w];
-  sum.gradient[blockIdx.x] = static_cast<float>(sum.factor[k] * all);
-}
-
-#endif  // __CUDACC__
 
 }  // namespace mbq

@@ -1,22 +1,26 @@
 // fake_quantize on CUDA: x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset, and its LSQ gradients
 // (Esser et al., 2020, arXiv 1902.08153, eq. 1-3).
-#include "quantizer.cuh"
+#include "quantizer_backward.cuh"
 
 namespace mbq {
 namespace {
 
+Quantizers quantizers(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,
+                      bool is_signed, std::optional<int64_t> axis) {
+  const char* op = "fake_quantize";
+  return {op, x, axis, ranges_of(op, {bits}, is_signed), Rows(scale), Rows(offset)};
+}
+
 Tensor fake_quantize_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,
                              bool is_signed, std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
-  return quantize_forward<FakeQuantize>(Quantizers("fake_quantize", {bits}, is_signed, scale, offset), x, axis,
-                                        out_dtype)[0];
+  return quantize_forward<FakeQuantize>({quantizers(x, scale, offset, bits, is_signed, axis)}, out_dtype)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
                                                           const std::optional<Tensor>& offset, int64_t bits,
                                                           bool is_signed, std::optional<int64_t> axis,
                                                           std::optional<double> grad_factor) {
-  return quantize_backward<FakeQuantize>(Quantizers("fake_quantize", {bits}, is_signed, scale, offset), {grad}, x, axis,
-                                         grad_factor);
+  return quantize_backward<FakeQuantize>(quantizers(x, scale, offset, bits, is_signed, axis), {grad}, grad_factor);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct Walk {
   int64_t pieces;  // chunks a run, or groups of rows
   int64_t tasks;   // chunks, or columns times groups
 
+  Walk() = default;  // unset: the room for more in a batch
   Walk(int64_t o, int64_t c, int64_t i) : outer(o), channels(c), inner(i), by_run(c <= 1 || i >= kShortRun) {
     pieces = ((by_run ? inner : outer) + (by_run ? kChunk : kRowGroup) - 1) / (by_run ? kChunk : kRowGroup);
     tasks = pieces * channels * (by_run ? outer : inner);

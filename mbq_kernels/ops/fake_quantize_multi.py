@@ -7,7 +7,6 @@ from .._library import define
 from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_multi"
-MAX_LEVELS = 8  # kernels keep one set of sums per bit-width in registers
 
 
 def _forward_shape(x, scales, offsets, bits, signed, axis, out_dtype):
@@ -86,7 +85,7 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     2502.01199, alg. A.1 trains with it.
     """
     check.check_x(NAME, x)
-    bits = _bits(bits)
+    bits = check.check_bit_widths(NAME, bits)
     check.check_flag(NAME, "signed", signed)
     check.check_factor(NAME, grad_factor)
     check.check_out_dtype(NAME, x, out_dtype)
@@ -99,30 +98,9 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     return apply(FakeQuantizeMulti, x, scales, offsets, bits, signed, axis, grad_factor, out_dtype)
 
 
-def _bits(bits) -> list[int]:
-    if isinstance(bits, (int, torch.SymInt)) or not hasattr(bits, "__iter__"):
-        raise TypeError(f"{NAME}: bits must be a sequence of integers, got {bits!r}")
-    bits = list(bits)
-    if not 1 <= len(bits) <= MAX_LEVELS:
-        raise ValueError(f"{NAME}: bits must name 1 to {MAX_LEVELS} bit-widths, got {len(bits)}")
-    for b in bits:
-        check.check_bits(NAME, b)
-    return bits
-
-
 def _parameters(name, parameters, x, axis, count):
     """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
-    if isinstance(parameters, torch.Tensor) and parameters.dim() == 0:
-        raise ValueError(f"{NAME}: {name} must be ({count},), ({count}, C) or a sequence, got a 0-dim tensor")
-    if not isinstance(parameters, (torch.Tensor, list, tuple, torch.nn.ParameterList)):
-        raise TypeError(f"{NAME}: {name} must be a tensor or a sequence of tensors, got {type(parameters).__name__}")
-    if len(parameters) != count:
-        raise ValueError(f"{NAME}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
-    if isinstance(parameters, torch.Tensor):
+    if isinstance(parameters, torch.Tensor) and parameters.dim() and len(parameters) == count:
         check.check_parameter(NAME, f"{name}[0]", parameters[0], x, axis)
         return check.to_arithmetic(parameters, x).reshape(count, -1).contiguous()
-    rows = [check.check_parameter(NAME, f"{name}[{k}]", p, x, axis).reshape(-1) for k, p in enumerate(parameters)]
-    if len({row.numel() for row in rows}) != 1:
-        raise ValueError(f"{NAME}: {name} must all have 1 or all have {x.shape[axis]} elements, "
-                         f"got {[row.numel() for row in rows]}")
-    return torch.stack(rows)
+    return torch.stack([row.reshape(-1) for row in check.check_rows(NAME, name, parameters, x, axis, count)])

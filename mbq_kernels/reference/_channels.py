@@ -29,11 +29,12 @@ def channel_size(x, axis: int | None) -> int:
     return x.numel() if axis is None or x.numel() == 0 else x.numel() // x.shape[axis]
 
 
-def check_scale(op: str, scale) -> None:
+def check_scale(op: str, scale, where: str = "") -> None:
     """Scales are looked at on the CPU alone: elsewhere that would stop the host until the device answers."""
     if scale.device.type != "cpu":
         return
     bad = ~((scale > 0) & scale.isfinite())
     if bad.any():
         index = int(bad.flatten().nonzero()[0])
-        raise RuntimeError(f"{op}: scale must be finite and > 0, got {scale.flatten()[index]:g} (element {index})")
+        raise RuntimeError(f"{op}: scale must be finite and > 0, got {scale.flatten()[index]:g} "
+                           f"(element {index}{where})")

@@ -1,0 +1,84 @@
+// The kernels over elementwise.cuh: one launch over one x or over many.
+#pragma once
+
+#include "batch.cuh"
+#include "elementwise.cuh"
+
+namespace mbq {
+
+constexpr int kWarpLanes = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// This thread's index among those of its item.
+template <class Item, int capacity>
+__device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& batch, int item) {
+  return static_cast<int64_t>(blockIdx.x - batch.first_block[item]) * blockDim.x + threadIdx.x;
+}
+
+// A sum over the warp in a fixed tree; every lane gets it.
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+  for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+template <template <class> class Quantizer, class T, class Out, int capacity>
+__global__ void forward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Out>, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const Job<Quantizer, T, Out>& job = batch.items[item];
+  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
+  if (task >= job.walk.tasks) return;
+  Forward<Quantizer, T, Out> visit{job, job.walk.channel_of(task)};
+  if (job.walk.by_run) {
+    walk_run<kPack<T, Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
+  } else {
+    walk_column(job.walk, task, visit);
+  }
+}
+
+template <template <class> class Quantizer, class T, class Grad, int slots, int capacity>
+__global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Grad>, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const Job<Quantizer, T, Grad>& job = batch.items[item];
+  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
+  if (task >= job.walk.tasks) return;  // whole warps by run, so that the shuffles below are full
+  Backward<Quantizer, T, Grad, slots> visit(job, job.walk.channel_of(task));
+  if (job.walk.by_run) {
+    const int lane = threadIdx.x % kWarpLanes;
+    walk_run<kPack<T, Grad>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
+    visit.finish(task, lane == 0, [](double value) { return warp_sum(value); });
+  } else {
+    walk_column(job.walk, task, visit);
+    visit.finish(task, true, [](double value) { return value; });
+  }
+}
+
+// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; one block for each.
+struct ChannelSum {
+  Walk walk;
+  const double* partial;  // levels x tasks
+  float* gradient[kMaxLevels];
+  double factor[kMaxLevels];
+};
+
+template <int threads, int capacity>
+__global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, capacity> batch) {
+  __shared__ double warps[threads / kWarpLanes];
+  const int item = batch.item_of(blockIdx.x);
+  const ChannelSum& sum = batch.items[item];
+  const int64_t block = blockIdx.x - batch.first_block[item];
+  const int64_t k = block / sum.walk.channels, channel = block % sum.walk.channels;
+  const double* partial = sum.partial + k * sum.walk.tasks;
+  double total = 0.0;
+  for (int64_t e = threadIdx.x; e < sum.walk.sums_of_channel(); e += threads)
+    total += partial[sum.walk.sum_index(channel, e)];
+  total = warp_sum(total);
+  if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double all = 0.0;
+  for (int w = 0; w < threads / kWarpLanes; ++w) all += warps[w];
+  sum.gradient[k][channel] = static_cast<float>(sum.factor[k] * all);
+}
+
+}  // namespace mbq

@@ -1,0 +1,53 @@
+"""fake_quantize_foreach in plain PyTorch: fake_quantize_multi tensor after tensor."""
+
+import torch
+
+from ._channels import check_scale
+from .fake_quantize_multi import fake_quantize_multi_backward, fake_quantize_multi_forward
+
+
+def stacked(parameters, count, levels):
+    """Per tensor its `levels` parameters as (levels, C); None for every one of `count` tensors where there are none."""
+    if not parameters:
+        return [None] * count
+    return [torch.stack([row.reshape(-1) for row in parameters[first:first + levels]])
+            for first in range(0, len(parameters), levels)]
+
+
+def forward_each(multi, xs, scales, offsets, bits, signed, axes, out_dtype):
+    """`multi`, a fake_quantize_multi_forward, of every tensor: one flat list."""
+    rows = zip(xs, stacked(scales, len(xs), len(bits)), stacked(offsets, len(xs), len(bits)), axes, strict=True)
+    return [out for x, scale, offset, axis in rows
+            for out in multi(x, scale, offset, bits, signed, None if axis < 0 else axis, out_dtype)]
+
+
+def backward_each(multi, grads, xs, scales, offsets, bits, signed, axes, grad_factor):
+    """`multi`, a fake_quantize_multi_backward, of every tensor: flat lists of gradients of xs, scales and offsets."""
+    grad_xs, grad_scales, grad_offsets = [], [], []
+    rows = zip(xs, stacked(scales, len(xs), len(bits)), stacked(offsets, len(xs), len(bits)), axes, strict=True)
+    for t, (x, scale, offset, axis) in enumerate(rows):
+        grad_x, grad_scale, grad_offset = multi(grads[t * len(bits):(t + 1) * len(bits)], x, scale, offset, bits,
+                                                signed, None if axis < 0 else axis, grad_factor)
+        grad_xs.append(grad_x)
+        grad_scales += grad_scale.unbind()
+        grad_offsets += [] if offset is None else grad_offset.unbind()
+    # each in memory of its own and in its parameter's shape
+    return (grad_xs, [grad.clone().view(scale.shape) for grad, scale in zip(grad_scales, scales, strict=True)],
+            [grad.clone().view(offset.shape) for grad, offset in zip(grad_offsets, offsets, strict=True)])
+
+
+def _check_scales(xs, scales, bits):
+    for t, scale in enumerate(stacked(scales, len(xs), len(bits))):
+        check_scale("fake_quantize_foreach", scale, f", tensor {t}")
+
+
+@torch.no_grad()
+def fake_quantize_foreach_forward(xs, scales, offsets, bits, signed, axes, out_dtype):
+    _check_scales(xs, scales, bits)
+    return forward_each(fake_quantize_multi_forward, xs, scales, offsets, bits, signed, axes, out_dtype)
+
+
+@torch.no_grad()
+def fake_quantize_foreach_backward(grads, xs, scales, offsets, bits, signed, axes, grad_factor):
+    _check_scales(xs, scales, bits)
+    return backward_each(fake_quantize_multi_backward, grads, xs, scales, offsets, bits, signed, axes, grad_factor)
