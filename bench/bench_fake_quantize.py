@@ -10,7 +10,7 @@ import torch
 
 from harness import BOTH, FORWARD, Case
 from mbq_kernels import fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
-from mbq_train.bits import code_range
+from mbq_train.quantize.bits import code_range
 from rivals import functional, one_by_one, ours, rivals_of
 
 

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import code_values as cv  # noqa: E402
 from mbq_kernels import fake_quantize, fake_quantize_affine, fake_quantize_multi, use_backend  # noqa: E402
 from mbq_kernels._library import build  # noqa: E402
-from mbq_train.bits import code_range  # noqa: E402
+from mbq_train.quantize.bits import code_range  # noqa: E402
 
 BACKENDS = {"cpu": ("triton", "reference", "cpu"), "cuda": ("cuda", "triton")}  # compared on each device
 INSTRUCTION_SETS = ("baseline", "v3", "v4")  # MBQ_CPU_ISA

@@ -2,7 +2,7 @@
 
 import torch
 
-from mbq_train.bits import code_range
+from mbq_train.quantize.bits import code_range
 
 
 class Wrong(Exception):

@@ -53,20 +53,28 @@ def _complaint(entry: dict, rows: list[dict]) -> str:
 
 
 @pytest.fixture
-def run_case(benchmark, results, device, pytestconfig):
-    """Measure one case, record its rows, then assert its targets. pytest-benchmark's own table times our step."""
-    def run(case, ours, rivals):
-        rows, step = measure(case, ours, rivals)
+def record(results, device, pytestconfig):
+    """Keep the rows of one case, then assert that ours ran and its targets are met."""
+    def keep(rows):
         entries = [] if results["small"] else targets.verdicts(device, rows)
         results["rows"] += rows
         results["targets"] += entries
-        benchmark.extra_info.update(rows=rows, machine=results["machine"])
         _write(results, pytestconfig.getoption("--mbq-json"))
         failed = [f"{row['candidate']}: {row['error']}" for row in rows
                   if row["candidate"].startswith("mbq") and "error" in row]
+        missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
+        assert not failed and not missed, "\n".join(failed + missed)
+    return keep
+
+
+@pytest.fixture
+def run_case(benchmark, results, device, record):
+    """Measure one case and record it. pytest-benchmark's own table times our step."""
+    def run(case, ours, rivals):
+        rows, step = measure(case, ours, rivals)
+        benchmark.extra_info.update(rows=rows, machine=results["machine"])
         if step:
             synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
             benchmark.pedantic(lambda: (step(), synchronize()), rounds=3, warmup_rounds=1)
-        missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
-        assert not failed and not missed, "\n".join(failed + missed)
+        record(rows)
     return run

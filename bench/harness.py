@@ -10,7 +10,7 @@ import torch
 import timing
 from checking import compare
 from mbq_kernels import backends, use_backend
-from mbq_train.bits import code_range
+from mbq_train.quantize.bits import code_range
 
 FORWARD, BOTH = "forward", "forward+backward"
 GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph

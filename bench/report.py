@@ -42,7 +42,8 @@ def cells(row: dict) -> list[str]:
     fraction, ratio = row.get("copy_fraction"), row.get("ratio_to_ours")
     agreement = "; ".join(part for part in (row["check"], row["differs"]) if part)
     single = " (1 sample)" if row["samples"] == 1 else ""
-    return [name, f"{row['ms_p50']:.4g} [{row['ms_p20']:.4g}, {row['ms_p80']:.4g}]{single}", f"{row['gbps']:.1f}",
+    return [name, f"{row['ms_p50']:.4g} [{row['ms_p20']:.4g}, {row['ms_p80']:.4g}]{single}",
+            f"{row['gbps']:.1f}" if "gbps" in row else "",
             "" if fraction is None else f"{fraction:.2f}",
             "" if ratio is None else f"{ratio:.2f}" + (" **WE LOSE**" if lost(row) else ""), agreement]
 
@@ -63,8 +64,8 @@ def markdown(result: dict) -> str:
         parts.append("**Tiny shapes: a check that everything runs, not a measurement.**")
     parts += ["## Targets", _targets(result["targets"]), "## Rows we lose", _losses(result["rows"]), "## Every row"]
     for (case, timer), rows in groups.items():
-        parts += [f"### {case} ({timer}, {rows[0]['bytes'] / 1e6:.4g} MB by the formula)",
-                  table(HEAD, [cells(row) for row in rows])]
+        size = f", {rows[0]['bytes'] / 1e6:.4g} MB by the formula" if "bytes" in rows[0] else ""
+        parts += [f"### {case} ({timer}{size})", table(HEAD, [cells(row) for row in rows])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,7 +6,7 @@ import torch
 
 from harness import FORWARD, Candidate, Case, Inputs
 from mbq_kernels import fake_quantize, fake_quantize_multi
-from mbq_train.bits import code_range
+from mbq_train.quantize.bits import code_range
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
 COMPILED_TENSORS = 20  # of one compiled function
@@ -27,7 +27,7 @@ def one_by_one(quantize: Callable) -> Callable:
 
 
 def _eager(case, x, scale, zero_point, bits):
-    from mbq_train.eager import fake_quantize
+    from mbq_train.quantize.eager import fake_quantize
     return fake_quantize(x, scale, bits=bits, axis=case.axis)
 
 
@@ -42,7 +42,7 @@ def _ours_multi(case, x, scales, zero_point):
 def _compiled_each(case: Case, inputs: Inputs):
     """One compiled function per bit-width."""
     torch._dynamo.config.recompile_limit = 64
-    from mbq_train.eager import fake_quantize
+    from mbq_train.quantize.eager import fake_quantize
     compiled = {b: torch.compile(lambda x, scale, b=b: fake_quantize(x, scale, bits=b, axis=case.axis))
                 for b in case.bits}
     return one_by_one(lambda case, x, scale, zp, bits: compiled[bits](x, scale))(case, inputs)
@@ -51,7 +51,7 @@ def _compiled_each(case: Case, inputs: Inputs):
 def _compiled_joint(case: Case, inputs: Inputs):
     """All bit-widths in one compiled function, so that the compiler may share the read of x."""
     torch._dynamo.config.recompile_limit = 64
-    from mbq_train.eager import fake_quantize
+    from mbq_train.quantize.eager import fake_quantize
     joint = torch.compile(lambda x, scales: [fake_quantize(x, s, bits=b, axis=case.axis)
                                              for s, b in zip(scales, case.bits)])
     return functional(lambda case, x, scales, zp: joint(x, scales))(case, inputs)
@@ -61,7 +61,7 @@ def _compiled_network(case: Case, inputs: Inputs):
     """All bit-widths of all tensors in one compiled function."""
     if len(inputs.xs) > COMPILED_TENSORS:
         raise NotImplementedError(f"it compiles for minutes with more than {COMPILED_TENSORS} tensors")
-    from mbq_train.eager import fake_quantize
+    from mbq_train.quantize.eager import fake_quantize
     network = torch.compile(lambda xs, rows: [fake_quantize(x, s, bits=b, axis=case.axis)
                                               for x, scales in zip(xs, rows) for s, b in zip(scales, case.bits)])
     return lambda: network(inputs.xs, inputs.scales), inputs.parameters(case)

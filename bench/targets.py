@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from rivals import BREVITAS, COMPILED, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED, TORCH_LEARNABLE
 
+FLOAT_STEPS = "four float steps"
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
 
 
@@ -27,6 +28,8 @@ TARGETS = (
     Target("cpu", "fake_quantize_foreach-axis0-resnet20-float32-forward+backward", (SINGLE_CALLS,), 3),
     Target("cpu", "fake_quantize_foreach-*-float32-*", (COMPILED, JOINT, NETWORK), 1.0),
     Target("cpu", "fake_quantize_foreach-axis0-resnet50-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
+    Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),

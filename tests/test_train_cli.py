@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from mbq_train import run
+from mbq_train import Options
 from mbq_train.cli import app
+from mbq_train.runs import progress
 from networks import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
@@ -45,14 +48,16 @@ def test_train_prints_both_tables(finished):
 def test_train_writes_the_run(finished):
     folder = finished[0]
     assert sorted(file.name for file in folder.iterdir()) == [
-        "accuracy.png", "checkpoint.safetensors", "config.json", "float.safetensors", "metrics.jsonl"]
+        "accuracy.png", "checkpoint.safetensors", "config.json", "curves.png", "float.safetensors", "metrics.jsonl"]
     config = json.loads((folder / "config.json").read_text())
     assert config["bits"] == [8, 4, 2] and config["epochs"] == 1 and config["model"] == "resnet8"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["float", "quantized", "result"]
     assert lines[2]["quantization"]["calls"] == 2 * 8 * 3
-    width, height = struct.unpack(">II", (folder / "accuracy.png").read_bytes()[16:24])
-    assert (folder / "accuracy.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and width > 100 and height > 100
+    for name in ("accuracy.png", "curves.png"):
+        image = (folder / name).read_bytes()
+        width, height = struct.unpack(">II", image[16:24])
+        assert image[:8] == b"\x89PNG\r\n\x1a\n" and width > 100 and height > 100
 
 
 def test_eval_prints_the_accuracies_of_training(finished):
@@ -76,14 +81,19 @@ def test_a_finished_run_is_kept_unless_told_otherwise(finished, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--model", "resnet9"], "build_model: name must be one of resnet8, got 'resnet9' (did you mean 'resnet8'?)"),
-    (["--data", "digit"], "load_data: name must be one of digits, got 'digit' (did you mean 'digits'?)"),
-    (["--bits", "4,8"], "train_run: bits must go from high to low without repeats, got (4, 8)"),
+    (["--model", "resnet9"], "build_model: name must be one of "),
+    (["--data", "digit"], "load_data: "),
+    (["--data", "/nothing/here"], "load_data: "),
+    (["--augment", "flop"], "load_data: "),
+    (["--bits", "4,8"], "options: bits must go from high to low without repeats, got (4, 8)"),
     (["--bits", "8,x"], "mbq: bits must be integers separated by commas, got '8,x'"),
-    (["--bits", "16"], "train_run: bits must be between 1 and 8, got 16"),
-    (["--float-epochs", "0"], "train: float_epochs must be at least 1, got 0"),
-    (["--learning-rate", "nan"], "train: learning_rate must be positive and finite, got nan"),
-    (["--batch-norm", "shard"], "convert: batch_norm must be one of per_bit, shared, got 'shard' (did you mean"),
+    (["--bits", "16"], "options: bits must be between 1 and 8, got 16"),
+    (["--float-epochs", "0"], "options: float_epochs must be finite and at least 1, got 0"),
+    (["--learning-rate", "nan"], "options: learning_rate must be finite and above 0, got nan"),
+    (["--batch-norm", "shard"], "options: batch_norm must be one of per_bit, shared, got 'shard' (did you mean"),
+    (["--keep-float", "first,liner"], "convert: keep_float must be one of "),
+    (["--train-limit", "3"], "load_data: "),
+    (["--cuda-graph"], "train: cuda_graph must be off without a CUDA device"),
     (["--device", "tpu"], "check_device: device must be cpu, cuda or cuda:N, got 'tpu'"),
     (["--device", "cuda:99"], "check_device: device must be usable here, got 'cuda:99'"),
 ], ids=lambda value: value if isinstance(value, str) else " ".join(value))
@@ -114,12 +124,12 @@ def test_eval_names_what_is_wrong_with_a_run(finished, tmp_path):
     (folder / "checkpoint.safetensors").write_bytes(whole[:-10])
     assert "path must be a whole safetensors file" in stderr()
     (folder / "checkpoint.safetensors").write_bytes((folder / "float.safetensors").read_bytes())
-    assert "path must be a checkpoint of this ResNet8" in stderr()
+    assert "load_metadata: " in stderr()
     (folder / "checkpoint.safetensors").unlink()
     assert "checkpoint.safetensors (no such file)" in stderr()
-    for change, message in (({"version": 0}, "version must be 1, got 0"),
+    for change, message in (({"version": 0}, "version must be 2, got 0"),
                             ({"epochs": "3"}, "epochs must be of type int"),
-                            ({"extra": 1}, "path must hold data, model"),
+                            ({"extra": 1}, "have unknown extra"),
                             ({"bits": [2, 8]}, "bits must go from high to low")):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         assert message in stderr()
@@ -132,28 +142,52 @@ def test_info_names_every_op():
     assert result.exit_code == 0 and "fake_quantize_multi" in result.output
 
 
-def test_ctrl_c_ends_with_130_and_whole_files(tmp_path, monkeypatch):
-    epochs = []
+def test_ctrl_c_ends_with_130_and_resume_goes_on(tmp_path):
+    def interrupted_at(record):
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def interrupt(model, data, bits):
-        epochs.append(bits)
-        if len(epochs) == 3:  # evaluations: float in its epoch, float at the end, then 8 bits
-            raise KeyboardInterrupt
-        return 0.5
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress._Bar, "on_record", lambda bar, record: interrupted_at(record))
+        result = mbq("train", *TINY, "--out", folder)
+    assert result.exit_code == 130 and "stopped by SIGINT; mbq resume goes on from the checkpoint" in result.stderr
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.safetensors", "config.json", "float.safetensors", "metrics.jsonl"]
+    result = mbq("train", *TINY, "--out", folder)
+    assert result.exit_code == 2 and "must not hold an unfinished run" in result.stderr
+    result = mbq("resume", folder)
+    assert result.exit_code == 0 and "8 bits" in result.output
+    assert [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [
+        "float", "quantized", "result"]
+    result = mbq("resume", folder)
+    assert result.exit_code == 2 and "must hold a run that is not finished" in result.stderr
 
-    monkeypatch.setattr(run, "evaluate", interrupt)
-    result = mbq("train", *TINY, "--out", tmp_path / "run")
-    assert result.exit_code == 130 and "stopped by Ctrl-C" in result.stderr and epochs == [32, 32, 8]
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
-        "config.json", "float.safetensors", "metrics.jsonl"]
-    assert [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
-        "float"]
+
+def test_eval_measures_bit_widths_that_were_not_trained(finished):
+    result = mbq("eval", finished[0], "--bits", "8,6,3")
+    assert result.exit_code == 0 and "6 bits, not trained" in result.output and "3 bits, not trained" in result.output
+    assert "8 bits, not" not in result.output and "float" in result.output
+    assert mbq("eval", finished[0], "--bits", "3,6").exit_code == 2
+
+
+def test_dry_run_prints_the_conversion_and_the_memory_and_writes_nothing(tmp_path):
+    result = mbq("train", "--dry-run", "--schedule", "accumulate", "--weight-bank", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for text in ("keep_float", "quantize", "weight bank", "activations", "22 batches an epoch"):
+        assert text in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_of_a_run_is_an_option_of_the_command(tmp_path):
+    shown = mbq("train", "--help").output
+    for option in fields(Options):
+        assert f"--{option.name.replace('_', '-')}"[:14] in shown
 
 
 def test_divergence_is_one_line(tmp_path):
     result = mbq("train", *TINY, "--learning-rate", "1e30", "--out", tmp_path / "run")
     assert result.exit_code == 2 and "must be finite, got" in result.stderr and "32 bits" in result.stderr
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert "at step" in result.stderr and not (tmp_path / "run" / "float.safetensors").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the cuda backend is not missing here")

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from mbq_train import BitBatchNorm, QuantConv2d, QuantLinear, build_model, convert, parameter_groups, set_bits
-from mbq_train.bits import bit_states
-from mbq_train.quantizers import quantizers
+from mbq_train.quantize.bits import bit_states
+from mbq_train.quantize.quantizers import quantizers
 from networks import one_thread, small_network  # noqa: F401
 from torch import nn
 
@@ -116,7 +116,7 @@ def test_compiled_model_gives_the_same_outputs(images):
 
 
 def test_resnet8_converts_all_but_its_ends():
-    model = convert(build_model("resnet8", classes=10, in_channels=1))
+    model = convert(build_model("resnet8", classes=10, in_channels=1, image_size=(8, 8)))
     converted = [name for name, layer in model.named_modules() if isinstance(layer, (QuantConv2d, QuantLinear))]
     assert len(converted) == 8 and type(model.conv) is nn.Conv2d and type(model.linear) is nn.Linear
 
@@ -140,8 +140,21 @@ def test_convert_refuses_bits(bits, error, match):
     ({"batch_norm": "per-bit"}, ValueError, r"batch_norm must be one of per_bit, shared, got 'per-bit' \(did you mean"),
     ({"keep_float": ("33",)}, ValueError, r"keep_float must be one of 0, 3, 7, 9, got '33' \(did you mean '3'\?\)"),
     ({"keep_float": "first"}, TypeError, "keep_float must be a sequence of layer names, got 'first'"),
-    ({"signed_inputs": ("2",)}, ValueError, "signed_inputs must be one of 0, 3, 7, 9, got '2'"),
-    ({"keep_float": ("0", "3", "7", "9")}, ValueError, "convert: model must hold a Linear or Conv2d layer to quantize"),
+    ({"keep_float": ("0", "3", "7", "9")}, ValueError,
+     "convert: model must hold a Linear, Conv1d, .* to quantize, got Sequential with 0 .Conv2d.: keep_float; 1 .Batch"),
+    ({"rules": "head"}, TypeError, r"rules must be a sequence of \(match, action\) pairs, got 'head'"),
+    ({"rules": {"3": "float"}}, TypeError, r"rules must be a sequence of \(match, action\) pairs"),
+    ({"rules": ["3"]}, TypeError, r"rules must hold \(match, action\) pairs, got '3'"),
+    ({"rules": [(3, "float")]}, TypeError, "match of a rule must be a name, a pattern or an nn.Module type, got 3"),
+    ({"rules": [("3", "flaot")]}, ValueError, r"must be one of float, quantize, got 'flaot' \(did you mean 'float'"),
+    ({"rules": [("3", None)]}, TypeError, "action of a rule must be 'float', 'quantize' or a dict, got None"),
+    ({"rules": [("3", {"sigend": True})]}, ValueError, r"option of a rule .* got 'sigend' .did you mean 'signed'"),
+    ({"rules": [("3", {"signed": 1})]}, TypeError, "option signed of a rule must be True or False, got 1"),
+    ({"rules": [("33", "float")]}, ValueError, r"match of a rule must be one of 0, 3, 7, 9, got '33' \(did you mean"),
+    ({"rules": [("1", "float")]}, ValueError, "must name a layer that can be quantized, got '1'; 1: normalisation"),
+    ({"rules": [(nn.Conv1d, "float")]}, ValueError, r"got 'Conv1d' \(did you mean 'Conv2d'\?\)"),
+    ({"example": [1]}, TypeError, "example must be a tensor, a tuple of arguments or a dict of keyword arguments"),
+    ({"example": torch.zeros(1, 2, 8, 8)}, ValueError, "example must be what Sequential can be called with, .*chan"),
 ])
 def test_convert_refuses_options_and_leaves_the_model_alone(options, error, match):
     model = small_network()
@@ -152,8 +165,12 @@ def test_convert_refuses_options_and_leaves_the_model_alone(options, error, matc
 
 
 def test_convert_refuses_nothing_to_convert_and_a_second_time():
-    with pytest.raises(ValueError, match="convert: model must hold a Linear or Conv2d layer to quantize, got ReLU"):
+    with pytest.raises(ValueError, match="must hold a Linear, .* to quantize, got ReLU without parameters"):
         convert(nn.ReLU())
+    with pytest.raises(ValueError, match="must hold the layers to quantize below itself, got a bare Linear; put it in"):
+        convert(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="convert: model must be an nn.Module, got type"):
+        convert(nn.Linear)
     with pytest.raises(ValueError, match="convert: model must not be converted already, got Sequential"):
         convert(convert(small_network()), keep_float=())
 

@@ -1,9 +1,10 @@
 """The eager rival computes what the kernel computes."""
 
-import mbq_kernels
 import pytest
 import torch
-from mbq_train import eager
+from mbq_train.quantize import eager
+
+import mbq_kernels
 
 
 def run_both(x, scale, offset, **options):

@@ -3,10 +3,23 @@
 import copy
 import math
 
-import mbq_kernels
 import pytest
 import torch
-from mbq_train import ActivationQuantizer, BitState, WeightQuantizer, clamp_scales
+from mbq_train import (
+    ActivationQuantizer,
+    BitState,
+    WeightQuantizer,
+    clamp_scales,
+    convert,
+    drop_idle_gradients,
+    initialise,
+    set_bits,
+)
+from mbq_train.quantize.bits import bit_states
+from networks import small_network, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mbq_kernels
 
 BITS = (8, 4, 2)
 
@@ -20,7 +33,7 @@ def test_weight_scale_starts_at_the_lsq_value_per_channel(weight):
     state = BitState(BITS)
     quantizer = WeightQuantizer(state, weight)
     for bits, hi in zip(BITS, (127, 7, 1), strict=True):
-        state.bits = bits
+        state.select(bits)
         quantizer(weight)
         expected = 2 * weight.abs().mean(dim=(1, 2, 3)) / math.sqrt(hi)
         torch.testing.assert_close(quantizer.scales[str(bits)].detach(), expected)
@@ -49,14 +62,14 @@ def test_forward_is_the_kernel_and_32_bits_is_the_input(weight):
     out = quantizer(weight)
     assert torch.equal(out, mbq_kernels.fake_quantize(weight, quantizer.scales["8"], bits=8, axis=0))
     assert not torch.equal(out, weight)
-    state.bits = 32
+    state.select(32)
     assert quantizer(weight) is weight
 
 
 def test_only_the_scale_in_use_gets_a_gradient(weight):
     state = BitState(BITS)
     quantizer = WeightQuantizer(state, weight)
-    state.bits = 4
+    state.select(4)
     quantizer(weight.requires_grad_()).square().sum().backward()
     assert quantizer.scales["4"].grad.abs().min() > 0
     assert quantizer.scales["8"].grad is None and quantizer.scales["2"].grad is None
@@ -113,7 +126,7 @@ def test_eval_before_the_first_batch_is_an_error_that_names_the_layer(weight):
     quantizer(weight)
     quantizer.eval()
     quantizer(weight)
-    state.bits = 4
+    state.select(4)
     with pytest.raises(RuntimeError, match=r"blocks\.0\.conv1: WeightQuantizer must have seen .* at 4 bits"):
         quantizer(weight)
 
@@ -129,21 +142,44 @@ def test_a_first_batch_without_a_scale_is_an_error(x):
 
 def test_negative_inputs_of_an_unsigned_quantizer_warn_with_the_layer():
     with pytest.warns(RuntimeWarning, match="fc: inputs are negative"):
-        ActivationQuantizer(BitState(BITS), layer_name="fc")(torch.tensor([-1.0, 1.0]))
+        ActivationQuantizer(BitState(BITS), signed=False, layer_name="fc")(torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("x, signed", [([-1.0, 1.0], True), ([0.0, 1.0], False)])
+def test_the_first_batch_decides_the_sign_for_every_bit_width_and_the_checkpoint_keeps_it(x, signed):
+    state, x = BitState(BITS), torch.tensor(x)
+    quantizer = ActivationQuantizer(state)
+    quantizer(x)
+    state.select(4)
+    quantizer(x.abs())
+    assert quantizer.signed is signed
+    hi = 7 if signed else 15
+    torch.testing.assert_close(quantizer.scales["4"].detach(), 2 * x.abs().mean() / math.sqrt(hi))
+    loaded = ActivationQuantizer(BitState(BITS))
+    loaded.load_state_dict(quantizer.state_dict())
+    assert loaded.signed is signed and torch.equal(loaded(x), quantizer_at(quantizer, 8, x))
+    fresh = ActivationQuantizer(BitState(BITS))
+    fresh.load_state_dict(ActivationQuantizer(BitState(BITS)).state_dict())
+    assert fresh.signed is None  # nothing seen: still open
+
+
+def quantizer_at(quantizer, bits, x):
+    quantizer.bit_state.select(bits)
+    return quantizer(x)
 
 
 def test_state_dict_carries_scales_and_flags(weight):
     state = BitState(BITS)
     quantizer = WeightQuantizer(state, weight)
-    state.bits = 4
+    state.select(4)
     expected = quantizer(weight)
     other_state = BitState(BITS)
     other = WeightQuantizer(other_state, weight).eval()
     other.load_state_dict(quantizer.state_dict())
-    other_state.bits = 4
+    other_state.select(4)
     assert torch.equal(other(weight), expected)
     assert other.initialised.tolist() == [False, True, False]
-    other_state.bits = 2
+    other_state.select(2)
     with pytest.raises(RuntimeError, match="2 bits"):
         other(weight)
 
@@ -152,7 +188,7 @@ def test_deepcopy_is_independent(weight):
     quantizer = WeightQuantizer(BitState(BITS), weight)
     quantizer(weight)
     twin = copy.deepcopy(quantizer)
-    twin.bit_state.bits = 2
+    twin.bit_state.select(2)
     twin(weight)
     assert quantizer.bit_state.bits == 8 and not quantizer.initialised[2]
     assert torch.equal(quantizer.scales["2"], torch.ones(6))
@@ -175,3 +211,58 @@ def test_float64_stays_float64_also_under_autocast(weight):
     assert quantizer.scales["8"].dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
         assert quantizer(weight).dtype == torch.float64
+
+
+def converted(batch_norm="shared"):
+    model = convert(small_network(), (8, 6, 4, 2), batch_norm=batch_norm)
+    return model, torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_two_compiles_serve_all_bit_widths_with_the_eager_values_and_gradients():
+    model, images = converted()
+    initialise(model, images)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for bits in (8, 6, 4, 2, 6, 8):
+        set_bits(model, bits)
+        results = []
+        for forward in (compiled, model):
+            model.zero_grad()
+            out = forward(images)
+            out.square().sum().backward()
+            drop_idle_gradients(model, [bits])
+            results.append((out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        (out, gradients), (expected, expected_gradients) = results
+        assert torch.equal(out, expected) and gradients.keys() == expected_gradients.keys()
+        assert f"3.weight_quantizer.scales.{bits}" in gradients
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count <= 2
+
+
+def test_initialise_fills_every_bit_width_and_changes_nothing_else():
+    model, images = converted(batch_norm="per_bit")
+    model.insert(2, torch.nn.Dropout())
+    set_bits(model, 4)
+    model[0].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "quantizer" not in name}
+    torch.manual_seed(3)
+    initialise(model, images)
+    after_random, _ = torch.rand(3), torch.manual_seed(3)
+    assert torch.equal(after_random, torch.rand(3))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert bit_states(model)[0].bits == 4 and model.training and not model[0].training
+    scales = [p for name, p in model.named_parameters() if ".scales." in name]
+    assert len(scales) == 2 * 2 * 4 and not any((scale == 1).any() for scale in scales)
+    kept = [scale.detach().clone() for scale in scales]
+    initialise(model, 10 * images)
+    assert all(torch.equal(scale, value) for scale, value in zip(scales, kept, strict=True))
+
+
+def test_idle_gradients_are_dropped_and_used_ones_kept():
+    model = convert(tiny_model(), BITS)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    drop_idle_gradients(model, [4])
+    gone = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert len(gone) == 4 and all(".scales.8" in name or ".scales.2" in name for name in gone)

@@ -1,20 +1,30 @@
 """Thin layer for quantization-aware training at several bit-widths, on the kernels of mbq_kernels."""
 
-from .batch_norm import BitBatchNorm
-from .bits import BitState, set_bits
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .convert import convert
-from .data import Data, load_data
-from .layers import QuantConv2d, QuantLinear
-from .models import build_model
-from .profile import QuantizationTime, quantization_time
-from .quantizers import ActivationQuantizer, WeightQuantizer, clamp_scales
-from .run import Options, Result, evaluate_run, train_run
-from .training import TrainingError, evaluate, parameter_groups, train
+from .conversion.convert import convert, plan_conversion
+from .conversion.plan import Conversion
+from .data import Batch, Data, DataError, load_data
+from .models import Decoder, build_model
+from .options import Options
+from .quantize.attention import QuantMultiheadAttention
+from .quantize.batch_norm import BitBatchNorm
+from .quantize.bits import BitState, set_bits
+from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from .quantize.quantizers import ActivationQuantizer, WeightQuantizer, clamp_scales, drop_idle_gradients, initialise
+from .quantize.untrained import add_bits
+from .quantize.weight_bank import WeightBank
+from .runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .runs.profile import QuantizationTime, quantization_time
+from .runs.run import Evaluation, Result, dry_run, evaluate_run, resume_run, train_run
+from .training.divergence import TrainingError
+from .training.interrupt import Interrupted
+from .training.loop import State, Training, evaluate
+from .training.optimizers import parameter_groups
 
 __all__ = [
-    "ActivationQuantizer", "BitBatchNorm", "BitState", "CheckpointError", "Data", "Options", "QuantConv2d",
-    "QuantLinear", "QuantizationTime", "Result", "TrainingError", "WeightQuantizer", "build_model", "clamp_scales",
-    "convert", "evaluate", "evaluate_run", "load_checkpoint", "load_data", "parameter_groups", "quantization_time",
-    "save_checkpoint", "set_bits", "train", "train_run",
+    "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data", "DataError",
+    "Decoder", "Evaluation", "Interrupted", "Options", "QuantConv1d", "QuantConv2d", "QuantLinear",
+    "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError", "WeightBank",
+    "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert", "drop_idle_gradients", "dry_run",
+    "evaluate", "evaluate_run", "initialise", "load_checkpoint", "load_data", "parameter_groups", "plan_conversion",
+    "quantization_time", "resume_run", "save_checkpoint", "set_bits", "train_run",
 ]

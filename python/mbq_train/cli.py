@@ -1,67 +1,121 @@
-"""The command `mbq`: train, eval, info."""
+"""The command `mbq`: train, resume, eval, info."""
 
 import contextlib
+import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mbq_kernels import BackendError
 
-from .run import Options, Result, evaluate_run, train_run
-from .training import TrainingError
+from .options import Options
+from .runs.progress import progress_of
+from .runs.run import DryRun, Evaluation, Result, dry_run, evaluate_run, load_options, resume_run, train_run
+from .training.divergence import TrainingError
+from .training.interrupt import Interrupted
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train one network that computes at several bit-widths.")
 
-_DEFAULT = Options()
-_Threads = Annotated[int, typer.Option(min=1, help="CPU threads; a network this small gains nothing from more")]
+_Threads = Annotated[int, typer.Option(min=1, help="CPU threads; small networks gain nothing from more")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+_SaveEvery = Annotated[float, typer.Option(min=0, help="seconds between two checkpoints within an epoch")]
+_Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+
+
+def _with_options(command):
+    """`command` with one command line option for each of Options, which it gets as one Options object."""
+    def run(**arguments):
+        with _clean_errors():
+            values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
+            command(Options(**values), **arguments)
+
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "options"]
+    parameters = [_parameter(option) for option in fields(Options)] + own
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _parameter(option) -> inspect.Parameter:
+    default, words = option.default, [option.metadata["help"], ", ".join(option.metadata.get("choices", ()))]
+    help_ = ": ".join(word for word in words if word)
+    kind = str if isinstance(default, tuple) else type(default)
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=shown,
+                             annotation=Annotated[kind, typer.Option(help=help_)])
+
+
+def _parsed(option, value):
+    """A tuple from its text; anything else is what typer made of it."""
+    if not isinstance(option.default, tuple):
+        return value
+    parts = tuple(part for part in value.split(",") if part)
+    return parts if option.name == "keep_float" else _integers(option.name, parts)
+
+
+def _integers(name: str, parts) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        raise ValueError(f"mbq: {name} must be integers separated by commas, got {','.join(parts)!r}") from None
 
 
 @app.command()
+@_with_options
 def train(
-    data: Annotated[str, typer.Option(help="data set")] = _DEFAULT.data,
-    model: Annotated[str, typer.Option(help="network")] = _DEFAULT.model,
-    bits: Annotated[str, typer.Option(help="bit-widths, from high to low")] = ",".join(map(str, _DEFAULT.bits)),
-    epochs: Annotated[int, typer.Option(help="epochs at all bit-widths together")] = _DEFAULT.epochs,
-    float_epochs: Annotated[int, typer.Option(help="epochs of the float network before")] = _DEFAULT.float_epochs,
-    batch_size: Annotated[int, typer.Option(help="images in a batch")] = _DEFAULT.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="of AdamW, cosine to 0")] = _DEFAULT.learning_rate,
-    weight_decay: Annotated[float, typer.Option(help="not on scales")] = _DEFAULT.weight_decay,
-    batch_norm: Annotated[str, typer.Option(help="per_bit or shared")] = _DEFAULT.batch_norm,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of weights and batches")] = _DEFAULT.seed,
+    options: Options, *,
     threads: _Threads = 1,
     device: _Device = "cpu",
+    save_every: _SaveEvery = 300.0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="print what would be converted and held in memory")] = False,
 ) -> None:
-    """Train a float network, then one network at every bit-width, and compare their accuracies."""
+    """Train a float network, then one network at every bit-width, and compare their accuracies.
+
+    Ctrl-C leaves a checkpoint that `mbq resume` goes on from. Under torchrun each process takes a part of every batch.
+    """
+    torch.set_num_threads(threads)
+    if dry:
+        _print_dry_run(dry_run(options, device=device), options)
+        return
+    with progress_of(options) as callbacks:
+        result = train_run(options, out, device=device, overwrite=overwrite, save_every=save_every, **callbacks)
+    _print_result(result, out)
+
+
+@app.command()
+def resume(run: _Folder, threads: _Threads = 1, device: _Device = "cpu", save_every: _SaveEvery = 300.0) -> None:
+    """Go on with a run that was stopped or killed; its options are in its folder."""
     with _clean_errors():
-        options = Options(data=data, model=model, bits=_parse_bits(bits), epochs=epochs, float_epochs=float_epochs,
-                          batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-                          batch_norm=batch_norm, seed=seed)
         torch.set_num_threads(threads)
-        with _progress(options) as on_epoch:
-            result = train_run(options, out, device=device, overwrite=overwrite, on_epoch=on_epoch)
-        Console().print(_accuracy_table(result.accuracy, result.float_accuracy), _time_table(result))
-        typer.echo(f"written: {out}")
+        with progress_of(load_options(run / "config.json")) as callbacks:
+            result = resume_run(run, device=device, save_every=save_every, **callbacks)
+        _print_result(result, run)
 
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    run: _Folder,
+    bits: Annotated[str, typer.Option(help="bit-widths, trained or not, from high to low; empty: the trained")] = "",
     threads: _Threads = 1,
     device: _Device = "cpu",
 ) -> None:
-    """Measure the accuracy of a finished run at every bit-width."""
+    """Measure the accuracy of a run at every bit-width."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        Console().print(_accuracy_table(*evaluate_run(run, device=device)))
+        parts = [part for part in bits.split(",") if part]
+        result = evaluate_run(run, bits=_integers("bits", parts) if parts else None, device=device)
+        Console().print(_accuracy_table(result))
+        if not result.finished:
+            typer.echo("this run is not finished: these are its numbers at the last checkpoint")
 
 
 @app.command()
@@ -74,55 +128,42 @@ def info() -> None:
 
 @contextlib.contextmanager
 def _clean_errors():
-    """What a user can cause ends in one line on stderr: exit code 2, after Ctrl-C 130."""
+    """What a user can cause ends in one line on stderr: exit code 2, after Ctrl-C 130, after SIGTERM 143."""
     try:
         yield
-    except (ValueError, OSError, TrainingError, BackendError) as error:
+    except (ValueError, TypeError, OSError, TrainingError, BackendError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except Interrupted as error:
+        typer.echo(f"stopped by {error}; mbq resume goes on from the checkpoint", err=True)
+        raise typer.Exit(128 + error.signal) from None
     except KeyboardInterrupt:
         typer.echo("stopped by Ctrl-C", err=True)
         raise typer.Exit(130) from None
 
 
-def _parse_bits(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"mbq: bits must be integers separated by commas, got {text!r}") from None
+def _print_result(result: Result, out: Path) -> None:
+    trained = Evaluation(result.accuracy, (), result.float_accuracy, True)
+    Console().print(_accuracy_table(trained), _time_table(result))
+    typer.echo(f"written: {out}")
 
 
-@contextlib.contextmanager
-def _progress(options: Options):
-    """A bar over all epochs; yields the function to call after each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}"))
-    progress = Progress(*columns, console=Console(stderr=True))
-    totals, tasks = {"float": options.float_epochs, "quantized": options.epochs}, {}
-
-    def on_epoch(record):
-        phase = record["phase"]
-        if phase not in totals:
-            return
-        if phase not in tasks:  # not before: an error in the options should stand alone on the screen
-            progress.start()
-            tasks[phase] = progress.add_task(phase, total=totals[phase], last="")
-        last = "  ".join(f"{b}: {100 * a:.1f} %" for b, a in record["accuracy"].items())
-        progress.update(tasks[phase], advance=1, last=last)
-
-    try:
-        yield on_epoch
-    finally:
-        if tasks:
-            progress.stop()
+def _print_dry_run(plan: DryRun, options: Options) -> None:
+    table = Table("held at once, in each process", "MiB", title="Memory")
+    for name, size in vars(plan.memory).items():
+        table.add_row(name.replace("_", " "), f"{size / 2**20:.1f}")
+    table.add_row("total", f"{plan.memory.total / 2**20:.1f}")
+    Console().print(plan.conversion.table(), table)
+    typer.echo(f"{plan.steps} batches an epoch, {options.float_epochs} + {options.epochs} epochs")
 
 
-def _accuracy_table(accuracy: dict[int, float], float_accuracy: float) -> Table:
+def _accuracy_table(result: Evaluation) -> Table:
     table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy",
                   caption="float: after its own epochs alone; the quantized network starts from it")
-    table.add_row("float", f"{100 * float_accuracy:.2f}", "")
-    for bits, value in accuracy.items():
-        table.add_row(f"{bits} bits", f"{100 * value:.2f}", f"{100 * (value - float_accuracy):+.2f}")
+    table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
+    for bits, value in result.accuracy.items():
+        name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
+        table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
 
 

@@ -9,15 +9,18 @@ MAX_BITS = 8
 
 
 class BitState:
-    """The bit-width in use and the bit-widths that are trained.
+    """The bit-widths that are trained, the one in use, and its index among them (0 at 32 bits).
 
     A plain object and not a module: copy.deepcopy of a model gives all quantizers of the copy one new state.
-    torch.compile compiles once per bit-width, because the quantizers pick their scales by it as a key.
     """
 
     def __init__(self, trained):
         self.trained = tuple(trained)
-        self.bits = self.trained[0]
+        self.select(self.trained[0])
+
+    def select(self, bits: int) -> None:
+        """Make `bits`, which is trained or 32, the bit-width in use."""
+        self.bits, self.index = bits, 0 if bits == FLOAT else self.trained.index(bits)
 
 
 def set_bits(model: nn.Module, bits: int) -> None:
@@ -40,7 +43,7 @@ def set_bits(model: nn.Module, bits: int) -> None:
             known = ", ".join(map(str, (FLOAT, *state.trained)))
             raise ValueError(f"set_bits: bits must be one of {known}, got {bits}")
     for state in states:
-        state.bits = bits
+        state.select(bits)
 
 
 def bit_states(model: nn.Module) -> list[BitState]:
@@ -50,18 +53,19 @@ def bit_states(model: nn.Module) -> list[BitState]:
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module):
-    """`model` in eval mode inside the block; afterwards every module's mode and the bit-width are as before."""
+def in_mode(model: nn.Module, *, training: bool):
+    """`model` in training or eval mode inside the block; afterwards every module's mode and the bit-width are as
+    before."""
     modes = [(module, module.training) for module in model.modules()]
     bits = [(state, state.bits) for state in bit_states(model)]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before
         for state, before in bits:
-            state.bits = before
+            state.select(before)
 
 
 def check_bit_widths(function: str, bits) -> tuple[int, ...]:

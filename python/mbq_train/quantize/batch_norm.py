@@ -6,7 +6,7 @@ from torch import nn
 
 from .bits import FLOAT, BitState
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class BitBatchNorm(nn.Module):
@@ -17,7 +17,8 @@ class BitBatchNorm(nn.Module):
     bit-width, here as in the quantizers.
 
     Args:
-        batch_norm: nn.BatchNorm1d, 2d or 3d - kept as it is for 32 bits, copied for every other bit-width.
+        batch_norm: nn.BatchNorm1d, 2d, 3d or nn.SyncBatchNorm - kept as it is for 32 bits, copied, with what is
+            frozen in it, for every other bit-width.
         bit_state: the model's.
     """
 

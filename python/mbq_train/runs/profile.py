@@ -5,13 +5,14 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import mbq_kernels
 import torch
 from torch import nn
 
-from . import eager
-from .bits import bit_states, eval_mode, set_bits
-from .quantizers import quantizers
+import mbq_kernels
+
+from ..quantize import eager
+from ..quantize.bits import bit_states, in_mode, set_bits
+from ..quantize.quantizers import quantizers
 
 _FUNCTIONS = {"kernels": mbq_kernels.fake_quantize, "eager": eager.fake_quantize}
 
@@ -72,7 +73,7 @@ def _record(model, images) -> list[_Call]:
     hooks = [quantizer.register_forward_pre_hook(lambda quantizer, args: calls.append(_call(quantizer, *args)))
              for quantizer in quantizers(model)]
     try:
-        with eval_mode(model):
+        with in_mode(model, training=False):
             for bits in sorted({b for state in bit_states(model) for b in state.trained}, reverse=True):
                 set_bits(model, bits)
                 model(images)
@@ -86,7 +87,7 @@ def _call(quantizer, x) -> _Call:
     bits = quantizer.bit_state.bits
     options = {"bits": bits, "signed": quantizer.signed, "axis": quantizer.axis}
     x = x.detach().requires_grad_(x.requires_grad)
-    return _Call(x, *quantizer.parameters_at(bits), options, torch.randn_like(x))
+    return _Call(x, *quantizer.current(), options, torch.randn_like(x))
 
 
 def _check_agreement(call: _Call) -> None:

@@ -1,0 +1,125 @@
+"""One training step of ResNet-20 at 8, 6, 4 and 2 bits on 128 images of 32x32, against four float steps.
+
+    pytest bench/bench_training.py [--mbq-json FILE] [--mbq-small] [--mbq-device cpu|cuda]
+
+A step is forward, backward and optimizer step, at each bit-width in turn; the float network takes as many. The rivals
+are the same network with quantizers of eager PyTorch, as they are and under torch.compile. A number is printed only
+where the losses of the first step agree with those of our kernels.
+"""
+
+import contextlib
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+import timing
+from mbq_train import Options, build_model, convert, initialise
+from mbq_train.data import Batch
+from mbq_train.quantize import eager, quantizers
+from mbq_train.training.optimizers import build_optimizer
+from mbq_train.training.steps import Stepper
+from rivals import COMPILED, EAGER
+from targets import FLOAT_STEPS
+
+BITS = (8, 6, 4, 2)
+OURS = "mbq"
+TOLERANCE = 1e-3  # of a loss: sums of other order, and codes that flip behind them
+
+
+@dataclass(frozen=True)
+class Work:
+    """One way to take the step: `options` of ours, `eager`: quantizers of eager PyTorch, `quantized`: or float."""
+    options: Options
+    eager: bool = False
+    quantized: bool = True
+
+
+EACH = Options(model="resnet20", bits=BITS, batch_size=128)
+WORKS = {
+    OURS: Work(EACH),
+    "mbq, shared BatchNorm": Work(replace(EACH, batch_norm="shared")),
+    "mbq, accumulate": Work(replace(EACH, schedule="accumulate")),
+    "mbq, accumulate, weight bank": Work(replace(EACH, schedule="accumulate", weight_bank=True)),
+    "mbq, torch.compile": Work(replace(EACH, compile=True, batch_norm="shared")),
+    FLOAT_STEPS: Work(EACH, quantized=False),
+    EAGER: Work(EACH, eager=True),
+    COMPILED: Work(replace(EACH, compile=True, batch_norm="shared"), eager=True),
+}
+
+
+def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, grad_factor, out_dtype):
+    return eager.fake_quantize(x, scale, offset, bits=bits, signed=signed, axis=axis)
+
+
+@contextlib.contextmanager
+def eager_quantizers():
+    kernels = quantizers.mbq_kernels
+    quantizers.mbq_kernels = types.SimpleNamespace(fake_quantize=eager_fake_quantize)
+    try:
+        yield
+    finally:
+        quantizers.mbq_kernels = kernels
+
+
+def step_of(work: Work, batch: Batch) -> Callable:
+    """A step, on a network of its own from the same seed."""
+    torch.manual_seed(0)
+    model = build_model(work.options.model, classes=10, in_channels=3, image_size=tuple(batch.images.shape[2:]))
+    model = model.to(batch.images.device)
+    if not work.quantized:
+        stepper = Stepper(model, (32,), build_optimizer(model, work.options), work.options)
+        return lambda: torch.cat([stepper(batch) for _ in BITS])
+    convert(model, BITS, example=batch.images[:2], batch_norm=work.options.batch_norm)
+    initialise(model, batch.images)
+    stepper = Stepper(model, BITS, build_optimizer(model, work.options), work.options)
+    return lambda: stepper(batch)
+
+
+def rows_of(batch: Batch) -> list[dict]:
+    """A row for every way, measured or with the reason why not."""
+    torch._dynamo.reset()
+    steps, contexts, losses, checks, rows = {}, {}, {}, {}, []
+    for name, work in WORKS.items():
+        contexts[name] = eager_quantizers if work.eager else contextlib.nullcontext
+        try:
+            with contexts[name]():
+                steps[name] = step_of(work, batch)
+                losses[name] = steps[name]()
+            checks[name] = checked(name, losses)
+        except Exception as error:
+            steps.pop(name, None)
+            rows.append(row(name, batch, error=f"{type(error).__name__}: {str(error).strip()}"[:300]))
+    timer = timing.wall_clock if batch.images.device.type == "cpu" else timing.cuda_events
+    samples = timer(steps, contexts)
+    rows += [row(name, batch, timer="wall clock" if timer is timing.wall_clock else "CUDA events",
+                 check=checks[name], differs="", **timing.summary(values)) for name, values in samples.items()]
+    ours = next(r["ms_p50"] for r in rows if r["candidate"] == OURS)
+    for r in rows:
+        if "ms_p50" in r:
+            r["ratio_to_ours"] = r["ms_p50"] / ours
+    return rows
+
+
+def checked(name: str, losses: dict) -> str:
+    """What the losses of the first step say: at the highest bit-width all start from the same network."""
+    if not WORKS[name].quantized:
+        return "another network"
+    error = (losses[name][0] - losses[OURS][0]).abs().item()
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"loss at 8 bits is {losses[name][0].item()}, ours {losses[OURS][0].item()}")
+    return "the definition" if name == OURS else f"loss within {error:.1e}"
+
+
+def row(name: str, batch: Batch, **more) -> dict:
+    size = "x".join(map(str, batch.images.shape))
+    return {"case": f"training_step-resnet20-{size}", "op": "training_step", "candidate": name, **more}
+
+
+def test_training_step(device, pytestconfig, record):
+    images = 8 if pytestconfig.getoption("--mbq-small") else 128
+    generator = torch.Generator(device).manual_seed(0)
+    batch = Batch(torch.randn(images, 3, 32, 32, generator=generator, device=device),
+                  torch.randint(10, (images,), generator=generator, device=device), torch.arange(images), images)
+    record(rows_of(batch))

@@ -1,0 +1,51 @@
+"""The order in which a forward calls its layers."""
+
+import torch
+from torch import nn
+
+from ..quantize.bits import in_mode
+
+
+def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[str]:
+    """The names of those `layers` that one forward of `model` calls, in the order of their first call.
+
+    The forward runs in eval mode without gradients; modes and random numbers are afterwards as before.
+
+    Args:
+        model: any module.
+        layers: modules in it, by name.
+        example: a tensor, a tuple of arguments, or a dict of keyword arguments - what `model` is called with.
+
+    Raises:
+        TypeError: example is none of these. ValueError: the forward fails; its error is the cause.
+    """
+    args, kwargs = _arguments(example)
+    called = {}
+    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
+             for name, layer in layers.items()]
+    try:
+        with in_mode(model, training=False), torch.no_grad(), _same_random_numbers(model):
+            model(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"convert: example must be what {type(model).__name__} can be called with, got an error from "
+                         f"its forward ({type(error).__name__}: {error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(called)
+
+
+def _arguments(example):
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, dict):
+        return (), example
+    raise TypeError("convert: example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+                    f"got {type(example).__name__}")
+
+
+def _same_random_numbers(model):
+    devices = {parameter.device for parameter in model.parameters()}
+    return torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"])

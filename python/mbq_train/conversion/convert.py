@@ -1,0 +1,138 @@
+"""convert: turn a float network into one that computes at several bit-widths."""
+
+from torch import nn
+
+from .._names import look_up
+from ..quantize.batch_norm import BATCH_NORMS
+from ..quantize.bits import check_bit_widths
+from .call_order import call_order
+from .convertible import (
+    QUANT_TYPES,
+    base_type,
+    check_model,
+    copied_by_conversion,
+    obstacle,
+    own_parameters,
+    parts,
+    why_unsupported,
+)
+from .plan import Conversion, Entry, check_unconverted
+from .rules import Decision, apply_rules, keep_in_float
+
+_BATCH_NORM = {"per_bit": True, "shared": False}
+
+
+def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
+            keep_float=("first", "last"), learn_offset: bool = False) -> nn.Module:
+    """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
+
+    plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
+    bits[0] until `set_bits`. Scales get their first values from the first training batch at each bit-width.
+    Parameters stay the same objects, but for what QuantMultiheadAttention splits: make the optimizer afterwards.
+    """
+    return plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
+                           learn_offset=learn_offset).apply()
+
+
+def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
+                    keep_float=("first", "last"), learn_offset: bool = False) -> Conversion:
+    """Decide what becomes of every module of `model`; nothing is changed before `apply` of the result.
+
+    Args:
+        model: layers of exactly type nn.Linear, nn.Conv1d, nn.Conv2d or nn.MultiheadAttention, below the model itself,
+            are quantized. A layer used at several places stays one, Parameters shared by layers stay shared.
+        bits: different integers in 1..8 from high to low - the bit-widths to train.
+        example: a tensor, tuple of arguments or dict of keyword arguments to call the model with, once, in eval mode:
+            finds the order in which layers are called, and those that are not [None: order of registration].
+        rules: (match, action) pairs for these layers; later ones win, over keep_float too. match: a layer's name, a
+            pattern for names as of fnmatch ('blocks.*'), or an nn.Module type. action: 'float', 'quantize', or a dict
+            of options that leaves that choice as it is: 'signed' (code range of the input; without it the first batch
+            decides), 'learn_offset', 'activations' (False quantizes weights only). A subclass of a supported type is
+            quantized where a rule gives its very name or type; its own forward is then no longer used.
+        batch_norm: 'per_bit' gives each bit-width its own BatchNorm, 'shared' leaves BatchNorm alone.
+        keep_float: names of layers to leave unquantized; 'first' and 'last' stand for the first and last layer (Huang
+            et al., 2025, arXiv 2502.01199, leaves these two in float), also where a layer has such a name.
+        learn_offset: learn a real offset of the activations per bit-width [off: 0 fits what a ReLU gives].
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: bits unsorted, repeated or out of range; an unknown name,
+        action or option; a rule that matches no layer to quantize; the example does not run; a model that is a bare
+        layer, converted already, wrapped (torch.compile, torch.jit, data parallel) or lazy.
+    """
+    bits = check_bit_widths("convert", bits)
+    per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")
+    check_model(model)
+    check_unconverted(model)
+    modules = _modules(model)
+    owners = _owners(modules)
+    obstacles = {name: why for name, module in modules.items() if (why := obstacle(module) or _tie(module, owners))}
+    layers = {name: module for name, module in modules.items() if name and base_type(module)}
+    decisions, order = _first_decisions(model, layers, example, learn_offset, keep_float)
+    free = {name: layer for name, layer in layers.items() if name not in obstacles}
+    reasons = {name: obstacles.get(name) or why_unsupported(module) for name, module in modules.items()
+               if name and name not in free and own_parameters(module)}
+    apply_rules(decisions, free, rules, reasons)
+    decisions |= _other_decisions(modules, layers, obstacles, per_bit)
+    return Conversion(model, bits, tuple(_entry(name, modules[name], decisions[name], owners) for name in modules
+                                         if name in decisions), order)
+
+
+def _modules(model) -> dict[str, nn.Module]:
+    """Every module of `model` by its first name, without the parts of layers."""
+    hidden = {part for module in model.modules() for part in parts(module)}
+    return {name: module for name, module in model.named_modules() if module not in hidden}
+
+
+def _owners(modules) -> dict[int, list[str]]:
+    """By id of a Parameter, the names of the modules that hold it."""
+    owners = {}
+    for name, module in modules.items():
+        for key in dict.fromkeys(map(id, own_parameters(module))):
+            owners.setdefault(key, []).append(name)
+    return owners
+
+
+def _tie(module, owners) -> str | None:
+    """Why a module stays in float whose Parameters would be untied from another module's; None when it need not."""
+    if any(len(owners[id(parameter)]) > 1 for parameter in copied_by_conversion(module)):
+        return "it shares a Parameter that would have to be copied"
+    return None
+
+
+def _first_decisions(model, layers, example, learn_offset: bool, keep_float) -> tuple[dict[str, Decision], str]:
+    """What is done with `layers` before the rules, and how the first and the last of them were found."""
+    called, order = list(layers), "by order of registration (no example given)"
+    if example is not None:
+        called, order = call_order(model, layers, example), "as called with the example"
+    decisions = {}
+    for name, layer in layers.items():
+        decision = Decision("quantize", "supported", {"learn_offset": learn_offset})
+        if name not in called:
+            decision.why = "supported, but not called with the example: is its weight used by hand?"
+        if type(layer) not in QUANT_TYPES:
+            base = base_type(layer).__name__
+            decision.decide("float", f"not converted: subclass of {base}, add a rule ({name!r}, 'quantize')")
+        decisions[name] = decision
+    keep_in_float(decisions, keep_float, called, order)
+    return decisions, order
+
+
+def _other_decisions(modules, layers, obstacles, per_bit: bool) -> dict[str, Decision]:
+    """Of layers with an obstacle, of every BatchNorm and of the other modules that hold Parameters."""
+    decisions = {}
+    for name, module in modules.items():
+        if name in obstacles and (name in layers or isinstance(module, BATCH_NORMS)):
+            decisions[name] = Decision("float", f"not converted: {obstacles[name]}")
+        elif type(module) in BATCH_NORMS and name:
+            decisions[name] = Decision("per_bit" if per_bit else "float", "" if per_bit else "batch_norm='shared'")
+        elif name not in layers and own_parameters(module):
+            decisions[name] = Decision("float", why_unsupported(module))
+    return decisions
+
+
+def _entry(name: str, module, decision: Decision, owners) -> Entry:
+    parameters = own_parameters(module)
+    ties = {other for parameter in parameters for other in owners[id(parameter)]} - {name}
+    why = f"{decision.why}; shares Parameters with {', '.join(sorted(ties))}" if ties else decision.why
+    count = sum({id(parameter): parameter.numel() for parameter in parameters}.values())
+    return Entry(name, type(module).__name__, count, decision.action, why, decision.options, module)

@@ -1,0 +1,125 @@
+"""The plan of a conversion: what becomes of every module with parameters, and why."""
+
+import io
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from ..quantize.attention import close_fast_paths
+from ..quantize.batch_norm import BitBatchNorm
+from ..quantize.bits import BitState, bit_states
+from .convertible import QUANT_TYPES, SUPPORTED, base_type, own_parameters, weights
+
+_COLUMNS = ("module", "type", "parameters", "action", "why")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes of one module.
+
+    action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
+    Parameters have; options: those of `from_float`.
+    """
+
+    name: str
+    type: str
+    parameters: int
+    action: str
+    why: str
+    options: dict = field(default_factory=dict)
+    module: nn.Module = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A plan made by plan_conversion.
+
+    entries: one for every module that holds Parameters, in the order of registration; order: how the first and the
+    last layer were found.
+    """
+
+    model: nn.Module = field(repr=False)
+    bits: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    order: str
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the float model's Parameters; shared ones count once."""
+        return _count(parameter for entry in self.entries for parameter in own_parameters(entry.module))
+
+    @property
+    def quantized_parameters(self) -> int:
+        """Elements of the weights to quantize; shared ones count once."""
+        return _count(weight for entry in self.entries if entry.action == "quantize"
+                      for weight in weights(entry.module))
+
+    def table(self) -> Table:
+        """The entries and totals, for rich."""
+        share = self.quantized_parameters / max(self.parameters, 1)
+        table = Table(*_COLUMNS, title=f"Conversion to {', '.join(map(str, self.bits))} bits",
+                      caption=f"{self.quantized_parameters:,} of {self.parameters:,} parameters quantized "
+                              f"({share:.1%}); first and last layer {self.order}")
+        table.columns[2].justify = "right"
+        for entry in self.entries:
+            cells = (entry.name or "(model)", entry.type, f"{entry.parameters:,}", entry.action, entry.why)
+            table.add_row(*map(escape, cells))
+        return table
+
+    def __str__(self):
+        console = Console(file=io.StringIO(), width=200, color_system=None)
+        console.print(self.table())
+        return console.file.getvalue()
+
+    def apply(self) -> nn.Module:
+        """Convert the model in place, as planned, and return it.
+
+        Raises ValueError when nothing is to be quantized, or the model was converted or changed since.
+        """
+        check_unconverted(self.model)
+        if not any(entry.action == "quantize" for entry in self.entries):
+            raise ValueError(f"convert: model must hold a {SUPPORTED} layer to quantize, got "
+                             f"{type(self.model).__name__} {_reasons(self.entries)}")
+        modules = dict(self.model.named_modules())
+        for entry in self.entries:
+            if modules.get(entry.name) is not entry.module:
+                raise ValueError("convert: model must be as it was when the conversion was planned, got another module "
+                                 f"at {entry.name}")
+        state = BitState(self.bits)
+        new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
+        _replace(self.model, new)
+        close_fast_paths(self.model)
+        return self.model
+
+
+def check_unconverted(model: nn.Module) -> None:
+    """Raise ValueError when `model` holds quantizers."""
+    if bit_states(model):
+        raise ValueError(f"convert: model must not be converted already, got {type(model).__name__} with quantizers")
+
+
+def _count(parameters) -> int:
+    return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
+
+
+def _converted(entry: Entry, state: BitState) -> nn.Module:
+    if entry.action == "per_bit":
+        return BitBatchNorm(entry.module, state)
+    return QUANT_TYPES[base_type(entry.module)].from_float(entry.module, state, layer_name=entry.name, **entry.options)
+
+
+def _reasons(entries) -> str:
+    """Why the first three modules are not quantized."""
+    shown = "; ".join(f"{entry.name or 'model'} ({entry.type}): {entry.why}" for entry in entries[:3])
+    return f"with {shown}{'; ...' if len(entries) > 3 else ''}" if entries else "without parameters"
+
+
+def _replace(model: nn.Module, new: dict) -> None:
+    """Put new[module] where `module` stands; a module used in several places is replaced in each."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module in new:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new[module])

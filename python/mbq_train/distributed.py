@@ -1,0 +1,96 @@
+"""Several processes that train one network on parts of each batch (torchrun), through torch.distributed."""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+_BUCKET = 32 * 2**20  # bytes averaged in one message
+
+
+def world_size() -> int:
+    """How many processes train together, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextlib.contextmanager
+def process_group(device: str):
+    """The process group that torchrun's environment describes, inside the block; none where it describes one process.
+
+    Yields the name of this process's device: with several, 'cuda' becomes that of its LOCAL_RANK.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes."""
+    return value if world_size() == 1 else _reduced(value / world_size(), dist.ReduceOp.SUM)
+
+
+def minimum(value: torch.Tensor) -> torch.Tensor:
+    """The smallest of a tensor's values over all processes."""
+    return value if world_size() == 1 else _reduced(value, dist.ReduceOp.MIN)
+
+
+def anywhere(flag: bool, device) -> bool:
+    """Whether `flag` is set in any process."""
+    return flag if world_size() == 1 else bool(minimum(torch.tensor(-int(flag), device=device)) < 0)
+
+
+def _reduced(value, operation):
+    value = value.clone()
+    dist.all_reduce(value, operation)
+    return value
+
+
+@torch.no_grad()
+def share_from_first(model: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first."""
+    if world_size() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Replace every gradient by its mean over all processes, in few messages.
+
+    Which parameters have a gradient depends on the bit-width alone, so it is the same in every process.
+    DistributedDataParallel is not used: its hooks see neither a bit-width's idle scales nor a WeightBank's weights.
+    """
+    if world_size() == 1:
+        return
+    for gradients in _buckets([p.grad for p in model.parameters() if p.grad is not None]):
+        flat = mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors):
+    """`tensors` in their order, cut where the dtype changes or a bucket is full."""
+    bucket, size = [], 0
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.nbytes > _BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket

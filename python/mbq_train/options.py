@@ -1,0 +1,105 @@
+"""What a run is made from: every option once, with its default, its meaning and its check."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+from ._names import look_up
+from .quantize.bits import check_bit_widths
+
+OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
+BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+
+
+def _option(default, help, **limits):
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
+
+    Raises ValueError (TypeError for bits that are no sequence) for a value out of range or an unknown name, with the
+    nearest one there is.
+    """
+
+    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)")
+    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop")
+    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0)
+    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0)
+    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
+    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
+    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low")
+    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
+    learn_offset: bool = _option(False, "learn an offset of the activations")
+    keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first and last are "
+                                          "those of a traced forward")
+    epochs: int = _option(30, "epochs at all bit-widths together", low=1)
+    float_epochs: int = _option(30, "epochs of the float network before", low=1)
+    batch_size: int = _option(64, "images in a batch, over all processes", low=1)
+    schedule: str = _option("each", "a step after each bit-width, or accumulate gradients and step once",
+                            choices=SCHEDULES)
+    weight_bank: bool = _option(False, "accumulate: quantize all weights at all bit-widths in one pass; costs 2 copies "
+                                "of the weights per bit-width")
+    optimizer: str = _option("adamw", "", choices=OPTIMIZERS)
+    momentum: float = _option(0.9, "of sgd", low=0, below=1)
+    learning_rate: float = _option(1e-3, "of both phases", above=0)
+    rate: str = _option("cosine", "learning rate over the epochs", choices=RATES)
+    rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth", low=1)
+    weight_decay: float = _option(5e-5, "not on scales and offsets", low=0)
+    clip_norm: float = _option(0.0, "largest norm of the gradient; 0: no limit", low=0)
+    distill: float = _option(0.0, "largest share of the soft targets from the highest bit-width an epoch ago; "
+                             "0.7 in the paper, 0: off", low=0, high=1)
+    autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
+    compile: bool = _option(False, "torch.compile the network")
+    cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
+    evaluate_every: int = _option(1, "epochs between two tests", low=1)
+    seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
+
+    def __post_init__(self):
+        for option in fields(self):
+            value, limits = getattr(self, option.name), option.metadata
+            if "choices" in limits:
+                look_up("options", dict.fromkeys(limits["choices"]), value, argument=option.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    _check_number(option.name, number, limits)
+        check_bit_widths("options", self.bits)
+        self._check_together()
+
+    def _check_together(self):
+        if self.rate_epochs and self.rate != "step":
+            raise ValueError(f"options: rate_epochs must be empty unless rate is step, got rate {self.rate!r}")
+        if self.rate == "step" and (not self.rate_epochs or list(self.rate_epochs) != sorted(set(self.rate_epochs))):
+            raise ValueError(f"options: rate_epochs must be increasing epochs with rate step, got {self.rate_epochs}")
+        if self.weight_bank and self.schedule != "accumulate":
+            raise ValueError("options: weight_bank must be off unless schedule is accumulate: with a step after each "
+                             f"bit-width the weights change between them, got schedule {self.schedule!r}")
+        if self.cuda_graph and self.compile:
+            raise ValueError("options: cuda_graph and compile must not both be on: capture the eager step, got both")
+
+    def to_json(self) -> dict:
+        """A JSON object from which `from_json` makes the same options."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict):
+        """The options in a JSON object. Raises ValueError for one that is missing, unknown or of another type."""
+        known = {option.name: type(option.default) for option in fields(cls)}
+        for kind, names in (("lack", known.keys() - values.keys()), ("have unknown", values.keys() - known.keys())):
+            if names:
+                raise ValueError(f"options: must have every option and no other, but {kind} {', '.join(sorted(names))}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name, kind in known.items():
+            if type(values[name]) is not kind:
+                raise ValueError(f"options: {name} must be of type {kind.__name__}, got {values[name]!r}")
+        return cls(**values)
+
+
+def _check_number(name: str, number, limits) -> None:
+    inside = {"low": lambda limit: number >= limit, "high": lambda limit: number <= limit,
+              "above": lambda limit: number > limit, "below": lambda limit: number < limit}
+    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+    for kind, holds in inside.items():
+        if kind in limits and not (math.isfinite(number) and holds(limits[kind])):
+            raise ValueError(f"options: {name} must be finite and {words[kind]} {limits[kind]}, got {number}")

@@ -1,0 +1,1 @@
+"""Quantizers, the layers that use them, and the bit-width they compute at."""

@@ -1,0 +1,87 @@
+"""Bit-widths that were not trained, made from those that were."""
+
+import copy
+
+import torch
+from torch import nn
+
+from .batch_norm import BitBatchNorm
+from .bits import bit_states, check_bit_widths, code_range, in_mode, set_bits
+from .quantizers import quantizers
+
+
+@torch.no_grad()
+def add_bits(model: nn.Module, bits, batches) -> nn.Module:
+    """A copy of a trained `model` that also computes at `bits`, without training.
+
+    A scale means a clipping threshold scale * hi; at a new bit-width it is interpolated linearly in the bit-width
+    between the thresholds of its trained neighbours, and kept beyond the outermost; an offset likewise. BatchNorm
+    starts as that of the nearest trained bit-width, and its running statistics become the averages over `batches`. (Our
+    choice; re-estimating BatchNorm for unseen bit-widths follows Kim et al., 2025, arXiv 2510.20673.)
+
+    Args:
+        model: what `convert` returned, with first values for all scales; left as it is.
+        bits: different integers in 1..8 from high to low; those that are trained are passed over.
+        batches: a sequence of images, a batch each, from the training set.
+
+    Returns:
+        the copy, for `set_bits`. A shared BatchNorm keeps its statistics: they serve the trained bit-widths.
+
+    Raises:
+        TypeError, ValueError: as `convert` for bits; model was not converted. RuntimeError: a scale has no value yet.
+    """
+    bits = check_bit_widths("add_bits", bits)
+    if not bit_states(model):
+        raise ValueError(f"add_bits: model must hold layers made by convert, got {type(model).__name__} without any")
+    model = copy.deepcopy(model)
+    for state in bit_states(model):
+        trained, new = state.trained, [b for b in bits if b not in state.trained]
+        for quantizer in (q for q in quantizers(model) if q.bit_state is state):
+            quantizer.check_initialised(trained)
+            quantizer.add(new)
+            for b in new:
+                _interpolate(quantizer, b, trained)
+        for module in model.modules():
+            if isinstance(module, BitBatchNorm) and module.bit_state is state:
+                for b in new:
+                    module.by_bits[str(b)] = copy.deepcopy(module.by_bits[str(_nearest(b, trained)[0])])
+        state.trained = tuple(sorted({*trained, *new}, reverse=True))
+        for b in new:
+            _estimate_statistics(model, b, batches)
+    return model
+
+
+def _interpolate(quantizer, b: int, trained) -> None:
+    near = _nearest(b, trained)
+    lower, upper = min(near), max(near)
+    share = 0.0 if lower == upper else (b - lower) / (upper - lower)
+
+    def hi(bits):
+        return code_range(bits, quantizer.signed)[1]
+
+    low, high = (quantizer.scales[str(n)] * hi(n) for n in (lower, upper))
+    quantizer.scales[str(b)].copy_(torch.lerp(low, high, share) / hi(b))
+    if quantizer.offsets is not None:
+        quantizer.offsets[str(b)].copy_(torch.lerp(*(quantizer.offsets[str(n)] for n in (lower, upper)), share))
+
+
+def _nearest(b: int, trained) -> list[int]:
+    """The trained bit-widths around b, the nearest first (the higher where they are equally near)."""
+    below, above = [t for t in trained if t < b], [t for t in trained if t > b]
+    return sorted([*([max(below)] if below else []), *([min(above)] if above else [])], key=lambda t: (abs(t - b), -t))
+
+
+def _estimate_statistics(model, b: int, batches) -> None:
+    """Make the running statistics of bit-width b's own BatchNorms the plain averages over `batches`."""
+    own = [module.by_bits[str(b)] for module in model.modules() if isinstance(module, BitBatchNorm)]
+    momentum = [norm.momentum for norm in own]
+    with in_mode(model, training=False):
+        set_bits(model, b)
+        for norm in own:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative average
+            norm.train()
+        for images in batches if own else ():
+            model(images)
+    for norm, value in zip(own, momentum, strict=True):
+        norm.momentum = value

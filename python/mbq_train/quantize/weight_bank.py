@@ -1,0 +1,71 @@
+"""WeightBank: every quantized weight at every bit-width from one read of all weights, one fused backward."""
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from .quantizers import WeightQuantizer, _autocast_dtype
+
+
+class WeightBank:
+    """The quantized weights of a model for one step of the schedule that accumulates gradients over bit-widths.
+
+    Between `fill` and `backward` the weights stay the same, so all bit-widths of all layers are one
+    `fake_quantize_foreach`: its results are leaves that every forward reads and every backward adds to, and one
+    fused backward carries their gradients to weights and scales. Costs 2 K copies of the quantized weights (values and
+    gradients), K bit-widths; see `nbytes`.
+
+    Args:
+        model: what `convert` returned.
+        bits: the bit-widths of a step.
+    """
+
+    def __init__(self, model: nn.Module, bits):
+        self.bits = tuple(bits)
+        groups = defaultdict(dict)
+        for module in model.modules():
+            quantizer = getattr(module, "weight_quantizer", None)
+            if isinstance(quantizer, WeightQuantizer):
+                groups[module.weight.dtype, module.weight.device][quantizer] = module.weight
+        self.groups = list(groups.values())
+        self._outs = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies that a step holds."""
+        return 2 * len(self.bits) * sum(weight.nbytes for group in self.groups for weight in group.values())
+
+    def fill(self) -> None:
+        """Quantize every weight at every bit-width, for the forwards that follow.
+
+        Raises RuntimeError for scales without first values: call `initialise` before.
+        """
+        for group in self.groups:
+            for quantizer in group:
+                quantizer.check_initialised(self.bits)
+            weights = list(group.values())
+            scales = [[quantizer.scales[str(b)] for b in self.bits] for quantizer in group]
+            outs = mbq_kernels.fake_quantize_foreach(weights, scales, bits=self.bits, axis=0,
+                                                     out_dtype=_autocast_dtype(weights[0]))
+            for quantizer, values in zip(group, outs, strict=True):
+                leaves = [value.detach().requires_grad_() for value in values]
+                quantizer.held = dict(zip(self.bits, leaves, strict=True))
+                self._outs += zip(values, leaves, strict=True)
+
+    def backward(self) -> None:
+        """Carry what the leaves have gathered to the gradients of weights and scales, and let the copies go."""
+        used = [(value, leaf.grad) for value, leaf in self._outs if leaf.grad is not None and value.requires_grad]
+        self.drop()
+        if used:
+            values, gradients = zip(*used, strict=True)
+            torch.autograd.backward(values, gradients)
+
+    def drop(self) -> None:
+        """Let the copies go: forwards quantize for themselves again."""
+        self._outs = []
+        for group in self.groups:
+            for quantizer in group:
+                quantizer.held = {}

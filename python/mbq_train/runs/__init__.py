@@ -1,0 +1,1 @@
+"""Runs in a folder: training, resuming, measuring, and what they leave on disk."""

@@ -1,0 +1,54 @@
+"""Pictures of a run."""
+
+from ..quantize.bits import FLOAT
+from .checkpoint import atomic_path
+
+
+def plot_accuracy(path, accuracy: dict[int, float], float_accuracy: float) -> None:
+    """Write a PNG with the accuracy of every bit-width, all in [0, 1], beside that of the float network."""
+    figure = _figure(5, 3.5)
+    axes = figure.subplots()
+    values = {"float": float_accuracy} | {f"{bits} bits": value for bits, value in accuracy.items()}
+    axes.axhline(100 * float_accuracy, color="gray", linestyle="--", linewidth=1)
+    axes.plot(values.keys(), [100 * value for value in values.values()], "o", markersize=9)
+    for name, value in values.items():
+        axes.annotate(f"{100 * value:.2f}", (name, 100 * value), xytext=(0, 9), textcoords="offset points", ha="center",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.margins(x=0.15)
+    axes.set_ylim(max(0, 100 * min(values.values()) - 2), min(100.5, 100 * max(values.values()) + 2))
+    axes.set_ylabel("test accuracy [%]")
+    axes.grid(axis="y", alpha=0.3)
+    _write(figure, path)
+
+
+def plot_curves(path, records) -> None:
+    """Loss and test accuracy by bit-width over the epochs of both phases, as a PNG, from the lines of metrics.jsonl."""
+    records = [record for record in records if record["phase"] in ("float", "quantized")]
+    figure = _figure(11, 4)
+    axes = figure.subplots(1, 2)
+    begin = sum(record["phase"] == "float" for record in records)
+    for values, plot, scale in (("loss", axes[0], 1), ("accuracy", axes[1], 100)):
+        curves = {}
+        for number, record in enumerate(records, start=1):
+            for bits, value in record.get(values, {}).items():
+                curves.setdefault(int(bits), []).append((number, scale * value))
+        for bits, points in curves.items():
+            plot.plot(*zip(*points, strict=True), label="float" if bits == FLOAT else f"{bits} bits", marker=".")
+        plot.axvline(begin + 0.5, color="gray", linestyle=":", linewidth=1)
+        plot.set_xlabel("epoch")
+        plot.grid(alpha=0.3)
+    axes[0].set_ylabel("training loss")
+    axes[1].set_ylabel("test accuracy [%]")
+    axes[1].legend()
+    _write(figure, path)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # takes a second to import
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure, path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

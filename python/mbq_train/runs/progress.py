@@ -1,0 +1,52 @@
+"""The progress bar of a run."""
+
+import contextlib
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .. import distributed
+from ..options import Options
+
+
+@contextlib.contextmanager
+def progress_of(options: Options):
+    """A bar over the images of both phases, with throughput and time left; yields the callbacks of `train_run`."""
+    bar = _Bar({"float": options.float_epochs, "quantized": options.epochs})
+    try:
+        yield {"on_record": bar.on_record, "on_batch": bar.on_batch}
+    finally:
+        if bar.tasks:
+            bar.progress.stop()
+
+
+class _Bar:
+    def __init__(self, epochs: dict[str, int]):
+        self.epochs, self.tasks = epochs, {}
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[epochs]}"),
+                   TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[accuracy]}"))
+        self.progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self.last = None  # (phase, time, images) at the last look at the clock
+
+    def on_batch(self, phase: str, epoch: int, images: int, total: int) -> None:
+        if distributed.rank():
+            return
+        if phase not in self.tasks:  # not before: an error in the options should stand alone on the screen
+            self.progress.start()
+            fields = {"epochs": "", "speed": "", "accuracy": ""}
+            self.tasks[phase] = self.progress.add_task(phase, total=self.epochs[phase] * total, **fields)
+        now, done = time.monotonic(), epoch * total + images
+        speed = {}
+        if self.last and self.last[0] == phase and now > self.last[1]:
+            speed = {"speed": f"{(done - self.last[2]) / (now - self.last[1]):.0f} images/s"}
+        if self.last is None or self.last[0] != phase or now - self.last[1] > 1:
+            self.last = (phase, now, done)
+        self.progress.update(self.tasks[phase], completed=done, epochs=f"{epoch + images / total:.1f}/"
+                             f"{self.epochs[phase]} epochs", **speed)
+
+    def on_record(self, record: dict) -> None:
+        if record["phase"] in self.tasks and "accuracy" in record:
+            shown = "  ".join(f"{b}: {100 * value:.1f} %" for b, value in record["accuracy"].items())
+            self.progress.update(self.tasks[record["phase"]], accuracy=shown)

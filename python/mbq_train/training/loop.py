@@ -1,0 +1,200 @@
+"""The training loop: epochs of steps, in a state that can be saved between any two of them."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .. import distributed
+from ..data import Data
+from ..options import Options
+from ..quantize.bits import in_mode
+from ..quantize.quantizers import initialise, quantizers
+from .cuda_graph import GraphedStep
+from .distillation import SoftTargets
+from .divergence import TrainingError, first_bad_layer
+from .interrupt import Interrupted, StopRequest
+from .optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at, set_rate
+from .steps import Stepper, switch_bits_of
+
+_LOOK_EVERY = 32  # steps between two looks at the losses on CUDA: each look waits for the device
+
+
+@dataclass
+class State:
+    """Where a training is, and what it needs beside the model to go on as if it had not stopped.
+
+    epoch, batch: finished epochs, and finished batches of the next; losses: their sums by bit-width, seconds: the time
+    they took; tensors: optimizer, soft targets and random numbers, by name.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    losses: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Training:
+    """Trains `model` in place; `run` goes on from `state` to the end.
+
+    Args:
+        model: what `convert` returned, or a float network with bits (32,); on the device of `data`.
+        data: what `load_data` returned.
+        bits: bit-widths in the order they are trained within a batch, from high to low.
+        options: schedule, optimizer, rates and the rest; its data, model and bits are not looked at.
+        epochs: how many [options.epochs].
+        state: of an earlier Training with the same arguments, to go on from.
+
+    Raises:
+        ValueError: bits not trained; an option that cannot be had here.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, bits, options: Options, *, epochs: int | None = None,
+                 state: State | None = None):
+        self.model, self.data, self.bits, self.options = model, data, tuple(bits), options
+        self.epochs = options.epochs if epochs is None else epochs
+        self.steps = data.steps(options.batch_size, world=distributed.world_size())
+        if not self.bits:
+            raise ValueError("train: bits must name at least one bit-width, got none")
+        for b in self.bits:
+            switch_bits_of(model, b)
+        self.state = State() if state is None else state
+        self.optimizer = build_optimizer(model, options)
+        self.soft_targets = None
+        if options.distill and len(self.bits) > 1:
+            self.soft_targets = SoftTargets(data.train_size, data.classes, largest=options.distill,
+                                            epochs=self.epochs, device=data.device)
+        self._restore()
+        self._prepare_scales()
+        self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets)
+        self._step = GraphedStep(self.stepper) if options.cuda_graph else self.stepper
+
+    def run(self, *, on_epoch=None, on_batch=None, save=None, save_every: float = 300.0,
+            stop: StopRequest | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            on_epoch: called after every epoch with {"epoch", "loss": {bits: mean}, "learning_rate", "seconds",
+                "images_per_second"}.
+            on_batch: called after every batch with the epoch from 0, its images so far, and the images of an epoch.
+            save: called with a State after every epoch, after `save_every` seconds and before a stop.
+            stop: looked at between steps.
+
+        Raises:
+            TrainingError: the loss or a parameter is NaN or infinite, with step, bit-width and layer named.
+            Interrupted: stop was requested; the state is saved.
+        """
+        self.model.train()
+        saved_at = time.monotonic()
+        while self.state.epoch < self.epochs:
+            for _ in self._epoch(on_batch):
+                stopping = stop is not None and distributed.anywhere(stop.signal is not None, self.data.device)
+                if save is not None and (stopping or time.monotonic() - saved_at > save_every):
+                    self._snapshot()
+                    save(self.state)
+                    saved_at = time.monotonic()
+                if stopping:
+                    raise Interrupted(stop.signal)
+            self._end_epoch(on_epoch)
+            if save is not None:
+                self._snapshot()
+                save(self.state)
+                saved_at = time.monotonic()
+
+    def _epoch(self, on_batch):
+        """The rest of the epoch; yields after every batch whose losses have been looked at."""
+        state, options = self.state, self.options
+        state.losses = state.losses or dict.fromkeys(self.bits, 0.0)
+        self.stepper.epoch = state.epoch
+        batches = self.data.train_batches(options.batch_size, seed=options.seed, epoch=state.epoch, start=state.batch,
+                                          rank=distributed.rank(), world=distributed.world_size())
+        look_every = 1 if self.data.device.type == "cpu" else _LOOK_EVERY
+        pending, start = [], time.perf_counter()
+        for batch in batches:
+            step = state.epoch * self.steps + state.batch
+            set_rate(self.optimizer, self._rate(step))
+            pending.append(self._take_step(batch, step))
+            state.batch += 1
+            if len(pending) == look_every or state.batch == self.steps:
+                self._add_losses(pending, batch)
+                now = time.perf_counter()
+                state.seconds += now - start
+                pending, start = [], now
+                if on_batch is not None:
+                    images = min(state.batch * options.batch_size, self.data.train_size)
+                    on_batch(state.epoch, images, self.data.train_size)
+                yield
+                start = time.perf_counter()
+
+    def _rate(self, step: int) -> float:
+        return rate_at(self.options, step=step, steps=self.epochs * self.steps, epochs=self.epochs)
+
+    def _take_step(self, batch, step: int):
+        try:
+            return self._step(batch)
+        except TrainingError as error:
+            raise TrainingError(f"{error}, at step {step + 1}") from error
+
+    def _add_losses(self, pending, batch) -> None:
+        """Add the losses of the latest steps to the epoch's sums, once they are finite."""
+        for back, losses in enumerate(torch.stack(pending).tolist()):
+            for bits, loss in zip(self.bits, losses, strict=True):
+                if loss != loss or abs(loss) == float("inf"):
+                    step = self.state.epoch * self.steps + self.state.batch - len(pending) + back + 1
+                    raise TrainingError(f"train: loss must be finite, got {loss} at {bits} bits; it begins in "
+                                        f"{first_bad_layer(self.model, batch.images)}, at step {step}")
+                self.state.losses[bits] += loss
+
+    def _end_epoch(self, on_epoch) -> None:
+        state = self.state
+        if self.soft_targets is not None:
+            self.soft_targets.end_epoch()
+        record = {"epoch": state.epoch + 1, "loss": {b: total / self.steps for b, total in state.losses.items()},
+                  "learning_rate": self._rate((state.epoch + 1) * self.steps - 1), "seconds": state.seconds,
+                  "images_per_second": self.data.train_size / max(state.seconds, 1e-9)}
+        state.epoch, state.batch, state.losses, state.seconds = state.epoch + 1, 0, {}, 0.0
+        if on_epoch is not None:
+            on_epoch(record)
+
+    def _snapshot(self) -> None:
+        tensors = {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer, self.model).items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.data.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.data.device)
+        if self.soft_targets is not None:
+            tensors |= {"targets.table": self.soft_targets.table, "targets.touched": self.soft_targets.touched}
+        self.state.tensors = tensors
+
+    def _restore(self) -> None:
+        tensors = self.state.tensors
+        load_optimizer_tensors(self.optimizer, self.model, {name.removeprefix("optimizer."): value for name, value
+                                                            in tensors.items() if name.startswith("optimizer.")})
+        if "random.cpu" in tensors:
+            torch.set_rng_state(tensors["random.cpu"].cpu())
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self.data.device)
+        if self.soft_targets is not None and "targets.table" in tensors:
+            self.soft_targets.table.copy_(tensors["targets.table"])
+            self.soft_targets.touched.copy_(tensors["targets.touched"])
+        self.state.tensors = {}
+
+    def _prepare_scales(self) -> None:
+        if any(quantizer.missing for quantizer in quantizers(self.model)):
+            batches = self.data.train_batches(self.options.batch_size, seed=self.options.seed, epoch=0,
+                                              rank=distributed.rank(), world=distributed.world_size())
+            initialise(self.model, next(batches).images)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, bits: int, *, batch_size: int = 512) -> float:
+    """Share of the test images that `model` classifies correctly at `bits` bits, in [0, 1].
+
+    Afterwards mode and bit-width of the model are as before. Raises ValueError for a bit-width that is not trained.
+    """
+    with in_mode(model, training=False):
+        switch_bits_of(model, bits)
+        correct = sum((model(batch.images).argmax(dim=1) == batch.labels).sum() for batch in
+                      data.test_batches(batch_size))
+    return correct.item() / data.test_size

@@ -1,0 +1,73 @@
+"""Optimizers for quantized networks: scales without weight decay, a learning rate that is a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from ..options import Options
+from ..quantize.quantizers import quantizers
+
+
+def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
+    """The optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA graph."""
+    groups = parameter_groups(model, options.weight_decay)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=_rate_holder(options, model), momentum=options.momentum)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer]
+    return kind(groups, lr=_rate_holder(options, model), capturable=options.cuda_graph)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups for an optimizer: scales and offsets without weight decay."""
+    learned = [parameter for quantizer in quantizers(model) for parameter in quantizer.parameters()]
+    ids = {id(parameter) for parameter in learned}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups = [{"params": others, "weight_decay": weight_decay}, {"params": learned, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def rate_at(options: Options, *, step: int, steps: int, epochs: int) -> float:
+    """The learning rate of step `step` out of `steps`, both over all `epochs`.
+
+    cosine: from learning_rate to 0 (Loshchilov and Hutter, 2017, arXiv 1608.03983, eq. 5, one period); step: a tenth
+    after each of rate_epochs; constant.
+    """
+    if options.rate == "cosine":
+        return options.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+    passed = sum(step * epochs >= epoch * steps for epoch in options.rate_epochs)
+    return options.learning_rate * 0.1**passed
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group; in place where a captured graph reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizer's state by name, `<parameter>:<key>`."""
+    return {f"{name}:{key}": torch.as_tensor(value) for name, parameter in model.named_parameters()
+            for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict) -> None:
+    """Put back what `optimizer_tensors` gave. Raises ValueError for the name of a parameter that is not there."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition(":")
+        if parameter not in parameters:
+            raise ValueError(f"load_optimizer_tensors: tensors must belong to parameters of {type(model).__name__}, "
+                             f"got {parameter}")
+        on_cpu = key == "step" and not optimizer.defaults.get("capturable")
+        device = "cpu" if on_cpu else parameters[parameter].device
+        optimizer.state[parameters[parameter]][key] = tensor.to(device, copy=True)
+
+
+def _rate_holder(options: Options, model: nn.Module):
+    if not options.cuda_graph:
+        return options.learning_rate
+    return torch.tensor(options.learning_rate, device=next(model.parameters()).device)

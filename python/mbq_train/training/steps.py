@@ -1,0 +1,107 @@
+"""One training step on a batch: at every bit-width a step, or gradients of all bit-widths and one step."""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import distributed
+from ..data import Batch
+from ..options import Options
+from ..quantize.bits import FLOAT, bit_states, set_bits
+from ..quantize.quantizers import clamp_scales, drop_idle_gradients
+from ..quantize.weight_bank import WeightBank
+from .distillation import SoftTargets
+from .divergence import TrainingError, first_bad_layer, first_bad_parameter
+
+
+class Stepper:
+    """Trains `model` on one batch at a time, in the schedule that the options name.
+
+    each: per bit-width from high to low a forward, a backward and a step (Huang et al., 2025, arXiv 2502.01199, alg.
+    A.2). accumulate: the gradients of all bit-widths are added, then one step (alg. A.1).
+
+    Args:
+        model: what `convert` returned, or a float network with bits (32,).
+        bits: bit-widths from high to low.
+        optimizer: over the model's parameters.
+        options: schedule, weight_bank, clip_norm, autocast, compile.
+        soft_targets: of self-distillation, or None for the labels.
+    """
+
+    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None):
+        self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
+        self.soft_targets, self.epoch = soft_targets, 0
+        self.forward = torch.compile(model) if options.compile else model
+        self.bank = WeightBank(model, bits) if options.weight_bank and bit_states(model) else None
+        self._autocast = options.autocast == "bfloat16"
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Train on `batch`; the losses by bit-width, (K,) float32, detached.
+
+        Raises TrainingError, naming bit-width and layer, where the loss is not finite; on CUDA the caller must look at
+        the losses, because a step does not wait for the device.
+        """
+        targets = self.soft_targets.targets(batch, self.epoch) if self.soft_targets else batch.labels
+        together = self.options.schedule == "accumulate"
+        groups = [self.bits] if together else [(b,) for b in self.bits]
+        return torch.stack([loss for bits in groups for loss in self._step_at(bits, batch, targets)])
+
+    def _step_at(self, bits, batch, targets) -> list[torch.Tensor]:
+        """Add the gradients of all `bits` and step once; their losses."""
+        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: the scales of other bit-widths must not move
+        with self._filled_bank():
+            losses = [self._backward_at(b, batch, targets) for b in bits]
+        distributed.average_gradients(self.model)
+        drop_idle_gradients(self.model, bits)
+        if self.options.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        clamp_scales(self.model)
+        return losses
+
+    @contextlib.contextmanager
+    def _filled_bank(self):
+        if self.bank is None:
+            yield
+            return
+        try:
+            with self._autocast_region():
+                self.bank.fill()
+            yield
+            self.bank.backward()
+        finally:
+            self.bank.drop()
+
+    def _backward_at(self, bits: int, batch: Batch, targets) -> torch.Tensor:
+        switch_bits_of(self.model, bits)
+        try:
+            with self._autocast_region():
+                logits = self.forward(batch.images)
+        except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
+            if (name := first_bad_parameter(self.model)) is None:
+                raise
+            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {name} at {bits} bits "
+                                f"({error})") from error
+        loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise TrainingError(f"train: loss must be finite, got {loss.item()} at {bits} bits; it begins in "
+                                f"{first_bad_layer(self.model, batch.images)}")
+        if self.soft_targets and bits == self.bits[0]:
+            self.soft_targets.remember(batch, logits.detach())
+        # A mean over this process's images counts in the whole batch by how many they are.
+        loss = loss * (len(batch.images) * distributed.world_size() / batch.total)
+        loss.backward()
+        return distributed.mean(loss.detach())
+
+    def _autocast_region(self):
+        # Without the cache of casts: a step changes the weights, and a captured graph must cast by itself.
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._autocast, cache_enabled=False)
+
+
+def switch_bits_of(model: nn.Module, bits: int) -> None:
+    """set_bits, but a float network is its own 32-bit path."""
+    if bits != FLOAT or bit_states(model):
+        set_bits(model, bits)

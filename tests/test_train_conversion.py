@@ -1,0 +1,149 @@
+"""plan_conversion: what is quantized, in which order and by which rule, and what the report says."""
+
+import copy
+
+import pytest
+import torch
+from mbq_train import QuantConv2d, QuantLinear, convert, plan_conversion
+from networks import encoder_network, one_thread, small_network  # noqa: F401
+from torch import nn
+
+
+def actions(plan):
+    return {entry.name: entry.action for entry in plan.entries}
+
+
+def reasons(plan):
+    return {entry.name: entry.why for entry in plan.entries}
+
+
+class OutOfOrder(nn.Module):
+    """Calls its layers in another order than it registers them, one never, and draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.middle, self.never, self.first = (nn.Linear(4, 4) for _ in range(4))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x, *, shift):
+        x = self.norm(self.first(x)) + shift
+        return self.last(nn.functional.dropout(self.middle(x), 0.5, training=True))
+
+
+def test_first_and_last_are_those_the_example_calls():
+    model = OutOfOrder()
+    model.first.eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    plan = plan_conversion(model, example={"x": torch.ones(3, 4), "shift": 1.0})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and not model.first.training and not model.middle._forward_pre_hooks
+    assert actions(plan) == {"last": "float", "middle": "quantize", "never": "quantize", "first": "float",
+                             "norm": "per_bit"}
+    assert "not called with the example" in reasons(plan)["never"]
+    assert reasons(plan)["first"] == "keep_float: first as called with the example"
+
+
+def test_without_an_example_the_order_is_that_of_registration():
+    plan = plan_conversion(OutOfOrder())
+    assert (actions(plan)["last"], actions(plan)["first"], actions(plan)["never"]) == ("float", "float", "quantize")
+    assert reasons(plan)["last"] == "keep_float: first by order of registration (no example given)"
+    assert "by order of registration" in str(plan)
+
+
+def test_examples_may_be_tuples():
+    model = nn.Transformer(8, 2, 1, 1, dim_feedforward=8, batch_first=True).eval()
+    plan = plan_conversion(model, example=(torch.randn(2, 3, 8), torch.randn(2, 4, 8)))
+    assert [name for name, why in reasons(plan).items() if "keep_float" in why] == [
+        "encoder.layers.0.self_attn", "decoder.layers.0.linear2"]
+    assert not any("not called" in why for why in reasons(plan).values())
+
+
+def test_an_example_may_pad():
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[0, 0, 0], [0, 0, 1]]).bool()
+    plan = plan_conversion(encoder_network()[1], example={"src": x, "src_key_padding_mask": padding})
+    assert len(plan.entries) == 10 and not any("not called" in why for why in reasons(plan).values())
+
+
+@pytest.mark.parametrize("rules, quantized", [
+    ([], {"3", "7"}),
+    ([("7", "float")], {"3"}),
+    ([(nn.Conv2d, "float")], {"7"}),
+    ([("*", "quantize")], {"0", "3", "7", "9"}),
+    ([(nn.Linear, "quantize")], {"3", "7", "9"}),
+    ([("*", "quantize"), ("[03]", "float")], {"7", "9"}),
+    ([("*", "float"), (nn.Linear, "quantize"), ("9", "float")], {"7"}),
+    ([("9", {"signed": True})], {"3", "7"}),
+], ids=str)
+def test_later_rules_win_over_earlier_ones_and_keep_float(rules, quantized):
+    plan = plan_conversion(small_network(), rules=rules)
+    assert {name for name, action in actions(plan).items() if action == "quantize"} == quantized
+    model = plan.apply()
+    assert {name for name, m in model.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))} == quantized
+
+
+def test_options_of_rules_reach_the_quantizers():
+    model = convert(small_network(), learn_offset=True, keep_float=("first",), rules=[
+        ("*", {"signed": True}), ("7", {"learn_offset": False}), (nn.Conv2d, {"signed": False}), ("0", "quantize"),
+        ("9", {"activations": False})])
+    found = {name: (model[name].input_quantizer.signed, model[name].input_quantizer.offsets is not None)
+             for name in (0, 3, 7)}
+    assert found == {0: (False, True), 3: (False, True), 7: (True, False)}
+    assert type(model[9].input_quantizer) is nn.Identity
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.embedding, self.norm, self.up = nn.Embedding(5, 4), nn.LayerNorm(4), nn.ConvTranspose1d(4, 4, 2)
+        self.lstm, self.drop, self.attention = nn.LSTM(4, 4), nn.Dropout(), nn.MultiheadAttention(4, 2)
+        self.bn, self.a, self.b = nn.BatchNorm1d(4), nn.Linear(4, 5, bias=False), nn.Linear(4, 5)
+        self.a.weight = self.embedding.weight
+
+
+def test_the_report_names_everything_with_parameters_and_why():
+    model = Mixed()
+    plan = plan_conversion(model, keep_float=("b",), batch_norm="shared")
+    told = {entry.name: (entry.type, entry.parameters, entry.action, entry.why) for entry in plan.entries}
+    assert told == {
+        "": ("Mixed", 3, "float", "scale: used by hand, out of the reach of convert"),
+        "embedding": ("Embedding", 20, "float", "embedding: a look-up, not a product; shares Parameters with a"),
+        "norm": ("LayerNorm", 8, "float", "normalisation"),
+        "up": ("ConvTranspose1d", 36, "float", "type not supported"),
+        "lstm": ("LSTM", 160, "float", "type not supported"),
+        "attention": ("MultiheadAttention", 80, "quantize", "supported"),
+        "bn": ("BatchNorm1d", 8, "float", "batch_norm='shared'"),
+        "a": ("Linear", 20, "quantize", "supported; shares Parameters with embedding"),
+        "b": ("Linear", 25, "float", "keep_float"),
+    }
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert (plan.parameters, plan.quantized_parameters) == (total, 64 + 20) == (340, 84)
+    text = str(plan)
+    assert all(name in text for name in told) and "84 of 340 parameters quantized (24.7%)" in text
+    plan.apply()
+    assert str(plan) == text and plan.table().row_count == len(told)
+
+
+def test_markup_in_names_is_shown_as_it_is():
+    model = nn.ModuleDict({"[bold]": nn.Linear(2, 2)})
+    assert "[bold]" in str(plan_conversion(model, keep_float=()))
+
+
+def test_planning_changes_nothing_and_a_plan_is_applied_once():
+    model = small_network()
+    before, state = list(model), torch.get_rng_state()
+    plan = plan_conversion(model)
+    assert list(model) == before
+    assert plan.apply() is model and list(model) != before
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="convert: model must not be converted already"):
+        plan.apply()
+
+
+def test_a_plan_of_a_model_that_changed_since_is_refused():
+    model = small_network()
+    plan = plan_conversion(model)
+    model[3] = nn.Conv2d(4, 6, 3)
+    with pytest.raises(ValueError, match="convert: model must be as it was when .* planned, got another module at 3"):
+        plan.apply()

@@ -1,0 +1,49 @@
+"""Options: defaults, bounds, names, and their way through JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from mbq_train import Options
+
+
+def test_options_go_through_json():
+    options = replace(Options(), bits=(6, 3), rate="step", rate_epochs=(2, 5), schedule="accumulate", weight_bank=True)
+    assert Options.from_json(json.loads(json.dumps(options.to_json()))) == options
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"epochs": 0}, "options: epochs must be finite and at least 1, got 0"),
+    ({"learning_rate": 0.0}, "options: learning_rate must be finite and above 0, got 0.0"),
+    ({"learning_rate": float("nan")}, "options: learning_rate must be finite and above 0, got nan"),
+    ({"weight_decay": -1.0}, "options: weight_decay must be finite and at least 0, got -1.0"),
+    ({"distill": 1.5}, "options: distill must be finite and at most 1, got 1.5"),
+    ({"momentum": 1.0}, "options: momentum must be finite and below 1, got 1.0"),
+    ({"optimizer": "adamv"}, r"options: optimizer must be one of adam, adamw, sgd, got 'adamv' \(did you mean"),
+    ({"schedule": "eech"}, r"options: schedule .*did you mean 'each'"),
+    ({"bits": (2, 8)}, "options: bits must go from high to low"),
+    ({"bits": (8, 8)}, "options: bits must go from high to low without repeats"),
+    ({"rate_epochs": (3,)}, "options: rate_epochs must be empty unless rate is step, got rate 'cosine'"),
+    ({"rate": "step"}, r"options: rate_epochs must be increasing epochs with rate step, got \(\)"),
+    ({"rate": "step", "rate_epochs": (5, 2)}, "options: rate_epochs must be increasing"),
+    ({"weight_bank": True}, "options: weight_bank must be off unless schedule is accumulate"),
+    ({"cuda_graph": True, "compile": True}, "options: cuda_graph and compile must not both be on"),
+], ids=str)
+def test_options_out_of_range_are_named(change, match):
+    with pytest.raises(ValueError, match=match):
+        replace(Options(), **change)
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"epochs": "3"}, "epochs must be of type int, got '3'"),
+    ({"epochs": True}, "epochs must be of type int, got True"),
+    ({"extra": 1}, "have unknown extra"),
+    ({"seed": None}, "seed must be of type int, got None"),
+])
+def test_json_of_another_version_is_named(change, match):
+    with pytest.raises(ValueError, match=match):
+        Options.from_json({**Options().to_json(), **change})
+    short = Options().to_json()
+    del short["model"]
+    with pytest.raises(ValueError, match="lack model"):
+        Options.from_json(short)
