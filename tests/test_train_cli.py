@@ -48,7 +48,9 @@ def test_train_prints_both_tables(finished):
 def test_train_writes_the_run(finished):
     folder = finished[0]
     assert sorted(file.name for file in folder.iterdir()) == [
-        "accuracy.png", "checkpoint.safetensors", "config.json", "curves.png", "float.safetensors", "metrics.jsonl"]
+        "accuracy.png", "checkpoint.safetensors", "config.json", "conversion.txt", "curves.png", "float.safetensors",
+        "metrics.jsonl"]
+    assert "keep_float: first as called with the example" in (folder / "conversion.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
     assert config["bits"] == [8, 4, 2] and config["epochs"] == 1 and config["model"] == "resnet8"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -152,7 +154,7 @@ def test_ctrl_c_ends_with_130_and_resume_goes_on(tmp_path):
         result = mbq("train", *TINY, "--out", folder)
     assert result.exit_code == 130 and "stopped by SIGINT; mbq resume goes on from the checkpoint" in result.stderr
     assert sorted(file.name for file in folder.iterdir()) == [
-        "checkpoint.safetensors", "config.json", "float.safetensors", "metrics.jsonl"]
+        "checkpoint.safetensors", "config.json", "conversion.txt", "metrics.jsonl"]
     result = mbq("train", *TINY, "--out", folder)
     assert result.exit_code == 2 and "must not hold an unfinished run" in result.stderr
     result = mbq("resume", folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mbq_train import Options, train_run
-from mbq_train.runs import run
+from mbq_train.runs import prepare, run
 from networks import one_thread  # noqa: F401
 from safetensors.torch import load_file
 from small_data import halves
@@ -30,7 +30,7 @@ def network():
 
 def train(schedule: str, folder: Path):
     """One process's part; every process writes the parameters it ends with."""
-    run.load_data = lambda *args, **options: halves()
+    prepare.load_data = lambda *args, **options: halves()
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
     save = run.Training.run
@@ -53,11 +53,11 @@ def test_two_processes_have_one_set_of_scales_and_the_loss_of_one(schedule, tmp_
                           text=True)
     assert done.returncode == 0, done.stderr
     (tmp_path / "one").mkdir()
-    original = run.load_data, run.Training.run
+    original = prepare.load_data, run.Training.run
     try:
         train(schedule, tmp_path / "one")
     finally:
-        run.load_data, run.Training.run = original
+        prepare.load_data, run.Training.run = original
     first, second = (torch.load(tmp_path / "two" / f"{rank}.pt") for rank in (0, 1))
     scales = [name for name in first if ".scales." in name]
     assert len(scales) == 2 * 2 * 2 and all(torch.equal(first[name], second[name]) for name in first)

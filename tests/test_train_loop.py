@@ -115,9 +115,16 @@ def test_the_weight_bank_quantizes_once_a_step_and_lets_its_copies_go(data, monk
     assert WeightBank(model, BITS).nbytes == 2 * len(BITS) * 4 * elements
 
 
-def test_a_weight_bank_without_first_values_is_an_error(data):
-    with pytest.raises(RuntimeError, match="3: WeightQuantizer must have seen a training batch at 8 bits"):
-        WeightBank(convert(tiny_model(), BITS), BITS).fill()
+def test_a_weight_bank_leaves_layers_that_no_batch_has_reached_alone(data):
+    model = convert(tiny_model(), BITS)
+    bank = WeightBank(model, BITS)
+    bank.fill()
+    assert not model[3].weight_quantizer.held
+    initialise(model, batch_of(data).images)
+    bank.fill()
+    assert list(model[3].weight_quantizer.held) == list(BITS)
+    bank.drop()
+    assert not model[3].weight_quantizer.held
 
 
 def test_scales_stay_positive_at_a_rate_that_overshoots(data):
@@ -178,12 +185,12 @@ def test_parameter_groups_hold_every_parameter_once():
 
 
 def test_rates_over_the_epochs():
-    cosine = [rate_at(OPTIONS, step=step, steps=8, epochs=4) for step in range(9)]
+    cosine = [rate_at(replace(OPTIONS, epochs=4), step=step, steps=8) for step in range(9)]
     assert cosine[0] == 1e-3 and cosine[4] == pytest.approx(5e-4) and cosine[8] == pytest.approx(0)
-    options = replace(OPTIONS, rate="step", rate_epochs=(1, 3))
-    assert [rate_at(options, step=step, steps=8, epochs=4) for step in range(8)] == pytest.approx(
+    options = replace(OPTIONS, epochs=4, rate="step", rate_epochs=(1, 3))
+    assert [rate_at(options, step=step, steps=8) for step in range(8)] == pytest.approx(
         [1e-3] * 2 + [1e-4] * 4 + [1e-5] * 2)
-    assert rate_at(replace(OPTIONS, rate="constant"), step=7, steps=8, epochs=4) == 1e-3
+    assert rate_at(replace(OPTIONS, rate="constant"), step=7, steps=8) == 1e-3
 
 
 def test_the_optimizers_state_goes_through_named_tensors(data):
@@ -203,13 +210,14 @@ def test_the_optimizers_state_goes_through_named_tensors(data):
 def test_soft_targets_mix_in_what_the_highest_bit_width_said_an_epoch_ago():
     table = distillation.SoftTargets(5, 2, largest=0.8, epochs=4, device="cpu")
     batch = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), torch.tensor([3, 1]), 2)
-    assert torch.equal(table.targets(batch, 0), torch.eye(2))
+    table.begin_epoch(0)
+    assert torch.equal(table.targets(batch), torch.eye(2))
     table.remember(batch, torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]))
-    table.end_epoch()
+    table.begin_epoch(1)
     expected = torch.tensor([[0.6 + 0.4 * 0.5, 0.4 * 0.5], [0.4 * 0.25, 0.6 + 0.4 * 0.75]])
-    torch.testing.assert_close(table.targets(batch, 1), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(table.targets(batch), expected, rtol=1e-3, atol=1e-3)
     other = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
-    assert torch.equal(table.targets(other, 1), torch.eye(2))
+    assert torch.equal(table.targets(other), torch.eye(2))
 
 
 def test_distillation_changes_training_from_the_second_epoch_on(data):
@@ -238,6 +246,27 @@ def test_a_loss_that_is_not_finite_stops_with_step_bits_and_layer(data, place, m
         train(model, data)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step(data):
+    model = convert(tiny_model(), BITS)
+    initialise(model, batch_of(data).images)
+    model[3].weight.register_hook(lambda grad: grad * math.nan)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" not in name}
+    with pytest.raises(TrainingError, match="train: gradients must be finite, got nan at 8 bits; NaN or infinity is in "
+                                            "that of 3.weight, at step 1"):
+        train(model, data, clip_norm=1.0)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) or "num_batches" in name for name, tensor in before.items())
+
+
+def test_the_first_bad_layer_is_named_inside_a_converted_network(data):
+    model = convert(tiny_model(), BITS)
+    initialise(model, batch_of(data).images)
+    with torch.no_grad():
+        model[3].bias.fill_(3e38), model[0].bias.fill_(1e38)
+    with pytest.raises(TrainingError, match="it begins in layer 1.by_bits.8, at step 1"):
+        train(model, data)
+
+
 def test_losses_that_are_looked_at_later_still_name_their_step(data, monkeypatch):
     model = convert(tiny_model(), BITS)
     training = Training(model, data, BITS, OPTIONS)
@@ -263,5 +292,5 @@ def test_evaluate_counts_and_restores_mode_and_bits(data):
 def test_untrained_bit_widths_are_errors(data):
     with pytest.raises(ValueError, match="set_bits: bits must be one of 32, 8, 4, 2, got 6"):
         train(convert(tiny_model(), BITS), data, (8, 6))
-    with pytest.raises(ValueError, match="bits must name at least one"):
+    with pytest.raises(ValueError, match="train: bits must go from high to low without repeats"):
         train(tiny_model(), data, ())

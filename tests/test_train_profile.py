@@ -44,14 +44,13 @@ def test_memory_is_what_the_tensors_take(images):
     model = convert(nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 30, bias=False), nn.ReLU(),
                                   nn.Linear(30, 5)), BITS, batch_norm="shared")
     options = Options(batch_size=64, distill=0.7, schedule="accumulate", weight_bank=True)
-    memory = estimate_memory(model, torch.randn(16, 10), options, train_size=100, classes=5)
+    memory = estimate_memory(model, torch.randn(4, 10), options, train_size=100, classes=5)
     learned = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert memory.gradients == learned and memory.optimizer == 2 * learned
     assert memory.weight_bank == 2 * 3 * 4 * 600 and memory.soft_targets == 2 * 100 * 5
-    # Kept for the backward of 64 rows: the input, both ReLUs' results, the quantized input of the second layer; the
-    # quantized weight and scales once, scaled with the batch as if they were not.
-    rows = 4 * 64 * (10 + 20 + 30 + 20)
-    assert rows <= memory.activations <= rows + 4 * (4 * 600 + 1000)
+    # Kept for the backward: of 64 rows the input, both ReLUs' results and the quantized input of the second layer; of
+    # any number of rows its quantized weight, and a few small tensors.
+    assert 0 <= memory.activations - 4 * (64 * (10 + 20 + 30 + 20) + 600) < 1000
     sgd = estimate_memory(model, torch.randn(16, 10), replace(options, optimizer="sgd", weight_bank=False,
                                                               schedule="each", distill=0.0), train_size=100, classes=5)
     assert sgd.optimizer == learned and sgd.weight_bank == sgd.soft_targets == 0

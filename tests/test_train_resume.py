@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from mbq_train import Options, load_checkpoint, resume_run, train_run
-from mbq_train.runs import run
+from mbq_train.runs import prepare
 from mbq_train.runs.checkpoint import load_metadata
+from mbq_train.runs.evaluate import evaluate_run
 from mbq_train.training.interrupt import Interrupted, stop_requests
 from networks import one_thread  # noqa: F401
 from small_data import halves
@@ -31,7 +32,7 @@ def network():
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
-    monkeypatch.setattr(run, "load_data", lambda *args, **options: halves(augment=("crop", "flip")))
+    monkeypatch.setattr(prepare, "load_data", lambda *args, **options: halves(augment=("crop", "flip")))
 
 
 def metrics(folder):
@@ -48,7 +49,7 @@ def tensors(folder, name):
 @pytest.fixture(scope="module", params=["each", "accumulate"])
 def unbroken(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "load_data", lambda *args, **options: halves(augment=("crop", "flip")))
+        patch.setattr(prepare, "load_data", lambda *args, **options: halves(augment=("crop", "flip")))
         folder = tmp_path_factory.mktemp("unbroken")
         options = replace(OPTIONS, schedule=request.param, weight_bank=request.param == "accumulate")
         start = time.monotonic()
@@ -88,7 +89,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_unbroken_one(unbroken, tmp_p
     killed, phases = 0, set()
     while killed < KILLS:
         process = in_a_process(go, options, tmp_path)
-        process.join(timeout=0.02 + 0.5 * seconds * moments[killed])
+        process.join(timeout=0.01 + 0.2 * seconds * moments[killed])
         if not process.is_alive():  # finished before the kill: begin another run
             assert process.exitcode == 0
             same_as(folder, tmp_path)
@@ -119,7 +120,7 @@ def test_a_signal_stops_between_steps_with_a_checkpoint(unbroken, tmp_path, numb
     assert stopped.value.signal == number
     metadata = load_metadata(tmp_path / "checkpoint.safetensors")
     assert (metadata["phase"], metadata["state"]["epoch"], metadata["state"]["batch"]) == ("quantized", 1, 2)
-    assert len(run.evaluate_run(tmp_path).accuracy) == 2 and not run.evaluate_run(tmp_path).finished
+    assert len(evaluate_run(tmp_path).accuracy) == 2 and not evaluate_run(tmp_path).finished
     resume_run(tmp_path)
     same_as(folder, tmp_path)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
@@ -146,12 +147,18 @@ def test_what_cannot_be_resumed_is_an_error(unbroken, tmp_path):
     with pytest.raises(ValueError, match="must not hold an unfinished run, .*mbq resume goes on with it"):
         train_run(options, tmp_path)
     with pytest.raises(ValueError, match="evaluate_run: .* still training its float network"):
-        run.evaluate_run(tmp_path)
+        evaluate_run(tmp_path)
     whole = (tmp_path / "checkpoint.safetensors").read_bytes()
     (tmp_path / "checkpoint.safetensors").write_bytes(whole[:-7])
     with pytest.raises(ValueError, match="whole safetensors file, got .*checkpoint.safetensors"):
         resume_run(tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(whole)
-    (tmp_path / "metrics.jsonl").write_text("")
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"epochs": 3', '"epochs": 4'))
+    with pytest.raises(ValueError, match="options must be what the run was started with, got epochs 4 instead of 3"):
+        resume_run(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "metrics.jsonl").write_text("damaged")
     resume_run(tmp_path)
+    same_as(folder, tmp_path)
     assert load_checkpoint(tmp_path / "float.safetensors", network()) == {}

@@ -35,7 +35,7 @@ def test_untrained_bit_widths_work_and_leave_the_model_alone(trained):
 
 def test_thresholds_are_interpolated_between_trained_neighbours(trained):
     model, data = trained
-    wider = add_bits(model, (6, 1), [])
+    wider = add_bits(model, (6, 1), [next(data.train_batches(16, seed=0, epoch=0)).images])
     scales = wider[3].weight_quantizer.scales
     torch.testing.assert_close(scales["6"] * 31, (scales["8"] * 127 + scales["4"] * 7) / 2)
     torch.testing.assert_close(scales["1"] * 1, scales["2"] * 1)
@@ -57,7 +57,7 @@ def test_offsets_are_interpolated():
     quantizer = model[3].input_quantizer
     with torch.no_grad():
         quantizer.offsets["8"].fill_(1.0), quantizer.offsets["4"].fill_(3.0)
-    assert add_bits(model, (6,), [])[3].input_quantizer.offsets["6"].item() == 2.0
+    assert add_bits(model, (6,), [torch.randn(4, 1, 8, 8)])[3].input_quantizer.offsets["6"].item() == 2.0
 
 
 def test_what_cannot_be_widened_is_an_error():
@@ -67,3 +67,7 @@ def test_what_cannot_be_widened_is_an_error():
         add_bits(convert(tiny_model(), BITS), (3, 6), [])
     with pytest.raises(RuntimeError, match="must have seen a training batch at 8 bits"):
         add_bits(convert(tiny_model(), BITS), (3,), [])
+    model = convert(tiny_model(), BITS)
+    initialise(model, torch.randn(4, 1, 8, 8))
+    with pytest.raises(ValueError, match="add_bits: batches must hold images for the statistics of BatchNorm, got none"):
+        add_bits(model, (3,), iter(()))

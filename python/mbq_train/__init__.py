@@ -13,8 +13,9 @@ from .quantize.quantizers import ActivationQuantizer, WeightQuantizer, clamp_sca
 from .quantize.untrained import add_bits
 from .quantize.weight_bank import WeightBank
 from .runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .runs.evaluate import Evaluation, dry_run, evaluate_run
 from .runs.profile import QuantizationTime, quantization_time
-from .runs.run import Evaluation, Result, dry_run, evaluate_run, resume_run, train_run
+from .runs.run import Result, resume_run, train_run
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 from .training.loop import State, Training, evaluate

@@ -20,6 +20,11 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def is_first() -> bool:
+    """Whether this is torchrun's first process, or the only one; with or without a process group."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def process_group(device: str):
     """The process group that torchrun's environment describes, inside the block; none where it describes one process.
@@ -49,9 +54,23 @@ def minimum(value: torch.Tensor) -> torch.Tensor:
     return value if world_size() == 1 else _reduced(value, dist.ReduceOp.MIN)
 
 
-def anywhere(flag: bool, device) -> bool:
-    """Whether `flag` is set in any process."""
-    return flag if world_size() == 1 else bool(minimum(torch.tensor(-int(flag), device=device)) < 0)
+def largest(values: list[int], device) -> list[int]:
+    """The largest of each value over all processes."""
+    return values if world_size() == 1 else (-minimum(-torch.tensor(values, device=device))).tolist()
+
+
+def share_error(action) -> None:
+    """Call `action` in the first process; its ValueError or OSError is raised in all of them."""
+    failure = [None]
+    if rank() == 0:
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            failure = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
 
 
 def _reduced(value, operation):

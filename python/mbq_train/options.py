@@ -1,6 +1,8 @@
 """What a run is made from: every option once, with its default, its meaning and its check."""
 
 import math
+import numbers
+import os
 from dataclasses import asdict, dataclass, field, fields
 
 from ._names import look_up
@@ -45,7 +47,7 @@ class Options:
     momentum: float = _option(0.9, "of sgd", low=0, below=1)
     learning_rate: float = _option(1e-3, "of both phases", above=0)
     rate: str = _option("cosine", "learning rate over the epochs", choices=RATES)
-    rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth", low=1)
+    rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
     weight_decay: float = _option(5e-5, "not on scales and offsets", low=0)
     clip_norm: float = _option(0.0, "largest norm of the gradient; 0: no limit", low=0)
     distill: float = _option(0.0, "largest share of the soft targets from the highest bit-width an epoch ago; "
@@ -58,7 +60,8 @@ class Options:
 
     def __post_init__(self):
         for option in fields(self):
-            value, limits = getattr(self, option.name), option.metadata
+            value, limits = _typed(option, getattr(self, option.name)), option.metadata
+            object.__setattr__(self, option.name, value)
             if "choices" in limits:
                 look_up("options", dict.fromkeys(limits["choices"]), value, argument=option.name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -77,6 +80,11 @@ class Options:
                              f"bit-width the weights change between them, got schedule {self.schedule!r}")
         if self.cuda_graph and self.compile:
             raise ValueError("options: cuda_graph and compile must not both be on: capture the eager step, got both")
+        if self.cuda_graph and self.optimizer == "sgd":
+            raise ValueError("options: cuda_graph must be off with sgd, which reads its rate on the host, got both")
+        if self.distill and len(self.bits) == 1:
+            raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
+                             f"got {self.distill}")
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""
@@ -85,15 +93,25 @@ class Options:
     @classmethod
     def from_json(cls, values: dict):
         """The options in a JSON object. Raises ValueError for one that is missing, unknown or of another type."""
-        known = {option.name: type(option.default) for option in fields(cls)}
+        known = {option.name: option for option in fields(cls)}
         for kind, names in (("lack", known.keys() - values.keys()), ("have unknown", values.keys() - known.keys())):
             if names:
                 raise ValueError(f"options: must have every option and no other, but {kind} {', '.join(sorted(names))}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        for name, kind in known.items():
-            if type(values[name]) is not kind:
-                raise ValueError(f"options: {name} must be of type {kind.__name__}, got {values[name]!r}")
         return cls(**values)
+
+
+def _typed(option, value):
+    """`value` in the option's type where that loses nothing: an int as a float, a list as a tuple, a path as text."""
+    kind = type(option.default)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) is not kind:
+        raise ValueError(f"options: {option.name} must be of type {kind.__name__}, got {value!r}")
+    return value
 
 
 def _check_number(name: str, number, limits) -> None:

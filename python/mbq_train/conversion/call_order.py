@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..quantize.bits import in_mode
+from ..quantize.bits import in_mode, same_random_numbers
 
 
 def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[str]:
@@ -24,7 +24,7 @@ def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[
     hooks = [layer.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
              for name, layer in layers.items()]
     try:
-        with in_mode(model, training=False), torch.no_grad(), _same_random_numbers(model):
+        with in_mode(model, training=False), torch.no_grad(), same_random_numbers(model):
             model(*args, **kwargs)
     except Exception as error:
         raise ValueError(f"convert: example must be what {type(model).__name__} can be called with, got an error from "
@@ -44,8 +44,3 @@ def _arguments(example):
         return (), example
     raise TypeError("convert: example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
                     f"got {type(example).__name__}")
-
-
-def _same_random_numbers(model):
-    devices = {parameter.device for parameter in model.parameters()}
-    return torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"])

@@ -42,7 +42,9 @@ class Data(ABC):
     def steps(self, batch_size: int, *, rows: torch.Tensor | None = None, world: int = 1) -> int:
         """Batches in an epoch of all training images, or of `rows`. A last one with fewer images than ranks is none."""
         _check_count("train_batches", "world", world, 1)
-        _check_count("train_batches", "batch_size", batch_size, world)
+        _check_count("train_batches", "batch_size", batch_size, 1)
+        if batch_size % world:
+            raise ValueError(f"train_batches: batch_size must be a multiple of world = {world}, got {batch_size}")
         full, rest = divmod(self.train_size if rows is None else len(rows), batch_size)
         return full + (rest >= world)
 
@@ -55,7 +57,7 @@ class Data(ABC):
             start: number of the first batch to give; those before it cost nothing.
             rows: (M,) int64 - the training images of this epoch, which may repeat; default all.
             rank, world: this process takes images rank, rank + world, ... of each batch, which is the same in any
-                world. A last batch with fewer images than `world` is left out on every rank.
+                world. The last batch is cut to a multiple of `world`, so that all ranks have as many.
 
         Raises ValueError for an argument out of range; DataError, naming the file and row, for an image that cannot
         be read; RuntimeError when a worker process dies.
@@ -68,7 +70,9 @@ class Data(ABC):
         _check_range("start", start, 0, steps)
         generator = seeded("order", seed, epoch)
         order = self._arrange(rows[torch.randperm(len(rows), generator=generator)], generator)
-        return self._train(order.split(batch_size)[:steps], seed, epoch, start, slice(rank, None, world))
+        batches = list(order.split(batch_size)[:steps])
+        batches[-1] = batches[-1][:len(batches[-1]) // world * world]
+        return self._train(tuple(batches), seed, epoch, start, slice(rank, None, world))
 
     @abstractmethod
     def test_batches(self, batch_size: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import torch
 from torch import nn
 
 FLOAT = 32  # the bit-width that stands for the unquantized path
@@ -66,6 +67,12 @@ def in_mode(model: nn.Module, *, training: bool):
             module.training = before
         for state, before in bits:
             state.select(before)
+
+
+def same_random_numbers(model: nn.Module):
+    """A context after which torch's random numbers are as before, on the CPU and the devices of `model`."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"])
 
 
 def check_bit_widths(function: str, bits) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 import mbq_kernels
 
 from .. import distributed
-from .bits import FLOAT, BitState, code_range, in_mode, set_bits
+from .bits import FLOAT, BitState, code_range, in_mode, same_random_numbers, set_bits
 
 SMALLEST_SCALE = 1e-8
 
@@ -150,7 +150,8 @@ class ActivationQuantizer(_Quantizer):
         bit_state: the model's.
         signed: code range; None: signed if the first training batch, at any bit-width, shows a negative value. With
             an offset None means unsigned.
-        learn_offset: learn a real offset per bit-width; it starts at the batch's minimum, 0 after ReLU (our choice).
+        learn_offset: learn a real offset per bit-width; it starts at the batch's minimum, 0 after ReLU, and at 0 with
+            signed codes (our choice).
         layer_name: what error messages call the layer.
         like: a tensor that gives device and dtype [default float32 on CPU].
     """
@@ -167,7 +168,9 @@ class ActivationQuantizer(_Quantizer):
         if self.offsets is None and not self.signed and (x < 0).any():
             warnings.warn(f"{self.layer_name}: inputs are negative and its activation quantizer is unsigned: they "
                           "become 0; a rule of convert can say signed", RuntimeWarning, stacklevel=2)
-        offset = None if self.offsets is None else distributed.minimum(x.min())
+        offset = None
+        if self.offsets is not None:
+            offset = torch.zeros_like(x.min()) if self.signed else distributed.minimum(x.min())
         distances = x if offset is None else x - offset
         return _first_scale(distributed.mean(distances.abs().mean()), hi), offset
 
@@ -215,12 +218,14 @@ def initialise(model: nn.Module, *batch) -> None:
     own = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
     others = [buffer for buffer in model.buffers() if id(buffer) not in own]
     before = [buffer.clone() for buffer in others]
-    with torch.random.fork_rng(), in_mode(model, training=True):
-        for bits in sorted(missing, reverse=True):
-            set_bits(model, bits)
-            model(*batch)
-    for buffer, value in zip(others, before, strict=True):
-        buffer.copy_(value)
+    try:
+        with same_random_numbers(model), in_mode(model, training=True):
+            for bits in sorted(missing, reverse=True):
+                set_bits(model, bits)
+                model(*batch)
+    finally:
+        for buffer, value in zip(others, before, strict=True):
+            buffer.copy_(value)
 
 
 def _first_scale(mean_abs, hi: int):

@@ -33,11 +33,14 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
     bits = check_bit_widths("add_bits", bits)
     if not bit_states(model):
         raise ValueError(f"add_bits: model must hold layers made by convert, got {type(model).__name__} without any")
-    model = copy.deepcopy(model)
+    model, batches = copy.deepcopy(model), list(batches)
     for state in bit_states(model):
         trained, new = state.trained, [b for b in bits if b not in state.trained]
-        for quantizer in (q for q in quantizers(model) if q.bit_state is state):
+        own = [quantizer for quantizer in quantizers(model) if quantizer.bit_state is state]
+        seen = [quantizer for quantizer in own if quantizer.missing != set(trained)] or own
+        for quantizer in seen:
             quantizer.check_initialised(trained)
+        for quantizer in own:  # those of layers that are never called too, so that the model stays uniform
             quantizer.add(new)
             for b in new:
                 _interpolate(quantizer, b, trained)
@@ -75,6 +78,8 @@ def _estimate_statistics(model, b: int, batches) -> None:
     """Make the running statistics of bit-width b's own BatchNorms the plain averages over `batches`."""
     own = [module.by_bits[str(b)] for module in model.modules() if isinstance(module, BitBatchNorm)]
     momentum = [norm.momentum for norm in own]
+    if own and not batches:
+        raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
     with in_mode(model, training=False):
         set_bits(model, b)
         for norm in own:

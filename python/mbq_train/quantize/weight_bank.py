@@ -41,11 +41,12 @@ class WeightBank:
     def fill(self) -> None:
         """Quantize every weight at every bit-width, for the forwards that follow.
 
-        Raises RuntimeError for scales without first values: call `initialise` before.
+        Layers whose scales have no first values yet are left to quantize for themselves when they are called.
         """
-        for group in self.groups:
-            for quantizer in group:
-                quantizer.check_initialised(self.bits)
+        for every in self.groups:
+            group = {quantizer: weight for quantizer, weight in every.items() if not quantizer.missing}
+            if not group:
+                continue
             weights = list(group.values())
             scales = [[quantizer.scales[str(b)] for b in self.bits] for quantizer in group]
             outs = mbq_kernels.fake_quantize_foreach(weights, scales, bits=self.bits, axis=0,

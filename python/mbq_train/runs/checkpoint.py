@@ -23,9 +23,14 @@ _STATE = "state/"  # before the names of tensors that are not the model's
 def atomic_path(path):
     """A path in the same folder to write to; on success it replaces `path`, on any error it is removed."""
     path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; some libraries write files that only their owner reads
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -40,11 +45,24 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
         state: more tensors by name, which `load_checkpoint` gives back.
         metadata: a JSON object, into the file's header.
     """
+    check_state(model)
     tensors = model.state_dict() | {_STATE + name: tensor for name, tensor in (state or {}).items()}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    header = {"mbq": json.dumps({"version": VERSION, **(metadata or {})})}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {"mbq": json.dumps({"version": VERSION, **(metadata or {})})})
+        try:
+            safetensors.torch.save_file(tensors, temporary, header)
+        except safetensors.SafetensorError as error:  # a full disk, for one
+            raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
+
+
+def check_state(model: nn.Module) -> None:
+    """Raise ValueError for a state_dict that a checkpoint cannot hold: complex numbers, or what is no tensor."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.is_complex():
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"save_checkpoint: {name} must be a real tensor, got {kind}")
 
 
 def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .. import distributed
 from ..options import Options
 from ..quantize.bits import bit_states, set_bits
 from ..quantize.quantizers import initialise
@@ -32,13 +33,29 @@ def estimate_memory(model: nn.Module, images: torch.Tensor, options: Options, *,
                     classes: int) -> MemoryEstimate:
     """What a training of the converted `model` holds at once in each process, for batches of options.batch_size.
 
-    The tensors that autograd keeps are counted in one forward of a copy of the model on `images` (a few), at the
-    highest bit-width, and scaled to the batch; workspaces of the libraries and fragmentation come on top.
+    The tensors that autograd keeps are counted in two forwards of a copy of the model at the highest bit-width, on a
+    half and on all of `images` (an even number), and continued to the batch on a straight line. The data, workspaces
+    of the libraries and fragmentation come on top.
     """
     model = copy.deepcopy(model)
     initialise(model, images)
     for state in bit_states(model):
         set_bits(model, state.trained[0])
+    half = len(images) // 2
+    few, more = (_kept_for_backward(model, images[:number].clone(), options) for number in (half, 2 * half))
+    batch = options.batch_size / distributed.world_size()
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    learned = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    moments = 1 if options.optimizer == "sgd" else 2
+    return MemoryEstimate(
+        parameters=parameters + sum(buffer.nbytes for buffer in model.buffers()), gradients=learned,
+        optimizer=moments * learned, activations=round(more + (more - few) * (batch / half - 2)),
+        weight_bank=WeightBank(model, options.bits).nbytes if options.weight_bank else 0,
+        soft_targets=2 * train_size * classes if options.distill else 0)
+
+
+def _kept_for_backward(model: nn.Module, images: torch.Tensor, options: Options) -> int:
+    """Bytes that autograd keeps after a forward, beside parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -51,12 +68,4 @@ def estimate_memory(model: nn.Module, images: torch.Tensor, options: Options, *,
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=options.autocast == "bfloat16")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         model.train()(images)
-    parameters = sum(parameter.nbytes for parameter in model.parameters())
-    learned = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    moments = 1 if options.optimizer == "sgd" else 2
-    return MemoryEstimate(
-        parameters=parameters + sum(buffer.nbytes for buffer in model.buffers()), gradients=learned,
-        optimizer=moments * learned,
-        activations=sum(size for size, _ in kept.values()) * options.batch_size // len(images),
-        weight_bank=WeightBank(model, options.bits).nbytes if options.weight_bank else 0,
-        soft_targets=2 * train_size * classes if options.distill else 0)
+    return sum(size for size, _ in kept.values())

@@ -1,12 +1,14 @@
 """The progress bar of a run."""
 
 import contextlib
+import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import distributed
+from ..conversion.plan import Conversion
 from ..options import Options
 
 
@@ -15,10 +17,24 @@ def progress_of(options: Options):
     """A bar over the images of both phases, with throughput and time left; yields the callbacks of `train_run`."""
     bar = _Bar({"float": options.float_epochs, "quantized": options.epochs})
     try:
-        yield {"on_record": bar.on_record, "on_batch": bar.on_batch}
+        yield {"on_plan": print_plan, "on_record": bar.on_record, "on_batch": bar.on_batch}
     finally:
         if bar.tasks:
             bar.progress.stop()
+
+
+def print_plan(plan: Conversion, bank_bytes: int) -> None:
+    """One line on what is quantized and what stays in float; the whole plan goes to the run's conversion.txt."""
+    if not distributed.is_first():
+        return
+    layers = [entry for entry in plan.entries if entry.action == "quantize"]
+    kept = [f"{entry.name} ({entry.why.partition(' ')[2] or entry.why})" for entry in plan.entries
+            if entry.action == "float" and entry.why.startswith("keep_float")]
+    share = plan.quantized_parameters / max(plan.parameters, 1)
+    print(f"{len(layers)} layers quantized, {share:.1%} of the parameters; float: {', '.join(kept) or 'none'}",
+          file=sys.stderr)
+    if bank_bytes:
+        print(f"weight bank: {bank_bytes / 2**20:.1f} MiB of quantized weights and their gradients", file=sys.stderr)
 
 
 class _Bar:

@@ -10,24 +10,25 @@ WARM_UP = 3  # steps run as they are before one is captured: libraries choose al
 class GraphedStep:
     """`step` as one CUDA graph: the same kernels in the same order, launched at once.
 
-    The first WARM_UP batches run as they are on a side stream, then one is captured; batches of another shape (the
-    last of an epoch) always run as they are.
+    The first WARM_UP whole batches run as they are on a side stream, then one is captured; the last batch of an epoch,
+    where it is smaller, always runs as it is.
 
     Args:
-        step: Batch -> losses, a CUDA tensor; must not wait for the device. Its Batch's `rows` are on the device.
+        step: Batch -> losses, a CUDA tensor; must not wait for the device.
+        images: how many a whole batch has in this process.
     """
 
-    def __init__(self, step):
-        self.step, self.graph, self.warm_ups = step, None, 0
+    def __init__(self, step, images: int):
+        self.step, self.images, self.graph, self.warm_ups = step, images, None, 0
 
     def __call__(self, batch: Batch) -> torch.Tensor:
+        if len(batch.images) != self.images:
+            return self.step(batch)
         if self.graph is None and self.warm_ups < WARM_UP:
             self.warm_ups += 1
             return self._on_side_stream(batch)
         if self.graph is None:
             self._capture(batch)
-        if batch.images.shape != self.static.images.shape or batch.total != self.static.total:
-            return self.step(batch)
         for held, new in zip(self.static[:3], batch[:3], strict=True):
             held.copy_(new, non_blocking=True)
         self.graph.replay()

@@ -22,13 +22,18 @@ class SoftTargets:
 
     def __init__(self, images: int, classes: int, *, largest: float, epochs: int, device):
         self.largest, self.epochs = largest, epochs
+        self.share = torch.zeros((), device=device)  # a tensor: a captured graph reads its value at replay
         self.table = torch.zeros(images, classes, dtype=torch.float16, device=device)
-        self.touched = torch.zeros(images, 1, dtype=torch.bool, device=device)  # in this epoch, by this process
+        self.touched = torch.zeros(images, 1, dtype=torch.bool, device=device)  # by this process, since the last merge
 
-    def targets(self, batch: Batch, epoch: int) -> torch.Tensor:
-        """(N, classes) float32 probabilities for a batch of epoch `epoch`, from 0."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Set a for epoch `epoch`, from 0."""
+        self.share.fill_(self.largest * (epoch + 1) / self.epochs)
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """(N, classes) float32 probabilities for a batch of this epoch."""
         soft = self.table[batch.rows.to(self.table.device)].float()
-        share = self.largest * (epoch + 1) / self.epochs * (soft.sum(dim=1, keepdim=True) > 0)
+        share = self.share * (soft.sum(dim=1, keepdim=True) > 0)
         hard = torch.nn.functional.one_hot(batch.labels, soft.shape[1])
         return (1 - share) * hard + share * soft
 
@@ -39,11 +44,11 @@ class SoftTargets:
         self.table[rows] = logits.float().softmax(dim=1).half()
         self.touched[rows] = True
 
-    def end_epoch(self) -> None:
-        """Collect what every process has seen."""
+    def merge(self) -> None:
+        """Collect what every process has seen; all of them call it, at the end of an epoch and before a checkpoint."""
         if distributed.world_size() > 1:
             untouched = distributed.minimum(1 - self.touched.int()).bool()
             mine = torch.where(self.touched, self.table, 0)
             dist.all_reduce(mine)
-            self.table = torch.where(untouched, self.table, mine)
+            self.table.copy_(torch.where(untouched, self.table, mine))
         self.touched.zero_()

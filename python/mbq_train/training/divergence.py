@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..quantize.bits import in_mode
+from ..quantize.bits import in_mode, same_random_numbers
 
 
 class TrainingError(RuntimeError):
@@ -28,10 +28,9 @@ def first_bad_layer(model: nn.Module, images: torch.Tensor) -> str:
     def look(name):
         return lambda module, args, out: found.append(name) if _bad(out) else None
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()
-             if name and not next(module.children(), None)]
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        with torch.random.fork_rng(), in_mode(model, training=model.training):
+        with same_random_numbers(model), in_mode(model, training=model.training):
             model(images)
     finally:
         for hook in hooks:

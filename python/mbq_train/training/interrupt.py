@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,10 +30,12 @@ def stop_requests():
     def ask(number, frame):
         signal.signal(number, before[number])
         request.signal = number
+        print("stopping after this step; again: at once, without a checkpoint", file=sys.stderr)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread
         pass
     try:

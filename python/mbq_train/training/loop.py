@@ -9,11 +9,11 @@ from torch import nn
 from .. import distributed
 from ..data import Data
 from ..options import Options
-from ..quantize.bits import in_mode
+from ..quantize.bits import FLOAT, check_bit_widths, in_mode
 from ..quantize.quantizers import initialise, quantizers
 from .cuda_graph import GraphedStep
 from .distillation import SoftTargets
-from .divergence import TrainingError, first_bad_layer
+from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 from .interrupt import Interrupted, StopRequest
 from .optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at, set_rate
 from .steps import Stepper, switch_bits_of
@@ -56,8 +56,8 @@ class Training:
         self.model, self.data, self.bits, self.options = model, data, tuple(bits), options
         self.epochs = options.epochs if epochs is None else epochs
         self.steps = data.steps(options.batch_size, world=distributed.world_size())
-        if not self.bits:
-            raise ValueError("train: bits must name at least one bit-width, got none")
+        if self.bits != (FLOAT,):
+            check_bit_widths("train", self.bits)
         for b in self.bits:
             switch_bits_of(model, b)
         self.state = State() if state is None else state
@@ -69,7 +69,8 @@ class Training:
         self._restore()
         self._prepare_scales()
         self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets)
-        self._step = GraphedStep(self.stepper) if options.cuda_graph else self.stepper
+        images = options.batch_size // distributed.world_size()
+        self._step = GraphedStep(self.stepper, images) if options.cuda_graph else self.stepper
 
     def run(self, *, on_epoch=None, on_batch=None, save=None, save_every: float = 300.0,
             stop: StopRequest | None = None) -> None:
@@ -90,24 +91,30 @@ class Training:
         saved_at = time.monotonic()
         while self.state.epoch < self.epochs:
             for _ in self._epoch(on_batch):
-                stopping = stop is not None and distributed.anywhere(stop.signal is not None, self.data.device)
-                if save is not None and (stopping or time.monotonic() - saved_at > save_every):
-                    self._snapshot()
-                    save(self.state)
+                due = time.monotonic() - saved_at > save_every
+                if self._save_or_stop(save, due, stop):
                     saved_at = time.monotonic()
-                if stopping:
-                    raise Interrupted(stop.signal)
             self._end_epoch(on_epoch)
-            if save is not None:
-                self._snapshot()
-                save(self.state)
-                saved_at = time.monotonic()
+            self._save_or_stop(save, True, stop)
+            saved_at = time.monotonic()
+
+    def _save_or_stop(self, save, due: bool, stop: StopRequest | None) -> bool:
+        """Save where it is due in any process, or one was asked to stop, which is then done in all; whether it was."""
+        number = stop.signal or 0 if stop is not None else 0
+        number, due = distributed.largest([number, int(due)], self.data.device)
+        if save is not None and (number or due):
+            self._snapshot()
+            save(self.state)
+        if number:
+            raise Interrupted(number)
+        return bool(due)
 
     def _epoch(self, on_batch):
         """The rest of the epoch; yields after every batch whose losses have been looked at."""
         state, options = self.state, self.options
         state.losses = state.losses or dict.fromkeys(self.bits, 0.0)
-        self.stepper.epoch = state.epoch
+        if self.soft_targets is not None:
+            self.soft_targets.begin_epoch(state.epoch)
         batches = self.data.train_batches(options.batch_size, seed=options.seed, epoch=state.epoch, start=state.batch,
                                           rank=distributed.rank(), world=distributed.world_size())
         look_every = 1 if self.data.device.type == "cpu" else _LOOK_EVERY
@@ -129,7 +136,7 @@ class Training:
                 start = time.perf_counter()
 
     def _rate(self, step: int) -> float:
-        return rate_at(self.options, step=step, steps=self.epochs * self.steps, epochs=self.epochs)
+        return rate_at(self.options, step=step, steps=self.epochs * self.steps)
 
     def _take_step(self, batch, step: int):
         try:
@@ -149,8 +156,9 @@ class Training:
 
     def _end_epoch(self, on_epoch) -> None:
         state = self.state
+        self._check_parameters()
         if self.soft_targets is not None:
-            self.soft_targets.end_epoch()
+            self.soft_targets.merge()
         record = {"epoch": state.epoch + 1, "loss": {b: total / self.steps for b, total in state.losses.items()},
                   "learning_rate": self._rate((state.epoch + 1) * self.steps - 1), "seconds": state.seconds,
                   "images_per_second": self.data.train_size / max(state.seconds, 1e-9)}
@@ -158,26 +166,34 @@ class Training:
         if on_epoch is not None:
             on_epoch(record)
 
+    def _check_parameters(self) -> None:
+        if bad := first_bad_parameter(self.model):
+            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {bad} after step "
+                                f"{self.state.epoch * self.steps + self.state.batch}")
+
     def _snapshot(self) -> None:
+        self._check_parameters()
         tensors = {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer, self.model).items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self.data.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.data.device)
         if self.soft_targets is not None:
-            tensors |= {"targets.table": self.soft_targets.table, "targets.touched": self.soft_targets.touched}
+            self.soft_targets.merge()
+            tensors["targets.table"] = self.soft_targets.table
         self.state.tensors = tensors
 
     def _restore(self) -> None:
         tensors = self.state.tensors
         load_optimizer_tensors(self.optimizer, self.model, {name.removeprefix("optimizer."): value for name, value
                                                             in tensors.items() if name.startswith("optimizer.")})
-        if "random.cpu" in tensors:
+        if distributed.rank() and tensors:  # the numbers saved are the first process's: others draw their own
+            torch.manual_seed(self.options.seed + distributed.rank())
+        elif "random.cpu" in tensors:
             torch.set_rng_state(tensors["random.cpu"].cpu())
-        if "random.cuda" in tensors:
+        if "random.cuda" in tensors and not distributed.rank():
             torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self.data.device)
         if self.soft_targets is not None and "targets.table" in tensors:
             self.soft_targets.table.copy_(tensors["targets.table"])
-            self.soft_targets.touched.copy_(tensors["targets.touched"])
         self.state.tensors = {}
 
     def _prepare_scales(self) -> None:

@@ -27,15 +27,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def rate_at(options: Options, *, step: int, steps: int, epochs: int) -> float:
-    """The learning rate of step `step` out of `steps`, both over all `epochs`.
+def rate_at(options: Options, *, step: int, steps: int) -> float:
+    """The learning rate of step `step` out of `steps`, both over all epochs of a phase.
 
     cosine: from learning_rate to 0 (Loshchilov and Hutter, 2017, arXiv 1608.03983, eq. 5, one period); step: a tenth
-    after each of rate_epochs; constant.
+    after each of rate_epochs, counted in options.epochs (the float phase falls at the same fractions); constant.
     """
     if options.rate == "cosine":
         return options.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-    passed = sum(step * epochs >= epoch * steps for epoch in options.rate_epochs)
+    passed = sum(step * options.epochs >= epoch * steps for epoch in options.rate_epochs)
     return options.learning_rate * 0.1**passed
 
 

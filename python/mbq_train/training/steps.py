@@ -32,7 +32,7 @@ class Stepper:
 
     def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None):
         self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
-        self.soft_targets, self.epoch = soft_targets, 0
+        self.soft_targets = soft_targets
         self.forward = torch.compile(model) if options.compile else model
         self.bank = WeightBank(model, bits) if options.weight_bank and bit_states(model) else None
         self._autocast = options.autocast == "bfloat16"
@@ -40,10 +40,10 @@ class Stepper:
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Train on `batch`; the losses by bit-width, (K,) float32, detached.
 
-        Raises TrainingError, naming bit-width and layer, where the loss is not finite; on CUDA the caller must look at
-        the losses, because a step does not wait for the device.
+        Raises TrainingError, naming bit-width and layer, where the loss or a gradient is not finite, before the step is
+        taken; on CUDA the loss is NaN then and the caller must look, because a step does not wait for the device.
         """
-        targets = self.soft_targets.targets(batch, self.epoch) if self.soft_targets else batch.labels
+        targets = self.soft_targets.targets(batch) if self.soft_targets else batch.labels
         together = self.options.schedule == "accumulate"
         groups = [self.bits] if together else [(b,) for b in self.bits]
         return torch.stack([loss for bits in groups for loss in self._step_at(bits, batch, targets)])
@@ -55,11 +55,22 @@ class Stepper:
             losses = [self._backward_at(b, batch, targets) for b in bits]
         distributed.average_gradients(self.model)
         drop_idle_gradients(self.model, bits)
-        if self.options.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        norm = self._check_gradients(bits)
         self.optimizer.step()
         clamp_scales(self.model)
-        return losses
+        return [torch.where(norm.isfinite(), loss, torch.nan) for loss in losses]
+
+    def _check_gradients(self, bits) -> torch.Tensor:
+        """Clip the gradients where the options say so; their norm before."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for _, parameter in named])
+        if norm.device.type == "cpu" and not norm.isfinite():
+            bad = next((name for name, p in named if not torch.isfinite(p.grad).all()), "their norm")
+            raise TrainingError(f"train: gradients must be finite, got {norm.item()} at "
+                                f"{', '.join(map(str, bits))} bits; NaN or infinity is in that of {bad}")
+        if self.options.clip_norm:
+            nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], self.options.clip_norm, norm)
+        return norm
 
     @contextlib.contextmanager
     def _filled_bank(self):
@@ -77,7 +88,7 @@ class Stepper:
     def _backward_at(self, bits: int, batch: Batch, targets) -> torch.Tensor:
         switch_bits_of(self.model, bits)
         try:
-            with self._autocast_region():
+            with self._autocast_region(), self._compile_region():
                 logits = self.forward(batch.images)
         except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
             if (name := first_bad_parameter(self.model)) is None:
@@ -90,8 +101,6 @@ class Stepper:
                                 f"{first_bad_layer(self.model, batch.images)}")
         if self.soft_targets and bits == self.bits[0]:
             self.soft_targets.remember(batch, logits.detach())
-        # A mean over this process's images counts in the whole batch by how many they are.
-        loss = loss * (len(batch.images) * distributed.world_size() / batch.total)
         loss.backward()
         return distributed.mean(loss.detach())
 
@@ -99,6 +108,13 @@ class Stepper:
         # Without the cache of casts: a step changes the weights, and a captured graph must cast by itself.
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._autocast, cache_enabled=False)
+
+
+    def _compile_region(self):
+        if not self.options.compile:
+            return contextlib.nullcontext()
+        # A BatchNorm per bit-width is a graph per bit-width, for whole batches and for the last one.
+        return torch._dynamo.config.patch(recompile_limit=4 * len(self.bits) + 8)
 
 
 def switch_bits_of(model: nn.Module, bits: int) -> None:

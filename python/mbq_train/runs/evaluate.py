@@ -1,0 +1,71 @@
+"""evaluate_run and dry_run: what a run has reached, and what one would do."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..conversion.plan import Conversion
+from ..options import Options
+from ..quantize.bits import FLOAT, check_bit_widths
+from ..quantize.untrained import add_bits
+from ..training.loop import evaluate
+from .checkpoint import CheckpointError, load_checkpoint
+from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
+from .memory import MemoryEstimate, estimate_memory
+from .prepare import check_device, example_images, plan_of, prepare
+
+_CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test accuracies in [0, 1] of a run; `untrained` are the bit-widths that were made by `add_bits`."""
+
+    accuracy: dict[int, float]
+    untrained: tuple[int, ...]
+    float_accuracy: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would convert, and hold in memory."""
+
+    conversion: Conversion
+    memory: MemoryEstimate
+    steps: int
+
+
+def dry_run(options: Options, *, device: str = "cpu") -> DryRun:
+    """What `train_run` would do, without training or writing. Raises as it does."""
+    data, model = prepare(options, check_device(device))
+    plan = plan_of(options, data, model)
+    images = example_images(data, 4)
+    model = plan.apply()
+    memory = estimate_memory(model, images, options, train_size=data.train_size, classes=data.classes)
+    return DryRun(plan, memory, data.steps(options.batch_size))
+
+
+def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
+    """Measure a run from its checkpoints: at `bits`, trained or not [default: the trained], and its float network.
+
+    Raises ValueError, naming the file, for a missing, broken or foreign one, and for a run still in its float phase.
+    """
+    folder, device = Path(folder), check_device(device)
+    options = load_options(folder / CONFIG)
+    metadata = standing(folder)
+    if metadata["phase"] == "float":
+        raise CheckpointError(f"evaluate_run: folder must hold a network trained at several bit-widths, got {folder}, "
+                              "which is still training its float network")
+    data, model = prepare(options, device)
+    quantized = plan_of(options, data, copy.deepcopy(model)).apply()
+    load_checkpoint(folder / FLOAT_NETWORK, model)
+    load_checkpoint(folder / CHECKPOINT, quantized)
+    bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits)
+    untrained = tuple(b for b in bits if b not in options.bits)
+    if untrained:
+        batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
+        images = [batch.images for batch, _ in zip(batches, range(_CALIBRATION_BATCHES), strict=False)]
+        quantized = add_bits(quantized, untrained, images)
+    return Evaluation({b: evaluate(quantized, data, b) for b in bits}, untrained, evaluate(model, data, FLOAT),
+                      metadata["phase"] == "finished")

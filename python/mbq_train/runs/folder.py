@@ -1,0 +1,59 @@
+"""The folder of a run: its files, who may write to it, and where it stands."""
+
+import contextlib
+import fcntl
+from pathlib import Path
+
+from ..options import Options
+from .checkpoint import VERSION, CheckpointError, load_json, load_metadata
+from .prepare import is_writer
+
+CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "float.safetensors",
+                                              "checkpoint.safetensors")
+ACCURACY, CURVES, CONVERSION = "accuracy.png", "curves.png", "conversion.txt"
+
+
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make `folder`, and take the files of an earlier run out of it."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"train_run: folder must be a folder, got a file, {folder}")
+    if (folder / CONFIG).exists() and not overwrite:
+        finished = (folder / CHECKPOINT).exists() and standing(folder)["phase"] == "finished"
+        state, way = ("a finished", "") if finished else ("an unfinished", "mbq resume goes on with it, ")
+        raise ValueError(f"train_run: folder must not hold {state} run, got {folder} ({way}--overwrite replaces it)")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION):  # without config: no run
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """The folder for this run alone, as long as the block lasts."""
+    with (folder / CONFIG).open() as file:
+        if is_writer():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"train_run: folder must not be in use by another process, got {folder}") from None
+        yield
+
+
+def standing(folder: Path) -> dict:
+    """Where the run in `folder` stands: the metadata of its checkpoint."""
+    metadata = load_metadata(folder / CHECKPOINT)
+    if "phase" not in metadata:
+        raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {folder / CHECKPOINT}, which "
+                              "holds a network alone")
+    return metadata
+
+
+def load_options(path) -> Options:
+    """The Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
+    values = load_json(path)
+    version = values.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(f"load_options: version must be {VERSION}, got {version!r} in {path}")
+    try:
+        return Options.from_json(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"load_options: {path} is not a configuration of this version ({error})") from None

@@ -1,0 +1,59 @@
+"""What a run is made of: device, processes, data, float network and the plan of its conversion."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from .. import distributed
+from ..conversion.convert import plan_conversion
+from ..data import Data, load_data
+from ..models import build_model
+from ..options import Options
+
+
+def check_device(name: str) -> torch.device:
+    """torch.device(name), once tensors can be made there. Raises ValueError otherwise."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"check_device: device must be cpu, cuda or cuda:N, got {name!r}")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(f"check_device: device must be usable here, got {name!r} ({first_line})") from None
+
+
+@contextlib.contextmanager
+def processes(device: str):
+    """The device of this process, in torchrun's process group where there is one."""
+    with distributed.process_group(device) as name:
+        yield check_device(name)
+
+
+def is_writer() -> bool:
+    """Whether this process writes the run's files: the first of them."""
+    return distributed.rank() == 0
+
+
+def prepare(options: Options, device: torch.device) -> tuple[Data, nn.Module]:
+    """The data and a float network on `device`."""
+    if options.cuda_graph and device.type != "cuda":
+        raise ValueError(f"train: cuda_graph must be off without a CUDA device, got {device}")
+    data = load_data(options.data, augment=options.augment, train_limit=options.train_limit or None,
+                     test_limit=options.test_limit or None, image_size=options.image_size or None,
+                     workers=options.workers, device=device)
+    torch.manual_seed(options.seed)
+    model = build_model(options.model, classes=data.classes, in_channels=data.in_channels, image_size=data.image_size)
+    model = model.to(device)
+    distributed.share_from_first(model)
+    return data, model
+
+
+def example_images(data: Data, images: int = 2) -> torch.Tensor:
+    """A few test images."""
+    return next(data.test_batches(min(images, data.test_size))).images
+
+
+def plan_of(options: Options, data: Data, model: nn.Module):
+    return plan_conversion(model, options.bits, example=example_images(data), batch_norm=options.batch_norm,
+                           keep_float=options.keep_float, learn_offset=options.learn_offset)
