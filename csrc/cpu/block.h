@@ -10,8 +10,7 @@
 namespace mbq {
 
 constexpr int64_t kBlock = 1024;
-constexpr int64_t kLanes = 32;            // sums of a block that has one scale
-constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
+constexpr int64_t kLanes = 32;  // sums of a block that has one scale
 
 // One bit-width: its arithmetic and its parameters, (channels,) each; shift is the offset or zero point, null where
 // there is none.
@@ -20,20 +19,6 @@ struct Level {
   Quantizer quantizer;
   const W* scale;
   const W* shift;
-};
-
-template <class T, class W>
-struct Load {
-  MBQ_HD void operator()(const T* __restrict from, W* __restrict to, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<W>(from[i]);
-  }
-};
-
-template <class T, class W>
-struct Store {
-  MBQ_HD void operator()(const W* __restrict from, T* __restrict to, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
-  }
 };
 
 // The block in hand. By run: `count` runs of `length` elements that follow each other in memory, the first one of
@@ -64,12 +49,12 @@ struct ValuesByColumn {
   }
 };
 
-// `count` elements of a run: gradients of x to memory (`more`: added to what is there), the other terms to the lanes'
+// kLanes elements of a run: gradients of x to memory (`more`: added to what is there), the other terms to the lanes'
 // sums. The compiler makes vectors of this loop; the lanes are the same on every processor.
-template <bool more, bool shifted, int64_t count = kLanes, class Quantizer, class W>
+template <bool more, bool shifted, class Quantizer, class W>
 MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
                        W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift) {
-  for (int64_t j = 0; j < count; ++j) {
+  for (int64_t j = 0; j < kLanes; ++j) {
     const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
     grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
     to_scale[j] += terms.scale;
@@ -154,49 +139,6 @@ struct GradientsByColumn {
       to_scale[i] += static_cast<double>(terms.scale);
       if (shifted) to_shift[i] += static_cast<double>(terms.shift);
     }
-  }
-};
-
-// A block of storage in the arithmetic's dtype: float and double are read where they lie.
-template <class T, class W>
-inline const W* load(const T* from, W* buffer, int64_t n) {
-  if constexpr (std::is_same_v<T, W>) {
-    return from;
-  } else {
-    run<Load<T, W>>(from, buffer, n);
-    return buffer;
-  }
-}
-
-// Results of blocks on their way to memory. A result larger than the cache goes past it: an ordinary store first reads
-// the line it overwrites, a third of the traffic of a forward pass.
-template <class T, class W>
-struct Results {
-  bool past_cache;
-  alignas(64) W values[kBlock];
-  alignas(64) T rounded[kBlock];
-
-  explicit Results(bool wish) : past_cache(kHasStreams && wish) {}
-
-  // Where to compute the block that belongs at `to`: there, if nothing has to be done to it afterwards.
-  W* target(T* to) {
-    if constexpr (std::is_same_v<T, W>) {
-      return past_cache ? values : to;
-    } else {
-      return values;
-    }
-  }
-
-  void finish(T* to, int64_t n) {
-    const T* from = rounded;
-    if constexpr (std::is_same_v<T, W>) {
-      if (!past_cache) return;
-      from = values;
-    } else {
-      run<Store<T, W>>(static_cast<const W*>(values), past_cache ? rounded : to, n);
-      if (!past_cache) return;
-    }
-    stream(from, to, n * sizeof(T));
   }
 };
 

@@ -75,7 +75,8 @@ struct BackwardWork : Work<Quantizer, W> {
       for (int64_t i = 0; grads.size() > 1 && i < n; i += kLanes) next_x.fetch(i);
       W* sum = results.target(grad_x + begin);
       for (size_t k = 0; k < grads.size(); ++k) {
-        const Grad* next = k + 1 < grads.size() ? grads[k + 1] + begin : grads[0] + begin + n;
+        const size_t later = k + 2;  // one block of bfloat16 takes less time than memory does to answer
+        const Grad* next = grads[later % grads.size()] + begin + later / grads.size() * n;
         const W* gs = load(grads[k] + begin, wide_grad, n);
         this->shifted ? add<true>(k, task, block, gs, xs, sum, next) : add<false>(k, task, block, gs, xs, sum, next);
       }

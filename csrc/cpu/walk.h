@@ -1,7 +1,7 @@
 // How tensors in memory order are cut into blocks and tasks, and where the sums of a channel are.
 #pragma once
 
-#include "block.h"
+#include "storage.h"
 
 namespace mbq {
 
