@@ -77,8 +77,8 @@ struct Terms {
 // inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
 // NaN: (0, NaN, 0)
 template <class T>
-MBQ_HD Terms<T> gradient_terms(T grad, T v, Bounds<T> b) {
-  const T bound = clamp(v, b.lo, b.hi), rounding = encode(v, b) - v;
+MBQ_HD Terms<T> gradient_terms(T grad, T v, T code, Bounds<T> b) {
+  const T bound = clamp(v, b.lo, b.hi), rounding = code - v;
   const bool inside = bound == v, outside = (bound < v) | (bound > v);  // NaN is neither
   return {inside ? grad : T(0), grad * (inside ? rounding : bound), outside ? grad : T(0)};
 }
@@ -123,6 +123,30 @@ MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds
   return {inside ? grad : T(0), grad * (inside ? rounding : code.kept), clipped ? -(scale * grad) : T(0)};
 }
 
+// From codes to codes that are ratio = 2^D times coarser; added to a position, nudge decides its ties.
+template <class T>
+struct SecondRounding {
+  T ratio, inv_ratio, nudge;
+};
+
+// 2^D, by which a step of the codes `low` is one of `high`, both signed
+inline double coarser(Bounds<double> high, Bounds<double> low) { return (high.hi + 1) / (low.hi + 1); }
+
+// Ties stay, for half to even, or go up. Positions are multiples of 2^-6 (D <= 6): nothing but ties passes a tie.
+inline double nudge(bool half_up) { return half_up ? 1.0 / 256 : 0.0; }
+
+// clamp(round(code / ratio), lo, hi)
+template <class T>
+MBQ_HD T second_encode(T code, SecondRounding<T> again, Bounds<T> b) {
+  return round_even(clamp(code * again.inv_ratio + again.nudge, b.lo, b.hi));
+}
+
+// x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not
+template <class T>
+MBQ_HD T double_decode(T code, SecondRounding<T> again, T scale) {
+  return code * again.ratio * scale;
+}
+
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
 // integer_shift: the shift stands for an integer, which NaN cannot.
 template <class T>
@@ -133,7 +157,8 @@ struct FakeQuantize {
     return decode(encode(scaled(x, scale, offset), range), scale, offset);
   }
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T offset) const {
-    return gradient_terms(grad, scaled(x, scale, offset), range);
+    const T v = scaled(x, scale, offset);
+    return gradient_terms(grad, v, encode(v, range), range);
   }
 };
 
@@ -147,6 +172,20 @@ struct FakeQuantizeAffine {
   }
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T zero_point) const {
     return affine_gradient_terms(grad, x, scale, affine_zero_point(zero_point, range), range);
+  }
+};
+
+// Double rounding: codes of `high`, rounded again to those of `range`. There is no shift.
+template <class T>
+struct DoubleRound {
+  static constexpr bool integer_shift = false;
+  Bounds<T> range, high;
+  SecondRounding<T> again;
+  MBQ_HD T code(T v) const { return second_encode(round_even(clamp(v, high.lo, high.hi)), again, range); }
+  MBQ_HD T value(T x, T scale, T) const { return double_decode(code(scaled(x, scale, T(0))), again, scale); }
+  MBQ_HD Terms<T> terms(T grad, T x, T scale, T) const {
+    const T v = scaled(x, scale, T(0));
+    return gradient_terms(grad, v * again.inv_ratio, code(v), range);
   }
 };
 

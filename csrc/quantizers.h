@@ -9,9 +9,10 @@
 namespace mbq {
 
 // A parameter (scales, offsets or zero points) of K quantizers: K rows of C in one contiguous tensor, or a contiguous
-// tensor a row. No tensor: there is no such parameter.
+// tensor a row. No tensor: there is no such parameter. shared: one row for all of them, which gets their summed gradient.
 struct __attribute__((visibility("hidden"))) Rows {
   std::vector<Tensor> tensors;
+  bool shared = false;
 
   Rows() = default;
   explicit Rows(const std::optional<Tensor>& all) {
@@ -22,6 +23,12 @@ struct __attribute__((visibility("hidden"))) Rows {
     for (size_t k = first; k < first + count; ++k) tensors.push_back(make_contiguous(list[k]));
   }
 
+  static Rows one_for_all(const Tensor& row) {
+    Rows rows{std::optional(row)};
+    rows.shared = true;
+    return rows;
+  }
+
   bool absent() const { return tensors.empty(); }
 
   // Row k, in the dtype W that check_against has seen; null where absent.
@@ -29,7 +36,7 @@ struct __attribute__((visibility("hidden"))) Rows {
   const W* row(size_t k, int64_t channels) const {
     if (absent()) return nullptr;
     if (tensors.size() > 1) return static_cast<const W*>(tensors[k].const_data_ptr());
-    return static_cast<const W*>(tensors[0].const_data_ptr()) + static_cast<int64_t>(k) * channels;
+    return static_cast<const W*>(tensors[0].const_data_ptr()) + (shared ? 0 : static_cast<int64_t>(k)) * channels;
   }
 };
 
@@ -42,6 +49,12 @@ inline std::vector<Bounds<double>> ranges_of(const char* op, const std::vector<i
   return ranges;
 }
 
+// Codes of `high` are rounded again to those of every range.
+struct DoubleRounding {
+  Bounds<double> high;
+  bool half_up, scale_chain;
+};
+
 // x is dense; scales and shifts (offsets or zero points) have K rows of C.
 struct __attribute__((visibility("hidden"))) Quantizers {
   const char* op;
@@ -49,6 +62,7 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   Layout layout;
   std::vector<Bounds<double>> ranges;
   Rows scales, shifts;
+  std::optional<DoubleRounding> rounding = {};
   std::string which = "";  // tensor of several
 
   Quantizers(const char* name, const Tensor& given_x, std::optional<int64_t> axis, std::vector<Bounds<double>> r,
@@ -72,8 +86,9 @@ struct __attribute__((visibility("hidden"))) Quantizers {
 
   void check_rows(const Rows& rows) const {
     const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    const int64_t each = static_cast<int64_t>(ranges.size() / std::max<size_t>(1, rows.tensors.size()));
-    check(each * rows.tensors.size() == ranges.size(), op, ": scales and offsets must have one row per bit-width",
+    const size_t wanted = rows.shared ? 1 : ranges.size();
+    const int64_t each = static_cast<int64_t>(wanted / std::max<size_t>(1, rows.tensors.size()));
+    check(each * rows.tensors.size() == wanted, op, ": scales and offsets must have one row per bit-width",
           which);
     for (const Tensor& tensor : rows.tensors)
       check(tensor.numel() == each * layout.channels && tensor.scalar_type() == dtype && same_device(tensor, x), op,
@@ -81,14 +96,41 @@ struct __attribute__((visibility("hidden"))) Quantizers {
             " elements, x's device, and be float64 where x is, else float32", which);
   }
 
-  // One per quantizer: what is given, or LSQ's.
+  // One per quantizer: what is given, or LSQ's; times 2^D, by which its step is the scale, where the chain rule goes on.
   std::vector<double> grad_factors(std::optional<double> given) const {
     std::vector<double> factors;
-    for (const Bounds<double>& range : ranges)
-      factors.push_back(given.value_or(default_grad_factor(layout.outer * layout.inner, range.hi)));
+    for (const Bounds<double>& range : ranges) {
+      const double chain = rounding && rounding->scale_chain ? coarser(rounding->high, range) : 1.0;
+      factors.push_back(given.value_or(default_grad_factor(layout.outer * layout.inner, range.hi)) * chain);
+    }
     return factors;
   }
 };
+
+// The arithmetic of quantizer k in W.
+template <template <class> class Quantizer, class W>
+Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
+  const auto in_w = [](Bounds<double> b) { return Bounds<W>{static_cast<W>(b.lo), static_cast<W>(b.hi)}; };
+  if constexpr (std::is_same_v<Quantizer<W>, DoubleRound<W>>) {
+    const W ratio = static_cast<W>(coarser(q.rounding->high, q.ranges[k]));
+    return {in_w(q.ranges[k]), in_w(q.rounding->high), {ratio, 1 / ratio, static_cast<W>(nudge(q.rounding->half_up))}};
+  } else {
+    return {in_w(q.ranges[k])};
+  }
+}
+
+// Those of double_round, which share one scale.
+inline Quantizers double_rounders(const Tensor& x, const Tensor& scale, int64_t high_bits,
+                                  const std::vector<int64_t>& bits, std::optional<int64_t> axis, bool half_up,
+                                  bool scale_chain = false) {
+  const char* op = "double_round";
+  check(2 <= high_bits && high_bits <= 8, op, ": high_bits must be between 2 and 8, got ", high_bits);
+  for (int64_t b : bits)
+    check(2 <= b && b <= high_bits, op, ": bits must be between 2 and high_bits, ", high_bits, ", got ", b);
+  Quantizers q(op, x, axis, ranges_of(op, bits, true), Rows::one_for_all(scale), Rows());
+  q.rounding = DoubleRounding{bounds<double>(high_bits, true), half_up, scale_chain};
+  return q;
+}
 
 // Those of fake_quantize_foreach, one per x: the rows of all are in flat lists. An axis of -1: one scale for all of x.
 inline std::vector<Quantizers> quantizers_of_each(const char* op, const std::vector<Tensor>& xs,

@@ -32,11 +32,11 @@ def check_out_dtype(op: str, x, out_dtype) -> None:
         raise TypeError(f"{op}: out_dtype must be float64 exactly when x is, got {out_dtype} for x of {x.dtype}")
 
 
-def check_bits(op: str, bits, lowest: int = 1) -> None:
+def check_bits(op: str, bits, lowest: int = 1, name: str = "bits") -> None:
     if isinstance(bits, bool) or not isinstance(bits, (int, torch.SymInt)):
-        raise TypeError(f"{op}: bits must be an integer, got {bits!r}")
+        raise TypeError(f"{op}: {name} must be an integer, got {bits!r}")
     if bits < lowest or bits > MAX_BITS:
-        raise ValueError(f"{op}: bits must be between {lowest} and {MAX_BITS}, got {bits}")
+        raise ValueError(f"{op}: {name} must be between {lowest} and {MAX_BITS}, got {bits}")
 
 
 def check_bit_widths(op: str, bits) -> list[int]:
@@ -54,6 +54,11 @@ def check_bit_widths(op: str, bits) -> list[int]:
 def check_flag(op: str, name: str, value) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_factor(op: str, grad_factor) -> None:

@@ -27,7 +27,7 @@ std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
     const W* scale = q.scales.row<W>(k, q.layout.channels);
     const W* shift = q.shifts.row<W>(k, q.layout.channels);
     check_values<Quantizer>(q, k, scale, shift);
-    levels.push_back({{{static_cast<W>(q.ranges[k].lo), static_cast<W>(q.ranges[k].hi)}}, scale, shift});
+    levels.push_back({quantizer_of<Quantizer, W>(q, k), scale, shift});
   }
   return levels;
 }
@@ -78,18 +78,24 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   return all;
 }
 
-// Appends factor * channel sum to `gradients`, in tensors like those of `rows`, whose dtype W is.
+// Appends factor * channel sum, added over the levels of a row, to `gradients`, in tensors like those of `rows`, whose
+// dtype W is.
 template <class W, class Work>
 void append_gradients(const Rows& rows, const Work& work, const std::vector<double>& partial,
                       const std::vector<double>& factors, std::vector<Tensor>& gradients) {
   const int64_t channels = work.walk.layout.channels;
+  const size_t together = rows.shared ? factors.size() : 1;
   W* out = nullptr;
-  for (size_t k = 0; k < factors.size(); ++k) {
+  for (size_t k = 0; k < factors.size(); k += together) {
     if (k < rows.tensors.size()) {
       gradients.push_back(allocate_like(rows.tensors[k]));
       out = static_cast<W*>(gradients.back().mutable_data_ptr());
     }
-    for (int64_t c = 0; c < channels; ++c) *out++ = static_cast<W>(factors[k] * work.channel_sum(partial, k, c));
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0;
+      for (size_t j = k; j < k + together; ++j) sum += factors[j] * work.channel_sum(partial, j, c);
+      *out++ = static_cast<W>(sum);
+    }
   }
 }
 

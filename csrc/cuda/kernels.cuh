@@ -53,9 +53,11 @@ __global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, 
   }
 }
 
-// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; one block for each.
+// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; one block for each. together: for
+// that many levels from k on, added in their order.
 struct ChannelSum {
   Walk walk;
+  int together;
   const double* partial;  // levels x tasks
   float* gradient[kMaxLevels];
   double factor[kMaxLevels];
@@ -67,18 +69,22 @@ __global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, cap
   const int item = batch.item_of(blockIdx.x);
   const ChannelSum& sum = batch.items[item];
   const int64_t block = blockIdx.x - batch.first_block[item];
-  const int64_t k = block / sum.walk.channels, channel = block % sum.walk.channels;
-  const double* partial = sum.partial + k * sum.walk.tasks;
+  const int64_t k = block / sum.walk.channels * sum.together, channel = block % sum.walk.channels;
   double total = 0.0;
-  for (int64_t e = threadIdx.x; e < sum.walk.sums_of_channel(); e += threads)
-    total += partial[sum.walk.sum_index(channel, e)];
+  for (int64_t level = k; level < k + sum.together; ++level) {
+    const double* partial = sum.partial + level * sum.walk.tasks;
+    double part = 0.0;
+    for (int64_t e = threadIdx.x; e < sum.walk.sums_of_channel(); e += threads)
+      part += partial[sum.walk.sum_index(channel, e)];
+    total += sum.factor[level] * part;
+  }
   total = warp_sum(total);
   if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
   __syncthreads();
   if (threadIdx.x != 0) return;
   double all = 0.0;
   for (int w = 0; w < threads / kWarpLanes; ++w) all += warps[w];
-  sum.gradient[k][channel] = static_cast<float>(sum.factor[k] * all);
+  sum.gradient[k][channel] = static_cast<float>(all);
 }
 
 }  // namespace mbq

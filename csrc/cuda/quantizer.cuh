@@ -31,7 +31,7 @@ Job<Quantizer, T, Other> job_of(const Quantizers& q, const std::vector<Tensor>& 
   job.x = static_cast<const T*>(q.x.const_data_ptr());
   check(job.levels <= kMaxLevels, q.op, ": at most ", kMaxLevels, " bit-widths at once, got ", job.levels);
   for (int k = 0; k < job.levels; ++k) {
-    job.quantizer[k].range = {static_cast<float>(q.ranges[k].lo), static_cast<float>(q.ranges[k].hi)};
+    job.quantizer[k] = quantizer_of<Quantizer, float>(q, k);
     job.scale[k] = q.scales.row<float>(k, q.layout.channels);
     job.shift[k] = q.shifts.row<float>(k, q.layout.channels);
     job.other[k] = static_cast<Other*>(others[k].data_ptr());

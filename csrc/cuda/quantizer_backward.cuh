@@ -14,12 +14,13 @@ struct __attribute__((visibility("hidden"))) Gradients {
 inline void append_gradients(const Quantizers& q, const Rows& rows, const double* partial,
                              std::optional<double> grad_factor, std::vector<Tensor>& gradients,
                              std::vector<ChannelSum>& sums) {
-  ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), partial, {}, {}};
+  const int together = rows.shared ? static_cast<int>(q.ranges.size()) : 1;
+  ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), together, partial, {}, {}};
   const std::vector<double> factors = q.grad_factors(grad_factor);
   for (size_t k = 0; k < factors.size(); ++k) {
     if (k < rows.tensors.size()) gradients.push_back(allocate_like(rows.tensors[k]));
     float* last = static_cast<float*>(gradients.back().mutable_data_ptr());
-    sum.gradient[k] = rows.tensors.size() > 1 ? last : last + static_cast<int64_t>(k) * q.layout.channels;
+    sum.gradient[k] = rows.tensors.size() > 1 ? last : last + static_cast<int64_t>(k / together) * q.layout.channels;
     sum.factor[k] = factors[k];
   }
   sums.push_back(sum);
@@ -84,7 +85,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
   });
   scale_sums.insert(scale_sums.end(), shift_sums.begin(), shift_sums.end());
   launch_all(launch, channel_sum_kernel < kThreads, many ? kBatch<ChannelSum> : 2 >, scale_sums,
-             [&](const ChannelSum& sum) { return static_cast<int64_t>(levels) * sum.walk.channels; });
+             [&](const ChannelSum& sum) { return static_cast<int64_t>(levels) / sum.together * sum.walk.channels; });
   return gradients;
 }
 

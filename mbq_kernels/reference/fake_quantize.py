@@ -20,7 +20,7 @@ def fake_quantize_backward(grad, x, scale, offset, bits, signed, axis, grad_fact
     lo, hi = qm.bounds(bits, signed)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
     v = qm.scaled(widen(x), scale_, offset_)
-    grad_x, to_scale, to_offset = qm.gradient_terms(widen(grad), v, lo, hi)
+    grad_x, to_scale, to_offset = qm.gradient_terms(widen(grad), v, qm.encode(v, lo, hi), lo, hi)
     factor = qm.default_grad_factor(channel_size(x, axis), hi) if grad_factor is None else grad_factor
     grad_offset = scale.new_empty(0) if offset is None else channel_sum(to_offset, offset, axis, factor)
     return torch.empty_like(x).copy_(grad_x), channel_sum(to_scale, scale, axis, factor), grad_offset

@@ -32,7 +32,7 @@ def decode(code, scale, offset):
     return code * scale + offset
 
 
-def gradient_terms(grad, v, lo: float, hi: float):
+def gradient_terms(grad, v, code, lo: float, hi: float):
     """Terms of (grad x, grad scale, grad offset) from one element; the last two are to be summed over the channel.
 
     inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
@@ -40,7 +40,7 @@ def gradient_terms(grad, v, lo: float, hi: float):
     """
     bound = torch.clamp(v, lo, hi)
     inside, outside = bound == v, (bound < v) | (bound > v)  # NaN is neither
-    slope = torch.where(inside, encode(v, lo, hi) - v, bound)
+    slope = torch.where(inside, code - v, bound)
     return torch.where(inside, grad, 0), grad * slope, torch.where(outside, grad, 0)
 
 
@@ -76,3 +76,14 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max:
     inside, clipped = kept == level, (kept < level) | (kept > level)  # NaN is neither
     slope = torch.where(inside, (affine_decode(kept, scale) - x) * inv_scale, kept)
     return torch.where(inside, grad, 0), grad * slope, torch.where(clipped, -(scale * grad), 0)
+
+
+def second_encode(code, ratio: float, half_up: bool, lo: float, hi: float):
+    """clamp(round(code / ratio), lo, hi), ratio = 2^D; half_up: floor((code + ratio / 2) / ratio), else half to even"""
+    position = code / ratio
+    return torch.clamp(torch.floor(position + 0.5) if half_up else torch.round(position), lo, hi)
+
+
+def double_decode(code, ratio: float, scale):
+    """x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not"""
+    return code * ratio * scale

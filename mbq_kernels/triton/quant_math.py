@@ -42,12 +42,12 @@ def decode(code, scale, offset):
 
 
 @triton.jit
-def gradient_terms(grad, v, lo, hi):
+def gradient_terms(grad, v, code, lo, hi):
     """inside: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad); NaN: (0, NaN, 0)"""
     bound = clamp(v, lo, hi)
     inside = bound == v
     outside = (bound < v) | (bound > v)  # NaN is neither
-    slope = tl.where(inside, encode(v, lo, hi) - v, bound)
+    slope = tl.where(inside, code - v, bound)
     return tl.where(inside, grad, 0.0), grad * slope, tl.where(outside, grad, 0.0)
 
 

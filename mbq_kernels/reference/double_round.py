@@ -1,0 +1,39 @@
+"""double_round in plain PyTorch."""
+
+import torch
+
+from . import quant_math as qm
+from ._channels import channel_size, channel_sum, check_scale, per_channel, widen
+
+
+def _codes(x, scale, high_bits, b, half_up):
+    """(v at b bits, its code, 2^D)"""
+    ratio = 2.0 ** (high_bits - b)
+    v = qm.scaled(x, scale, 0)
+    code = qm.second_encode(qm.encode(v, *qm.bounds(high_bits, True)), ratio, half_up, *qm.bounds(b, True))
+    return v / ratio, code, ratio
+
+
+@torch.no_grad()
+def double_round_forward(x, scale, high_bits, bits, axis, half_up, out_dtype):
+    check_scale("double_round", scale)
+    wide, scale_, outs = widen(x), per_channel(scale, x, axis), []
+    for b in bits:
+        _, code, ratio = _codes(wide, scale_, high_bits, b, half_up)
+        outs.append(torch.empty_like(x, dtype=out_dtype or x.dtype).copy_(qm.double_decode(code, ratio, scale_)))
+    return outs
+
+
+@torch.no_grad()
+def double_round_backward(grads, x, scale, high_bits, bits, axis, half_up, grad_factor, scale_chain):
+    check_scale("double_round", scale)
+    wide, scale_ = widen(x), per_channel(scale, x, axis)
+    total, grad_scale = torch.zeros_like(wide), torch.zeros_like(scale, dtype=torch.float64)
+    for grad, b in zip(grads, bits, strict=True):
+        lo, hi = qm.bounds(b, True)
+        v, code, ratio = _codes(wide, scale_, high_bits, b, half_up)
+        grad_x, to_scale, _ = qm.gradient_terms(widen(grad), v, code, lo, hi)
+        factor = qm.default_grad_factor(channel_size(x, axis), hi) if grad_factor is None else grad_factor
+        total += grad_x
+        grad_scale += channel_sum(to_scale, grad_scale, axis, factor * (ratio if scale_chain else 1))
+    return torch.empty_like(x).copy_(total), grad_scale.to(scale.dtype)
