@@ -9,7 +9,8 @@
 namespace mbq {
 
 // A parameter (scales, offsets or zero points) of K quantizers: K rows of C in one contiguous tensor, or a contiguous
-// tensor a row. No tensor: there is no such parameter. shared: one row for all of them, which gets their summed gradient.
+// tensor a row. No tensor: there is no such parameter. shared: one row for all of them, which gets their summed
+// gradient.
 struct __attribute__((visibility("hidden"))) Rows {
   std::vector<Tensor> tensors;
   bool shared = false;
@@ -88,15 +89,15 @@ struct __attribute__((visibility("hidden"))) Quantizers {
     const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     const size_t wanted = rows.shared ? 1 : ranges.size();
     const int64_t each = static_cast<int64_t>(wanted / std::max<size_t>(1, rows.tensors.size()));
-    check(each * rows.tensors.size() == wanted, op, ": scales and offsets must have one row per bit-width",
-          which);
+    check(each * rows.tensors.size() == wanted, op, ": scales and offsets must have one row per bit-width", which);
     for (const Tensor& tensor : rows.tensors)
       check(tensor.numel() == each * layout.channels && tensor.scalar_type() == dtype && same_device(tensor, x), op,
             ": scales and offsets must have ", each * layout.channels,
             " elements, x's device, and be float64 where x is, else float32", which);
   }
 
-  // One per quantizer: what is given, or LSQ's; times 2^D, by which its step is the scale, where the chain rule goes on.
+  // One per quantizer: what is given, or LSQ's; times 2^D, by which its step is the scale, where the chain rule goes
+  // on.
   std::vector<double> grad_factors(std::optional<double> given) const {
     std::vector<double> factors;
     for (const Bounds<double>& range : ranges) {

@@ -18,10 +18,13 @@ from mbq_kernels.triton import elementwise, quant_math
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_quantize_terms),
-              "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms)}
-WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,)}
+              "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms),
+              "double_round": (quant_math.double_round_value, quant_math.double_round_terms)}
+WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "double_round": (False,)}
+NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 7}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
-SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
+SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32",
+         "scale_step": "i32"}
 
 
 def compile_kernel(kernel, types, constants, capability):
@@ -32,7 +35,7 @@ def compile_kernel(kernel, types, constants, capability):
         members = types.get(name, ())
         single = isinstance(members, str)
         for path, kind in [((i,), members)] if single else [((i, j), m) for j, m in enumerate(members)]:
-            if kind.startswith("*") or name in ("cols", "inner"):
+            if kind[0] == "*" or name in ("cols", "inner"):
                 attributes[path] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
                        constexprs={(names.index(name),): constants[name] for name in constants if name in names},
@@ -61,7 +64,7 @@ def variants():
             continue
         for shift in WITH_SHIFT[op]:
             many = lambda kind, levels=levels: (kind,) * levels  # noqa: E731
-            inputs = {"x_ptr": x, "scale_ptr": "*fp32", "los": many("fp32"), "his": many("fp32"), **SIZES}
+            inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": many(("fp32",) * NUMBERS[op]), **SIZES}
             optional = ("shift_ptr", "shift_sums_ptr")
             present, missing = (dict.fromkeys(optional, "*fp32"), {}) if shift else ({}, dict.fromkeys(optional))
             name = (shift, x, y, levels, shape["BY_ROW"])

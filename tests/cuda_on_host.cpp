@@ -20,12 +20,23 @@ struct Arguments {
   bool aligned;
 };
 
+// Double rounding is from 8 bits, half up.
+template <class Quantizer>
+Quantizer quantizer_of(float lo, float hi) {
+  if constexpr (std::is_same_v<Quantizer, DoubleRound<float>>) {
+    const float ratio = coarser({-128, 127}, {lo, hi});
+    return {{lo, hi}, {-128, 127}, {ratio, 1 / ratio, static_cast<float>(nudge(true))}};
+  } else {
+    return {{lo, hi}};
+  }
+}
+
 template <template <class> class Quantizer, class T>
 Job<Quantizer, T, T> job_of(const Arguments<T>& a) {
   Job<Quantizer, T, T> job{Walk(a.outer, a.channels, a.inner), a.aligned, a.levels};
   job.x = a.x, job.grad_x = a.grad_x, job.scale_sums = a.scale_sums, job.shift_sums = a.shift_sums;
   for (int k = 0; k < a.levels; ++k) {
-    job.quantizer[k].range = {a.lo[k], a.hi[k]};
+    job.quantizer[k] = quantizer_of<Quantizer<float>>(a.lo[k], a.hi[k]);
     job.scale[k] = a.scale + k * a.channels;
     job.shift[k] = a.shift + k * a.channels;
     job.other[k] = a.others[k];
@@ -65,6 +76,8 @@ void backward(const Arguments<T>& a) {
 #define MBQ_HOST(name, T)                                                                        \
   extern "C" void forward_##name(Arguments<T>* a) { forward<FakeQuantize, T>(*a); }              \
   extern "C" void forward_affine_##name(Arguments<T>* a) { forward<FakeQuantizeAffine, T>(*a); } \
+  extern "C" void forward_double_##name(Arguments<T>* a) { forward<DoubleRound, T>(*a); }        \
+  extern "C" void backward_double_##name(Arguments<T>* a) { backward<DoubleRound, T>(*a); }      \
   extern "C" void backward_##name(Arguments<T>* a) { backward<FakeQuantize, T>(*a); }            \
   extern "C" void backward_affine_##name(Arguments<T>* a) { backward<FakeQuantizeAffine, T>(*a); }
 MBQ_HOST(float32, float)

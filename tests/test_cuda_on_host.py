@@ -93,6 +93,23 @@ def test_fake_quantize(host, shape, dtype, lanes, aligned):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
+def test_double_round(host, shape):
+    bits = (8, 4, 2)
+    run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits], 32, True)
+    run.scales = (run.scales[:1] / 16).repeat(len(bits), 1)
+    outs, actual = run.forward("forward_double"), run.backward("backward_double")
+    total = torch.zeros(shape)
+    for k, b in enumerate(bits):
+        leaves = [t.clone().requires_grad_() for t in (run.x, run.scales[0])]
+        expected = mbq.double_round(*leaves, bits=b, axis=1, rounding="half_up", grad_factor=1.0)
+        oracles.assert_same(outs[k], expected)
+        grad_x, grad_scale = torch.autograd.grad(expected, leaves, run.grads[k])
+        total += grad_x
+        torch.testing.assert_close(actual[1][k], grad_scale, rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
+    oracles.assert_same(actual[0], total, "grad x")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
 def test_fake_quantize_affine(host, shape):
     run = Run(host, shape, torch.float32, [(-8, 7)], 32, True)
     leaves = [t.clone().requires_grad_() for t in (run.x, run.scales[0], run.shifts[0])]

@@ -16,7 +16,7 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
-          "affine_gradient_terms"]
+          "affine_gradient_terms", "second_encode", "double_decode"]
 
 
 def names(language):
@@ -69,6 +69,24 @@ def test_affine_values_and_terms_on_the_table(device, dtype):
             grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1).to(dtype)
             results.append((out, *torch.autograd.grad(out, (leaf, scales, zero_points), grad)))
     for one, other, what in zip(*results, ("x_hat", "grad x", "grad scale", "grad zero_point"), strict=True):
+        oracles.assert_same(one, other, what)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_double_rounding_on_the_table(device, dtype, bits, rounding):
+    x = oracles.awkward_values(0.3, -128, 127, dtype)
+    results = []
+    for where, backend in ((device, None), ("cpu", "reference")):
+        leaf = x.to(where).reshape(-1, 1).requires_grad_()
+        scales = torch.full((x.numel(),), 0.3, device=where).requires_grad_()
+        with mbq.use_backend(backend) if backend else torch.enable_grad():
+            out = mbq.double_round(leaf, scales, bits=bits, axis=0, grad_factor=1.0, rounding=rounding,
+                                   out_dtype=torch.float32)
+            grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1)
+            results.append((out, *torch.autograd.grad(out, (leaf, scales), grad)))
+    for one, other, what in zip(*results, ("x_hat", "grad x", "grad scale"), strict=True):
         oracles.assert_same(one, other, what)
 
 

@@ -26,8 +26,12 @@ def foreach(x, scale, bits=4):
     return torch.stack([out for row in outs for out in row])
 
 
+def double(x, scale, bits=4):
+    return torch.stack(mbq.double_round(x, scale / 16, bits=[bits // 2 + 2, 2], axis=0))  # 2 .. 6 for 1 .. 8
+
+
 OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
-       "fake_quantize_foreach": foreach}
+       "fake_quantize_foreach": foreach, "double_round": double}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -53,6 +57,8 @@ RAW = {
                       [4, 1], True, [0, -1], None),
     "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
     "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
+    "double_round_forward": lambda x, s: (x, s, 8, [4, 2], 0, True, torch.bfloat16),
+    "double_round_backward": lambda x, s: ([x, x * 2], x, s, 8, [4, 2], 0, False, None, True),
 }
 
 
@@ -79,6 +85,10 @@ MALFORMED = {
     "gradients of two dtypes":
         ("fake_quantize_multi_backward", ([X, X.bfloat16()], X, torch.ones(2, 3), None, [4, 2], True, 0, None)),
     "a gradient too few": ("fake_quantize_multi_backward", ([X], X, torch.ones(2, 3), None, [4, 2], True, 0, None)),
+    "a scale per bit-width": ("double_round_forward", (X, torch.ones(2, 3), 8, [4, 2], 0, False, None)),
+    "bits over high_bits": ("double_round_forward", (X, SCALE, 4, [6], 0, False, None)),
+    "1 bit": ("double_round_forward", (X, SCALE, 4, [1], 0, False, None)),
+    "high_bits": ("double_round_forward", (X, SCALE, 99, [4], 0, False, None)),
 }
 
 FORWARD, BACKWARD = "fake_quantize_foreach_forward", "fake_quantize_foreach_backward"
@@ -98,7 +108,7 @@ MALFORMED |= {
 @pytest.mark.parametrize("raw, arguments", MALFORMED.values(), ids=MALFORMED.keys())
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
-    with pytest.raises(RuntimeError, match="^fake_quantize(_multi|_foreach)?: "):
+    with pytest.raises(RuntimeError, match="^(fake_quantize|double_round)(_multi|_foreach)?: "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

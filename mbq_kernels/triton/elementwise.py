@@ -40,32 +40,33 @@ def _tile(rows, cols, col_tiles, channels, inner,
 
 
 @triton.jit
-def _parameter(ptr, k: tl.constexpr, channels, channel, exists, missing: tl.constexpr, BY_ROW: tl.constexpr):
-    """The k-th row's value of each channel, along the tile; `missing` outside, and where there is no such parameter"""
+def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.constexpr):
+    """The value of each channel in the row at `row`, along the tile; `missing` outside, and where there is no such
+    parameter"""
     if ptr is None:
         value = tl.full(channel.shape, missing, tl.float32)
     else:
-        value = tl.load(ptr + k * channels + channel, mask=exists, other=missing)
+        value = tl.load(ptr + row + channel, mask=exists, other=missing)
     return value[:, None] if BY_ROW else value[None, :]
 
 
 @triton.jit
-def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, los, his, rows, cols, col_tiles, channels, inner,
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, col_tiles, channels, inner, scale_step,
                    VALUE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """out[k] = VALUE(x, scale[k], shift[k], lo[k], hi[k])"""
+    """out[k] = VALUE(x, scale[k], shift[k], levels[k])"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _parameter(scale_ptr, k, channels, channel, exists, 1.0, BY_ROW)
-        shift = _parameter(shift_ptr, k, channels, channel, exists, 0.0, BY_ROW)
-        value = VALUE(x, scale, shift, los[k], his[k])
+        scale = _parameter(scale_ptr, k * scale_step, channel, exists, 1.0, BY_ROW)
+        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        value = VALUE(x, scale, shift, levels[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, los, his,
-                    factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
+def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, levels,
+                    factors, rows, cols, col_tiles, channels, inner, scale_step, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
                     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
     offsets, mask, channel, exists, slot = _tile(
@@ -73,10 +74,10 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
-        scale = _parameter(scale_ptr, k, channels, channel, exists, 1.0, BY_ROW)
-        shift = _parameter(shift_ptr, k, channels, channel, exists, 0.0, BY_ROW)
+        scale = _parameter(scale_ptr, k * scale_step, channel, exists, 1.0, BY_ROW)
+        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
-        to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, los[k], his[k])
+        to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
         to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
@@ -146,40 +147,51 @@ def _check_dtype(x):
         raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
 
 
-def launch_forward(value, x, scales, shifts, ranges, axis, out_dtype):
-    """One result per (lo, hi) of `ranges`, in x's memory order; scales and shifts: K rows of C, in any shape."""
+def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
+    """One result per entry of `levels`, in x's memory order.
+
+    scales and shifts: K rows of C, in any shape, of scales also one row for all K; levels: what `value` takes, K tuples
+    of as many floats.
+    """
     _check_dtype(x)
     x = dense(x)
-    outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in ranges)
+    outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in levels)
     if x.numel():
         tiling = Tiling(x, axis)
-        los, his = zip(*ranges, strict=True)
         with torch.cuda.device_of(x):
             forward_kernel[tiling.grid()](
                 x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(),
                 shift_ptr=None if shifts is None else shifts.contiguous(),
-                los=los, his=his, VALUE=value, **tiling.arguments())
+                levels=tuple(levels), scale_step=_scale_step(scales, tiling), VALUE=value, **tiling.arguments())
     return list(outs)
 
 
-def launch_backward(terms, grads, x, scales, shifts, ranges, factors, axis):
+def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis):
     """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements."""
     _check_dtype(x)
     x = dense(x)
-    grad_x, tiling, (los, his) = torch.empty_like(x), Tiling(x, axis), zip(*ranges, strict=True)
+    grad_x, tiling = torch.empty_like(x), Tiling(x, axis)
     before, after = tiling.sums
-    partial = scales.new_empty(before, tiling.channels, after, len(ranges))
+    partial = scales.new_empty(before, tiling.channels, after, len(levels))
     shift_partial = None if shifts is None else torch.empty_like(partial)
     if x.numel():
         with torch.cuda.device_of(x):
             backward_kernel[tiling.grid()](
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
                 scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
-                scale_sums_ptr=partial, shift_sums_ptr=shift_partial, los=los, his=his, factors=tuple(factors),
-                TERMS=terms, **tiling.arguments())
+                scale_sums_ptr=partial, shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
+                scale_step=_scale_step(scales, tiling), TERMS=terms, **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts
 
 
+def _scale_step(scales, tiling) -> int:
+    """Elements from the scales of one level to those of the next: none where they share one row."""
+    return tiling.channels if scales.numel() > tiling.channels else 0
+
+
 def _channel_sum(partial, parameter):
-    return partial.sum(dim=(0, 2), dtype=torch.float64).t().to(parameter.dtype).contiguous().view(parameter.shape)
+    sums = partial.sum(dim=(0, 2), dtype=torch.float64)
+    if parameter.numel() < sums.numel():
+        sums = sums.sum(dim=1, keepdim=True)  # a row for all levels
+    return sums.t().to(parameter.dtype).contiguous().view(parameter.shape)

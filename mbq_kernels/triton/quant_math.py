@@ -84,30 +84,68 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
 
 
 @triton.jit
-def fake_quantize_value(x, scale, offset, lo, hi):
+def second_encode(code, inv_ratio, nudge, lo, hi):
+    """clamp(round(code * inv_ratio), lo, hi), inv_ratio = 2^-D; nudge, 2^-8 or 0, moves ties up or leaves them"""
+    return round_even(clamp(code * inv_ratio + nudge, lo, hi))
+
+
+@triton.jit
+def double_decode(code, ratio, scale):
+    """x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not"""
+    return code * ratio * scale
+
+
+@triton.jit
+def fake_quantize_value(x, scale, offset, levels):
     """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset"""
+    lo, hi = levels
     return decode(encode(scaled(x, scale, offset), lo, hi), scale, offset)
 
 
 @triton.jit
-def fake_quantize_terms(grad, x, scale, offset, lo, hi):
+def fake_quantize_terms(grad, x, scale, offset, levels):
     """gradient_terms at v = (x - offset) / scale"""
-    return gradient_terms(grad, scaled(x, scale, offset), lo, hi)
+    lo, hi = levels
+    v = scaled(x, scale, offset)
+    return gradient_terms(grad, v, encode(v, lo, hi), lo, hi)
 
 
 @triton.jit
-def fake_quantize_affine_value(x, scale, zero_point, quant_min, quant_max):
+def fake_quantize_affine_value(x, scale, zero_point, levels):
     """x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale"""
+    quant_min, quant_max = levels
     zp = affine_zero_point(zero_point, quant_min, quant_max)
     level, kept = affine_encode(x, tl.div_rn(1.0, scale), zp, quant_min, quant_max)
     return affine_decode(kept, scale)
 
 
 @triton.jit
-def fake_quantize_affine_terms(grad, x, scale, zero_point, quant_min, quant_max):
+def fake_quantize_affine_terms(grad, x, scale, zero_point, levels):
     """affine_gradient_terms at the rounded zero point"""
+    quant_min, quant_max = levels
     zp = affine_zero_point(zero_point, quant_min, quant_max)
     return affine_gradient_terms(grad, x, scale, zp, quant_min, quant_max)
+
+
+@triton.jit
+def _double_round_code(v, levels):
+    """The code of v = x / scale: of high_bits, then of bits"""
+    lo, hi, high_lo, high_hi, ratio, inv_ratio, nudge = levels
+    return second_encode(round_even(clamp(v, high_lo, high_hi)), inv_ratio, nudge, lo, hi)
+
+
+@triton.jit
+def double_round_value(x, scale, offset, levels):
+    """x_hat = clamp(round(clamp(rint(x / scale), high_lo, high_hi) / 2^D), lo, hi) * 2^D * scale; there is no offset"""
+    return double_decode(_double_round_code(scaled(x, scale, 0.0), levels), levels[4], scale)
+
+
+@triton.jit
+def double_round_terms(grad, x, scale, offset, levels):
+    """gradient_terms at v = x / (scale 2^D)"""
+    lo, hi, high_lo, high_hi, ratio, inv_ratio, nudge = levels
+    v = scaled(x, scale, 0.0)
+    return gradient_terms(grad, v * inv_ratio, _double_round_code(v, levels), lo, hi)
 
 
 @triton.jit
