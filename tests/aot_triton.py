@@ -23,8 +23,7 @@ QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_
 WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "double_round": (False,)}
 NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 7}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
-SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32",
-         "scale_step": "i32"}
+SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
 
 
 def compile_kernel(kernel, types, constants, capability):
@@ -69,10 +68,10 @@ def variants():
             present, missing = (dict.fromkeys(optional, "*fp32"), {}) if shift else ({}, dict.fromkeys(optional))
             name = (shift, x, y, levels, shape["BY_ROW"])
             yield (op, "forward", *name), elementwise.forward_kernel, {
-                **inputs, **present, "out_ptrs": many(y)}, {"VALUE": value, **shape, **missing}
+                **inputs, **present, "out_ptrs": many(y)}, {"VALUE": value, "ONE_SCALE": op == "double_round", **shape, **missing}
             yield (op, "backward", *name), elementwise.backward_kernel, {
                 **inputs, **present, "grad_ptrs": many(y), "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
-                "factors": many("fp32")}, {"TERMS": terms, **shape, **missing}
+                "factors": many("fp32")}, {"TERMS": terms, "ONE_SCALE": op == "double_round", **shape, **missing}
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def test_quantization_time_covers_every_quantizer_at_every_bit_width(images):
 def test_quantization_time_refuses_results_that_differ(images, monkeypatch):
     model = convert(tiny_model(), BITS)
     initialise(model, images)
-    wrong = dict(profile._FUNCTIONS, eager=lambda x, scale, offset, **options: x * scale.sum())
-    monkeypatch.setattr(profile, "_FUNCTIONS", wrong)
+    wrong = dict.fromkeys(profile._EAGER, lambda x, scale, offset, **options: x * scale.sum())
+    monkeypatch.setattr(profile, "_EAGER", wrong)
     with pytest.raises(RuntimeError, match="quantization_time: the results of mbq_kernels and of eager PyTorch must"):
         quantization_time(model, images)
     with pytest.raises(ValueError, match="quantization_time: model must hold layers made by convert, got Sequential"):

@@ -51,14 +51,15 @@ def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.cons
 
 
 @triton.jit
-def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, col_tiles, channels, inner, scale_step,
-                   VALUE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, col_tiles, channels, inner,
+                   VALUE: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                   BLOCK_COLS: tl.constexpr):
     """out[k] = VALUE(x, scale[k], shift[k], levels[k])"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _parameter(scale_ptr, k * scale_step, channel, exists, 1.0, BY_ROW)
+        scale = _parameter(scale_ptr, 0 if ONE_SCALE else k * channels, channel, exists, 1.0, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         value = VALUE(x, scale, shift, levels[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
@@ -66,15 +67,15 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, co
 
 @triton.jit
 def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, levels,
-                    factors, rows, cols, col_tiles, channels, inner, scale_step, TERMS: tl.constexpr, BY_ROW: tl.constexpr,
-                    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+                    factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, ONE_SCALE: tl.constexpr,
+                    BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
-        scale = _parameter(scale_ptr, k * scale_step, channel, exists, 1.0, BY_ROW)
+        scale = _parameter(scale_ptr, 0 if ONE_SCALE else k * channels, channel, exists, 1.0, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
@@ -162,7 +163,7 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
             forward_kernel[tiling.grid()](
                 x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(),
                 shift_ptr=None if shifts is None else shifts.contiguous(),
-                levels=tuple(levels), scale_step=_scale_step(scales, tiling), VALUE=value, **tiling.arguments())
+                levels=tuple(levels), VALUE=value, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     return list(outs)
 
 
@@ -180,14 +181,14 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis):
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
                 scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
                 scale_sums_ptr=partial, shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
-                scale_step=_scale_step(scales, tiling), TERMS=terms, **tiling.arguments())
+                TERMS=terms, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts
 
 
-def _scale_step(scales, tiling) -> int:
-    """Elements from the scales of one level to those of the next: none where they share one row."""
-    return tiling.channels if scales.numel() > tiling.channels else 0
+def _one_scale(scales, tiling) -> bool:
+    """Whether all levels share one row of scales."""
+    return scales.numel() == tiling.channels
 
 
 def _channel_sum(partial, parameter):

@@ -31,8 +31,9 @@ def scaled(x, scale, offset):
 @triton.jit
 def encode(v, lo, hi):
     """code = clamp(rint(v), lo, hi), half to even; sign(v) with +-0 -> +1 when lo = -hi (1 bit)"""
+    level = round_even(clamp(v, lo, hi))  # before the sign: in the other order ptxas spills a register on sm_90
     sign = tl.where(v < 0.0, lo, tl.where(v >= 0.0, hi, v))
-    return tl.where(lo == -hi, sign, round_even(clamp(v, lo, hi)))
+    return tl.where(lo == -hi, sign, level)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from .options import Options
 from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, set_bits
+from .quantize.double_rounding import DoubleRoundingQuantizer
 from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
 from .quantize.quantizers import ActivationQuantizer, WeightQuantizer, clamp_scales, drop_idle_gradients, initialise
 from .quantize.untrained import add_bits
@@ -23,9 +24,9 @@ from .training.optimizers import parameter_groups
 
 __all__ = [
     "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data", "DataError",
-    "Decoder", "Evaluation", "Interrupted", "Options", "QuantConv1d", "QuantConv2d", "QuantLinear",
-    "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError", "WeightBank",
-    "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert", "drop_idle_gradients", "dry_run",
-    "evaluate", "evaluate_run", "initialise", "load_checkpoint", "load_data", "parameter_groups", "plan_conversion",
-    "quantization_time", "resume_run", "save_checkpoint", "set_bits", "train_run",
+    "Decoder", "DoubleRoundingQuantizer", "Evaluation", "Interrupted", "Options", "QuantConv1d", "QuantConv2d",
+    "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError",
+    "WeightBank", "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert", "drop_idle_gradients",
+    "dry_run", "evaluate", "evaluate_run", "initialise", "load_checkpoint", "load_data", "parameter_groups",
+    "plan_conversion", "quantization_time", "resume_run", "save_checkpoint", "set_bits", "train_run",
 ]

@@ -10,6 +10,7 @@ from .quantize.bits import check_bit_widths
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+QUANTIZERS, ROUNDINGS = ("learned", "double-rounding"), ("half_even", "half_up")
 
 
 def _option(default, help, **limits):
@@ -34,6 +35,11 @@ class Options:
     bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, or one scale and codes rounded twice",
+                             choices=QUANTIZERS)
+    rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
+    scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
+    shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
     keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first and last are "
                                           "those of a traced forward")
     epochs: int = _option(30, "epochs at all bit-widths together", low=1)

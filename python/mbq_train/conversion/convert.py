@@ -18,12 +18,14 @@ from .convertible import (
 )
 from .plan import Conversion, Entry, check_unconverted
 from .rules import Decision, apply_rules, keep_in_float
+from .weights import weight_quantizer
 
 _BATCH_NORM = {"per_bit": True, "shared": False}
 
 
 def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
-            keep_float=("first", "last"), learn_offset: bool = False) -> nn.Module:
+            keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
+            rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False) -> nn.Module:
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
@@ -31,11 +33,13 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     Parameters stay the same objects, but for what QuantMultiheadAttention splits: make the optimizer afterwards.
     """
     return plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
-                           learn_offset=learn_offset).apply()
+                           learn_offset=learn_offset, quantizer=quantizer, rounding=rounding, scale_chain=scale_chain,
+                           shared_sum=shared_sum).apply()
 
 
 def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
-                    keep_float=("first", "last"), learn_offset: bool = False) -> Conversion:
+                    keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
+                    rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False) -> Conversion:
     """Decide what becomes of every module of `model`; nothing is changed before `apply` of the result.
 
     Args:
@@ -53,21 +57,27 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
         keep_float: names of layers to leave unquantized; 'first' and 'last' stand for the first and last layer (Huang
             et al., 2025, arXiv 2502.01199, leaves these two in float), also where a layer has such a name.
         learn_offset: learn a real offset of the activations per bit-width [off: 0 fits what a ReLU gives].
+        quantizer: of weights. 'learned': a scale for every bit-width (Esser et al., 2020); 'double-rounding': one
+            scale, and codes of the highest bit-width that are rounded again (Huang et al., 2025); not for 1 bit.
+        rounding, scale_chain, shared_sum: of 'double-rounding', as for DoubleRoundingQuantizer.
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: bits unsorted, repeated or out of range; an unknown name,
-        action or option; a rule that matches no layer to quantize; the example does not run; a model that is a bare
-        layer, converted already, wrapped (torch.compile, torch.jit, data parallel) or lazy.
+        action or option; 1 bit with double rounding, or its options without; a rule that matches no layer to quantize;
+        the example does not run; a model that is a bare layer, converted already, wrapped (torch.compile, torch.jit,
+        data parallel) or lazy.
     """
     bits = check_bit_widths("convert", bits)
     per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")
+    weights = weight_quantizer(quantizer, bits, rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum)
     check_model(model)
     check_unconverted(model)
     modules = _modules(model)
     owners = _owners(modules)
     obstacles = {name: why for name, module in modules.items() if (why := obstacle(module) or _tie(module, owners))}
     layers = {name: module for name, module in modules.items() if name and base_type(module)}
-    decisions, order = _first_decisions(model, layers, example, learn_offset, keep_float)
+    options = {"learn_offset": learn_offset, "weight_quantizer": weights}
+    decisions, order = _first_decisions(model, layers, example, options, keep_float)
     free = {name: layer for name, layer in layers.items() if name not in obstacles}
     reasons = {name: obstacles.get(name) or why_unsupported(module) for name, module in modules.items()
                if name and name not in free and own_parameters(module)}
@@ -99,14 +109,14 @@ def _tie(module, owners) -> str | None:
     return None
 
 
-def _first_decisions(model, layers, example, learn_offset: bool, keep_float) -> tuple[dict[str, Decision], str]:
+def _first_decisions(model, layers, example, options: dict, keep_float) -> tuple[dict[str, Decision], str]:
     """What is done with `layers` before the rules, and how the first and the last of them were found."""
     called, order = list(layers), "by order of registration (no example given)"
     if example is not None:
         called, order = call_order(model, layers, example), "as called with the example"
     decisions = {}
     for name, layer in layers.items():
-        decision = Decision("quantize", "supported", {"learn_offset": learn_offset})
+        decision = Decision("quantize", "supported", dict(options))
         if name not in called:
             decision.why = "supported, but not called with the example: is its weight used by hand?"
         if type(layer) not in QUANT_TYPES:

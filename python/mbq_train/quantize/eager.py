@@ -1,4 +1,4 @@
-"""LSQ as it is usually written: a dozen eager PyTorch operations. The rival of mbq_kernels.fake_quantize."""
+"""Quantizers as they are usually written, in a dozen eager PyTorch operations: the rivals of mbq_kernels."""
 
 import math
 
@@ -38,6 +38,37 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None):
     code = _round_pass if (bits, signed) != (1, True) else _sign_pass
     x_hat = code(torch.clamp(v / scale_, lo, hi)) * scale_
     return (x_hat if offset is None else x_hat + offset_).to(x.dtype)
+
+
+def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even", scale_chain=False):
+    """Quantize x to `high_bits` bits and round the codes again to `bits`, from plain PyTorch operations and autograd.
+
+    code_h = clamp(round(x / scale), lo_h, hi_h);  code = clamp(round(code_h / 2^D), lo, hi), D = high_bits - bits
+    x_hat = code * scale * 2^D
+
+    The same numbers and gradients as mbq_kernels.double_round, up to the rounding of the scale's sum.
+
+    Args:
+        x: any shape, float32, float64, bfloat16 or float16 - what to quantize.
+        scale: one element, or (C,) with `axis` - size of a step at high_bits, > 0.
+        high_bits, bits, axis, rounding, scale_chain: as in mbq_kernels.double_round; one bit-width.
+
+    Returns:
+        x_hat: x's shape and dtype.
+
+    Gradient: both roundings are straight-through as one, clamping passes what lies in [lo, hi]; scale's gradient is
+    multiplied by 1 / sqrt(N hi), N elements sharing a scale.
+
+    Reference: Huang et al., 2025, arXiv 2502.01199, eq. 1-3 and 13-14.
+    """
+    (high_lo, high_hi), (lo, hi), ratio = code_range(high_bits, True), code_range(bits, True), 2 ** (high_bits - bits)
+    factor = 1 / math.sqrt(max(x.numel() // scale.numel(), 1) * hi)
+    scale_ = _per_channel(scale, x, axis)
+    step = _grad_scale(scale_ * ratio, factor if scale_chain else factor / ratio)
+    position = torch.clamp((x.to(scale_.dtype) / scale_.detach()).round(), high_lo, high_hi) / ratio
+    code = torch.clamp(torch.floor(position + 0.5) if rounding == "half_up" else position.round(), lo, hi)
+    v = torch.clamp(x.to(scale_.dtype) / step, lo, hi)
+    return (((code - v).detach() + v) * step).to(x.dtype)
 
 
 def _per_channel(parameter, x, axis):

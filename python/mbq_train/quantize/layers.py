@@ -14,7 +14,7 @@ class _QuantLayer:
 
     @classmethod
     def from_float(cls, source: nn.Module, bit_state: BitState, *, activations: bool = True, layer_name: str = "layer",
-                   **options):
+                   weight_quantizer=WeightQuantizer, **options):
         """The quantized form of `source`, over the same Parameter objects and with everything else `source` carries.
 
         `source` must not be used any more. Each layer has an activation quantizer of its own, also where several
@@ -25,6 +25,7 @@ class _QuantLayer:
             bit_state: the model's.
             activations: quantize the input; False quantizes the weight alone.
             layer_name: what error messages call the layer.
+            weight_quantizer: makes the quantizer of the weight, with the arguments of WeightQuantizer.
             options: `signed`, `learn_offset` as for ActivationQuantizer.
         """
         layer = cls.__new__(cls)
@@ -32,7 +33,7 @@ class _QuantLayer:
                             for name, value in vars(source).items()})
         layer.input_quantizer = ActivationQuantizer(bit_state, like=source.weight, layer_name=layer_name,
                                                     **options) if activations else nn.Identity()
-        layer.weight_quantizer = WeightQuantizer(bit_state, source.weight, layer_name=layer_name)
+        layer.weight_quantizer = weight_quantizer(bit_state, source.weight, layer_name=layer_name)
         return layer.train(source.training)
 
 

@@ -22,6 +22,7 @@ class _Quantizer(nn.Module):
     """
 
     axis: int | None = None
+    kernel = staticmethod(mbq_kernels.fake_quantize)  # what it calls with `current()` and `options()`
 
     def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor):
         super().__init__()
@@ -29,13 +30,21 @@ class _Quantizer(nn.Module):
         self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.scales = self._parameter_per_bits(torch.ones, shape)
         self.offsets = None
-        self.register_buffer("initialised", torch.zeros(len(bit_state.trained), dtype=torch.bool, device=like.device))
+        self.register_buffer("initialised", torch.zeros(len(self.kept()), dtype=torch.bool, device=like.device))
         self.register_buffer("is_signed", torch.tensor(bool(signed), device=like.device))
-        self.missing = set(bit_state.trained)  # the buffers' twin in Python: reading them would wait for the device
+        self.missing = set(self.kept())  # the buffers' twin in Python: reading them would wait for the device
         self.register_load_state_dict_post_hook(_read_flags)
 
     def _parameter_per_bits(self, fill, shape) -> nn.ParameterDict:
-        return nn.ParameterDict({str(b): nn.Parameter(fill(shape, **self._options)) for b in self.bit_state.trained})
+        return nn.ParameterDict({str(b): nn.Parameter(fill(shape, **self._options)) for b in self.kept()})
+
+    def kept_at(self, bits: int) -> int:
+        """The bit-width under which the parameters that serve `bits` are kept."""
+        return bits
+
+    def kept(self) -> list[int]:
+        """The bit-widths that have parameters, from high to low."""
+        return list(dict.fromkeys(map(self.kept_at, self.bit_state.trained)))
 
     def _apply(self, fn, recurse=True):
         """What .to(), .half() and the like do: scales and offsets stay in float32 at least."""
@@ -44,12 +53,13 @@ class _Quantizer(nn.Module):
             return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
         return super()._apply(keep, recurse)
 
-    def add(self, bit_widths) -> None:
-        """Make parameters for more bit-widths, for the caller to fill."""
+    def add(self, bit_widths) -> list[int]:
+        """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
         for parameters in filter(None, (self.scales, self.offsets)):
             for b in bit_widths:
                 parameters[str(b)] = nn.Parameter(torch.empty_like(next(iter(parameters.values()))))
         self.initialised = self.initialised.new_ones(len(self.initialised) + len(bit_widths))
+        return list(bit_widths)
 
     def forward(self, x):
         """x at the bit-width in use, in x's dtype, or autocast's where that is on; x itself at 32 bits."""
@@ -59,16 +69,18 @@ class _Quantizer(nn.Module):
         return self._quantize(x)
 
     def _quantize(self, x):
-        bits = self.bit_state.bits
-        if bits == FLOAT:
+        if self.bit_state.bits == FLOAT:
             return x
         if self.missing:
             self._initialise(x.detach())
-        scale, offset = self.current()
-        return mbq_kernels.fake_quantize(x, scale, offset, bits=bits, signed=self.signed, axis=self.axis,
-                                         grad_factor=self._grad_factor(x), out_dtype=_autocast_dtype(x))
+        return self.kernel(x, *self.current(), **self.options(), grad_factor=self._grad_factor(x),
+                           out_dtype=autocast_dtype(x))
 
-    def current(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def options(self) -> dict:
+        """The keyword arguments of the kernel that say what is computed."""
+        return {"bits": self.bit_state.bits, "signed": self.signed, "axis": self.axis}
+
+    def current(self) -> tuple[torch.Tensor | None, ...]:
         """(scale, offset) of the bit-width in use; offset is None where none is learned.
 
         In a compiled graph, which serves all bit-widths, they are picked at run time: the others then get gradients of
@@ -77,23 +89,23 @@ class _Quantizer(nn.Module):
         return self._pick(self.scales), None if self.offsets is None else self._pick(self.offsets)
 
     def _pick(self, parameters: nn.ParameterDict) -> torch.Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and len(parameters) > 1:
             return torch.stack([parameters[str(b)] for b in self.bit_state.trained])[self.bit_state.index]
-        return parameters[str(self.bit_state.bits)]
+        return parameters[str(self.kept_at(self.bit_state.bits))]
 
     def _grad_factor(self, x) -> float | None:
         return None  # 1 / sqrt(N hi)
 
     def check_initialised(self, bit_widths) -> None:
         """Raise RuntimeError unless the scales of all `bit_widths` have their first values."""
-        if missing := self.missing.intersection(bit_widths):
+        if missing := self.missing.intersection(map(self.kept_at, bit_widths)):
             raise RuntimeError(f"{self.layer_name}: {type(self).__name__} must have seen a training batch at "
                                f"{max(missing)} bits before it is used, got none")
 
     @torch.compiler.disable
     @torch.no_grad()
     def _initialise(self, x) -> None:
-        bits = self.bit_state.bits
+        bits = self.kept_at(self.bit_state.bits)
         if bits not in self.missing:
             return
         if not self.training:
@@ -109,7 +121,7 @@ class _Quantizer(nn.Module):
         self.scales[str(bits)].copy_(scale)
         if self.offsets is not None:
             self.offsets[str(bits)].copy_(offset)
-        self.initialised[self.bit_state.trained.index(bits)] = True
+        self.initialised[self.kept().index(bits)] = True
         self.missing.discard(bits)
 
 
@@ -136,7 +148,15 @@ class WeightQuantizer(_Quantizer):
         return super().forward(weight)
 
     def _first_values(self, weight, hi):
-        return _first_scale(weight.abs().flatten(1).mean(dim=1), hi), None
+        return first_scale(weight.abs().flatten(1).mean(dim=1), math.sqrt(hi) / 2), None
+
+    @staticmethod
+    def quantize_all(quantizers, weights, bits) -> list:
+        """Of every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the weights share a dtype
+        and a device."""
+        scales = [[quantizer.scales[str(b)] for b in bits] for quantizer in quantizers]
+        return mbq_kernels.fake_quantize_foreach(weights, scales, bits=bits, axis=0,
+                                                 out_dtype=autocast_dtype(weights[0]))
 
 
 class ActivationQuantizer(_Quantizer):
@@ -172,7 +192,7 @@ class ActivationQuantizer(_Quantizer):
         if self.offsets is not None:
             offset = torch.zeros_like(x.min()) if self.signed else distributed.minimum(x.min())
         distances = x if offset is None else x - offset
-        return _first_scale(distributed.mean(distances.abs().mean()), hi), offset
+        return first_scale(distributed.mean(distances.abs().mean()), math.sqrt(hi) / 2), offset
 
     def _grad_factor(self, x):
         processes = distributed.world_size()
@@ -200,9 +220,10 @@ def drop_idle_gradients(model: nn.Module, used) -> None:
     A compiled model gives them zeros, and an optimizer with momentum would move them. Call it before the step.
     """
     for quantizer in quantizers(model):
+        kept = {str(quantizer.kept_at(b)) for b in used}
         for parameters in filter(None, (quantizer.scales, quantizer.offsets)):
             for bits, parameter in parameters.items():
-                if int(bits) not in used:
+                if bits not in kept:
                     parameter.grad = None
 
 
@@ -228,15 +249,15 @@ def initialise(model: nn.Module, *batch) -> None:
             buffer.copy_(value)
 
 
-def _first_scale(mean_abs, hi: int):
-    """2 mean|v| / sqrt(hi); a channel of zeros takes the mean of all channels, and 1 where all are zero."""
-    whole = mean_abs.mean()
+def first_scale(size, divisor: float):
+    """size / divisor, at least 1e-8; a channel of size 0 takes the mean of all channels, and 1 where all are 0."""
+    whole = size.mean()
     spare = torch.where(whole == 0, torch.ones_like(whole), whole)
-    scale = 2 * torch.where(mean_abs == 0, spare, mean_abs) / math.sqrt(hi)
+    scale = torch.where(size == 0, spare, size) / divisor
     return torch.where(scale < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
-def _autocast_dtype(x) -> torch.dtype | None:
+def autocast_dtype(x) -> torch.dtype | None:
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
         return None
@@ -245,6 +266,6 @@ def _autocast_dtype(x) -> torch.dtype | None:
 
 def _read_flags(quantizer: _Quantizer, incompatible_keys) -> None:
     flags = quantizer.initialised.tolist()
-    quantizer.missing = {b for b, done in zip(quantizer.bit_state.trained, flags, strict=True) if not done}
+    quantizer.missing = {b for b, done in zip(quantizer.kept(), flags, strict=True) if not done}
     if any(flags):
         quantizer.signed = bool(quantizer.is_signed)

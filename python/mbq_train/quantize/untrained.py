@@ -15,9 +15,10 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
     """A copy of a trained `model` that also computes at `bits`, without training.
 
     A scale means a clipping threshold scale * hi; at a new bit-width it is interpolated linearly in the bit-width
-    between the thresholds of its trained neighbours, and kept beyond the outermost; an offset likewise. BatchNorm
-    starts as that of the nearest trained bit-width, and its running statistics become the averages over `batches`. (Our
-    choice; re-estimating BatchNorm for unseen bit-widths follows Kim et al., 2025, arXiv 2510.20673.)
+    between the thresholds of its trained neighbours, and kept beyond the outermost; an offset likewise. Weights that
+    are rounded twice need nothing: every lower bit-width is in their codes. BatchNorm starts as that of the nearest
+    trained bit-width, and its running statistics become the averages over `batches`. (Our choice; re-estimating
+    BatchNorm for unseen bit-widths follows Kim et al., 2025, arXiv 2510.20673.)
 
     Args:
         model: what `convert` returned, with first values for all scales; left as it is.
@@ -28,7 +29,8 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         the copy, for `set_bits`. A shared BatchNorm keeps its statistics: they serve the trained bit-widths.
 
     Raises:
-        TypeError, ValueError: as `convert` for bits; model was not converted. RuntimeError: a scale has no value yet.
+        TypeError, ValueError: as `convert` for bits; 1 bit, or more bits than their codes have, of weights that are
+        rounded twice; model was not converted. RuntimeError: a scale has no value yet.
     """
     bits = check_bit_widths("add_bits", bits)
     if not bit_states(model):
@@ -41,8 +43,7 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         for quantizer in seen:
             quantizer.check_initialised(trained)
         for quantizer in own:  # those of layers that are never called too, so that the model stays uniform
-            quantizer.add(new)
-            for b in new:
+            for b in quantizer.add(new):
                 _interpolate(quantizer, b, trained)
         for module in model.modules():
             if isinstance(module, BitBatchNorm) and module.bit_state is state:

@@ -5,18 +5,16 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-import mbq_kernels
-
-from .quantizers import WeightQuantizer, _autocast_dtype
+from .quantizers import WeightQuantizer
 
 
 class WeightBank:
     """The quantized weights of a model for one step of the schedule that accumulates gradients over bit-widths.
 
     Between `fill` and `backward` the weights stay the same, so all bit-widths of all layers are one
-    `fake_quantize_foreach`: its results are leaves that every forward reads and every backward adds to, and one
-    fused backward carries their gradients to weights and scales. Costs 2 K copies of the quantized weights (values and
-    gradients), K bit-widths; see `nbytes`.
+    `fake_quantize_foreach` (where weights are rounded twice, one `double_round` a layer): its results are leaves that
+    every forward reads and every backward adds to, and one fused backward carries their gradients to weights and
+    scales. Costs 2 K copies of the quantized weights (values and gradients), K bit-widths; see `nbytes`.
 
     Args:
         model: what `convert` returned.
@@ -29,7 +27,8 @@ class WeightBank:
         for module in model.modules():
             quantizer = getattr(module, "weight_quantizer", None)
             if isinstance(quantizer, WeightQuantizer):
-                groups[module.weight.dtype, module.weight.device][quantizer] = module.weight
+                kind = type(quantizer), module.weight.dtype, module.weight.device
+                groups[kind][quantizer] = module.weight
         self.groups = list(groups.values())
         self._outs = []
 
@@ -47,10 +46,7 @@ class WeightBank:
             group = {quantizer: weight for quantizer, weight in every.items() if not quantizer.missing}
             if not group:
                 continue
-            weights = list(group.values())
-            scales = [[quantizer.scales[str(b)] for b in self.bits] for quantizer in group]
-            outs = mbq_kernels.fake_quantize_foreach(weights, scales, bits=self.bits, axis=0,
-                                                     out_dtype=_autocast_dtype(weights[0]))
+            outs = next(iter(group)).quantize_all(list(group), list(group.values()), self.bits)
             for quantizer, values in zip(group, outs, strict=True):
                 leaves = [value.detach().requires_grad_() for value in values]
                 quantizer.held = dict(zip(self.bits, leaves, strict=True))

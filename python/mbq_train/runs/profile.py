@@ -14,7 +14,7 @@ from ..quantize import eager
 from ..quantize.bits import bit_states, in_mode, set_bits
 from ..quantize.quantizers import quantizers
 
-_FUNCTIONS = {"kernels": mbq_kernels.fake_quantize, "eager": eager.fake_quantize}
+_EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round}
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,17 @@ class QuantizationTime:
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of one fake_quantize, and a gradient for its result."""
+    """A quantizer's kernel, the arguments of one call - x, scale and perhaps offset - and a gradient for its result."""
 
-    x: torch.Tensor
-    scale: torch.Tensor
-    offset: torch.Tensor | None
+    kernel: object
+    arguments: tuple
     options: dict
     grad: torch.Tensor
 
-    def run(self, function):
+    def run(self, eager: bool):
         """(x_hat, gradients of x, scale and offset as far as they are wanted)"""
-        inputs = [tensor for tensor in (self.x, self.scale, self.offset) if tensor is not None and tensor.requires_grad]
-        x_hat = function(self.x, self.scale, self.offset, **self.options)
+        inputs = [tensor for tensor in self.arguments if tensor is not None and tensor.requires_grad]
+        x_hat = (_EAGER[self.kernel] if eager else self.kernel)(*self.arguments, **self.options)
         return x_hat, torch.autograd.grad(x_hat, inputs, self.grad)
 
 
@@ -60,12 +59,8 @@ def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 
                          f"{type(model).__name__} without any")
     for call in calls:
         _check_agreement(call)
-    times = {name: [] for name in _FUNCTIONS}
-    for _ in range(repeats + 1):
-        for name, function in _FUNCTIONS.items():
-            times[name].append(_milliseconds(calls, function))
-    kernels, eager_ = (statistics.median(times[name][1:]) for name in ("kernels", "eager"))
-    return QuantizationTime(kernels, eager_, len(calls), len(images))
+    times = [[_milliseconds(calls, eager) for eager in (False, True)] for _ in range(repeats + 1)]
+    return QuantizationTime(*map(statistics.median, zip(*times[1:], strict=True)), len(calls), len(images))
 
 
 def _record(model, images) -> list[_Call]:
@@ -85,29 +80,28 @@ def _record(model, images) -> list[_Call]:
 
 
 def _call(quantizer, x) -> _Call:
-    bits = quantizer.bit_state.bits
-    options = {"bits": bits, "signed": quantizer.signed, "axis": quantizer.axis}
     x = x.detach().requires_grad_(x.requires_grad)
-    return _Call(x, *quantizer.current(), options, torch.randn_like(x))
+    return _Call(quantizer.kernel, (x, *quantizer.current()), quantizer.options(), torch.randn_like(x))
 
 
 def _check_agreement(call: _Call) -> None:
     """Both functions give the same values; the sums behind the gradients of scale and offset differ in rounding."""
-    (ours, our_grads), (theirs, their_grads) = (call.run(function) for function in _FUNCTIONS.values())
-    sharing = call.x.numel() / call.scale.numel()
+    (ours, our_grads), (theirs, their_grads) = (call.run(eager) for eager in (False, True))
+    x, scale, *_ = call.arguments
+    sharing = x.numel() / scale.numel()
     same = torch.equal(ours, theirs) and all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-6 * math.sqrt(sharing))
         for a, b in zip(our_grads, their_grads, strict=True))
     if not same:
         raise RuntimeError(f"quantization_time: the results of mbq_kernels and of eager PyTorch must agree, got "
-                           f"different ones for x of shape {tuple(call.x.shape)} at {call.options['bits']} bits")
+                           f"different ones for x of shape {tuple(x.shape)} at {call.options['bits']} bits")
 
 
-def _milliseconds(calls: list[_Call], function) -> float:
-    synchronize = torch.cuda.synchronize if calls[0].x.is_cuda else (lambda: None)
+def _milliseconds(calls: list[_Call], eager: bool) -> float:
+    synchronize = torch.cuda.synchronize if calls[0].grad.is_cuda else (lambda: None)
     synchronize()
     start = time.perf_counter()
     for call in calls:
-        call.run(function)
+        call.run(eager)
     synchronize()
     return 1000 * (time.perf_counter() - start)

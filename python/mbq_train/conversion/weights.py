@@ -1,0 +1,32 @@
+"""Which quantizer the weights get."""
+
+import functools
+
+from .._names import look_up
+from ..quantize.double_rounding import LOWEST_BITS, DoubleRoundingQuantizer
+from ..quantize.quantizers import WeightQuantizer
+
+_QUANTIZERS = {"learned": WeightQuantizer, "double-rounding": DoubleRoundingQuantizer}
+_ROUNDINGS = ("half_even", "half_up")
+
+
+def weight_quantizer(name: str, bits, *, rounding: str, scale_chain: bool, shared_sum: bool):
+    """What makes the quantizers of weights, with the arguments of WeightQuantizer.
+
+    Raises TypeError, ValueError: as plan_conversion for its arguments of these names.
+    """
+    quantizer = look_up("convert", _QUANTIZERS, name, argument="quantizer")
+    look_up("convert", dict.fromkeys(_ROUNDINGS), rounding, argument="rounding")
+    for option, value in (("scale_chain", scale_chain), ("shared_sum", shared_sum)):
+        if not isinstance(value, bool):
+            raise TypeError(f"convert: {option} must be True or False, got {value!r}")
+    if quantizer is WeightQuantizer:
+        given = {"rounding": rounding != _ROUNDINGS[0], "scale_chain": scale_chain, "shared_sum": shared_sum}
+        if any(given.values()):
+            raise ValueError("convert: rounding, scale_chain and shared_sum must be left alone unless quantizer is "
+                             f"'double-rounding', got {', '.join(name for name in given if given[name])} with {name!r}")
+        return quantizer
+    if bits[-1] < LOWEST_BITS:
+        raise ValueError(f"convert: bits must be at least {LOWEST_BITS} with quantizer 'double-rounding': at 1 bit a "
+                         f"code 0 has no sign, got {bits}")
+    return functools.partial(quantizer, rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum)

@@ -1,0 +1,82 @@
+"""The weight quantizer that learns one scale for all bit-widths and rounds the codes of the highest one again."""
+
+import torch
+
+import mbq_kernels
+
+from .bits import BitState
+from .quantizers import WeightQuantizer, autocast_dtype, first_scale
+
+LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
+
+
+class DoubleRoundingQuantizer(WeightQuantizer):
+    """Weights: signed, symmetric, one learned scale per output channel (axis 0), that of the highest trained bit-width.
+
+    Lower bit-widths round its codes again (mbq_kernels.double_round), so that the codes of the highest bit-width are
+    all that has to be stored (Huang et al., 2025, arXiv 2502.01199, eq. 1-3). scale starts at
+    max(|mean - 3 std|, |mean + 3 std|) / 2^(h-1) of its channel, h bits, as in the paper's public code.
+
+    Args:
+        bit_state: the model's; its bit-widths are at least 2.
+        weight: (C, ...), floating point - gives the number of channels, device and dtype.
+        layer_name: what error messages call the layer.
+        rounding: of the codes, 'half_even' (the paper's code) or 'half_up'.
+        scale_chain: multiply the scale's gradient at b bits by 2^(h-b), the true derivative [off: as the code].
+        shared_sum: every channel's scale gets the sum of all channels' gradients, as in the code [off: its own; our
+            choice].
+    """
+
+    kernel = staticmethod(mbq_kernels.double_round)
+
+    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
+                 rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False):
+        self._check(layer_name, bit_state.trained)
+        super().__init__(bit_state, weight, layer_name=layer_name)
+        self.rounding, self.scale_chain, self.shared_sum = rounding, scale_chain, shared_sum
+
+    @property
+    def high_bits(self) -> int:
+        return self.bit_state.trained[0]
+
+    def kept_at(self, bits: int) -> int:
+        return self.high_bits
+
+    def add(self, bit_widths) -> list[int]:
+        """Nothing: every bit-width from 2 to the highest is in the codes. Raises ValueError for others."""
+        self._check(self.layer_name, bit_widths, self.high_bits)
+        return []
+
+    def options(self) -> dict:
+        return {**self._common(), "bits": self.bit_state.bits}
+
+    def current(self) -> tuple[torch.Tensor, ...]:
+        """(scale,), for all bit-widths."""
+        scale = self._pick(self.scales)
+        if self.shared_sum:  # the same values; a change of one scale counts as one of all
+            scale = scale.detach() + (scale - scale.detach()).sum()
+        return (scale,)
+
+    def _common(self) -> dict:
+        return {"high_bits": self.high_bits, "axis": self.axis, "rounding": self.rounding,
+                "scale_chain": self.scale_chain}
+
+    def _first_values(self, weight, hi):
+        weight = weight.flatten(1)
+        mean, deviation = weight.mean(dim=1), weight.std(dim=1, correction=min(1, weight.shape[1] - 1))
+        reach = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
+        return first_scale(reach, hi + 1), None
+
+    @staticmethod
+    def quantize_all(quantizers, weights, bits) -> list:
+        """As that of WeightQuantizer, with one read of each weight."""
+        return [mbq_kernels.double_round(weight, *quantizer.current(), **quantizer._common(), bits=bits,
+                                         out_dtype=autocast_dtype(weight))
+                for quantizer, weight in zip(quantizers, weights, strict=True)]
+
+    @staticmethod
+    def _check(layer_name: str, bit_widths, highest: int = 8) -> None:
+        for b in bit_widths:
+            if not LOWEST_BITS <= b <= highest:
+                raise ValueError(f"{layer_name}: bits must be between {LOWEST_BITS} and {highest} where weights are "
+                                 f"rounded twice, got {b}")
