@@ -1,4 +1,4 @@
-"""fake_quantize, its multi-bit, many-tensor and affine forms against everybody, on real shapes.
+"""fake_quantize, its multi-bit, many-tensor, affine and double-rounding forms against everybody, on real shapes.
 
     pytest bench/ [--mbq-json FILE] [--mbq-small] [--mbq-device cpu|cuda]
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness import BOTH, FORWARD, Case
-from mbq_kernels import fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
+from mbq_kernels import double_round, fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
 from mbq_train.quantize.bits import code_range
 from rivals import functional, one_by_one, ours, rivals_of
 
@@ -42,7 +42,7 @@ def _cases():
     """(op, shape, dtype, what, axis): what a network or a paper would ask for, within the time there is."""
     f32, bf16 = torch.float32, torch.bfloat16
     single, multi, affine = "fake_quantize", "fake_quantize_multi", "fake_quantize_affine"
-    foreach = "fake_quantize_foreach"
+    foreach, double = "fake_quantize_foreach", "double_round"
     every = [shape for shape in SHAPES if shape != "resnet20"]
     chosen = [(single, shape, f32, what, None) for shape in every for what in (FORWARD, BOTH)]
     chosen += [(single, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
@@ -56,8 +56,10 @@ def _cases():
     chosen += [(foreach, "resnet20", f32, BOTH, None), (foreach, "resnet50", f32, BOTH, 0)]
     chosen += [(affine, "64Mi", f32, FORWARD, None), (affine, "4096x4096", f32, BOTH, None),
                (affine, "512x512x3x3", f32, BOTH, 0)]
+    chosen += [(double, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
+    chosen += [(double, "4096x4096", f32, FORWARD, 0), (double, "4096x4096", bf16, BOTH, 0)]
     return [Case(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, axis=axis,
-                 bits=MULTI_BITS if op in (multi, foreach) else (4,)) for op, shape, dtype, what, axis in chosen]
+                 bits=MULTI_BITS if op in (multi, foreach, double) else (4,)) for op, shape, dtype, what, axis in chosen]
 
 
 def _foreach(case: Case, inputs):
@@ -72,6 +74,8 @@ OURS = {
     "fake_quantize_multi": functional(lambda case, x, scales, zp:
                                       fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
     "fake_quantize_foreach": _foreach,
+    "double_round": functional(lambda case, x, scales, zp:
+                               double_round(x, scales[0], bits=case.bits, axis=case.axis)),
     "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(
         x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis)),
 }

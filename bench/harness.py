@@ -54,10 +54,16 @@ class Inputs:
         generator = torch.Generator(case.device).manual_seed(0)
         make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
-        self.scales = [[self._scale(case, shape, b) for b in case.bits] for shape in case.shapes]
+        self.scales = [self._row(case, shape) for shape in case.shapes]
         affine = case.op == "fake_quantize_affine"
         self.zero_points = [torch.zeros_like(row[0]).requires_grad_(affine) for row in self.scales]
         self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
+
+    def _row(self, case, shape):
+        """A scale per bit-width; of double rounding that of the highest one, in every place."""
+        if case.op == "double_round":
+            return [self._scale(case, shape, case.bits[0])] * len(case.bits)
+        return [self._scale(case, shape, b) for b in case.bits]
 
     @staticmethod
     def _scale(case, shape, bits):
@@ -68,7 +74,7 @@ class Inputs:
 
     def parameters(self, case: Case) -> list[torch.Tensor]:
         zero_points = self.zero_points if case.op == "fake_quantize_affine" else []
-        return [*self.xs, *(scale for row in self.scales for scale in row), *zero_points]
+        return [*self.xs, *(scale for row in self.scales for scale in dict.fromkeys(row)), *zero_points]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from harness import FORWARD, Candidate, Case, Inputs
-from mbq_kernels import fake_quantize, fake_quantize_multi
+from mbq_kernels import double_round, fake_quantize, fake_quantize_multi
 from mbq_train.quantize.bits import code_range
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
@@ -26,13 +26,18 @@ def one_by_one(quantize: Callable) -> Callable:
     return functional(lambda case, x, scales, zp: [quantize(case, x, s, zp, b) for s, b in zip(scales, case.bits)])
 
 
+def _formula(case):
+    """The case's work at one bit-width, from plain PyTorch operations."""
+    from mbq_train.quantize import eager
+    return eager.double_round if case.op == "double_round" else eager.fake_quantize
+
+
 def _eager(case, x, scale, zero_point, bits):
-    from mbq_train.quantize.eager import fake_quantize
-    return fake_quantize(x, scale, bits=bits, axis=case.axis)
+    return _formula(case)(x, scale, bits=bits, axis=case.axis)
 
 
 def ours(case, x, scale, zero_point, bits):
-    return fake_quantize(x, scale, bits=bits, axis=case.axis)
+    return (double_round if case.op == "double_round" else fake_quantize)(x, scale, bits=bits, axis=case.axis)
 
 
 def _ours_multi(case, x, scales, zero_point):
@@ -42,17 +47,16 @@ def _ours_multi(case, x, scales, zero_point):
 def _compiled_each(case: Case, inputs: Inputs):
     """One compiled function per bit-width."""
     torch._dynamo.config.recompile_limit = 64
-    from mbq_train.quantize.eager import fake_quantize
-    compiled = {b: torch.compile(lambda x, scale, b=b: fake_quantize(x, scale, bits=b, axis=case.axis))
-                for b in case.bits}
+    formula = _formula(case)
+    compiled = {b: torch.compile(lambda x, scale, b=b: formula(x, scale, bits=b, axis=case.axis)) for b in case.bits}
     return one_by_one(lambda case, x, scale, zp, bits: compiled[bits](x, scale))(case, inputs)
 
 
 def _compiled_joint(case: Case, inputs: Inputs):
     """All bit-widths in one compiled function, so that the compiler may share the read of x."""
     torch._dynamo.config.recompile_limit = 64
-    from mbq_train.quantize.eager import fake_quantize
-    joint = torch.compile(lambda x, scales: [fake_quantize(x, s, bits=b, axis=case.axis)
+    formula = _formula(case)
+    joint = torch.compile(lambda x, scales: [formula(x, s, bits=b, axis=case.axis)
                                              for s, b in zip(scales, case.bits)])
     return functional(lambda case, x, scales, zp: joint(x, scales))(case, inputs)
 
@@ -61,8 +65,8 @@ def _compiled_network(case: Case, inputs: Inputs):
     """All bit-widths of all tensors in one compiled function."""
     if len(inputs.xs) > COMPILED_TENSORS:
         raise NotImplementedError(f"it compiles for minutes with more than {COMPILED_TENSORS} tensors")
-    from mbq_train.quantize.eager import fake_quantize
-    network = torch.compile(lambda xs, rows: [fake_quantize(x, s, bits=b, axis=case.axis)
+    formula = _formula(case)
+    network = torch.compile(lambda xs, rows: [formula(x, s, bits=b, axis=case.axis)
                                               for x, scales in zip(xs, rows) for s, b in zip(scales, case.bits)])
     return lambda: network(inputs.xs, inputs.scales), inputs.parameters(case)
 
@@ -155,11 +159,17 @@ EAGER, COMPILED, JOINT = "eager LSQ", "torch.compile(eager LSQ)", "torch.compile
 NETWORK = "torch.compile, all tensors in one function"
 TORCH_FIXED, TORCH_LEARNABLE = "torch fake_quantize", "torch learnable"
 SINGLE_CALLS, MULTI_CALLS = "mbq fake_quantize, a call each", "mbq fake_quantize_multi, a call each"
+EAGER_DOUBLE, COMPILED_DOUBLE = "eager double rounding", "torch.compile(eager double rounding)"
+DOUBLE_CALLS = "mbq double_round, a call each"
 BREVITAS, TORCHAO_COMPILED = "Brevitas", "torch.compile(torchao)"
 
 
 def rivals_of(case: Case) -> list[Candidate]:
     """All that can do, or claim to do, the case's work."""
+    if case.op == "double_round":
+        return [Candidate(EAGER_DOUBLE, one_by_one(_eager)), Candidate(DOUBLE_CALLS, one_by_one(ours)),
+                Candidate(COMPILED_DOUBLE, _compiled_each, compiles=True),
+                Candidate(JOINT, _compiled_joint, compiles=True)]
     affine, foreach = case.op == "fake_quantize_affine", case.op == "fake_quantize_foreach"
     differs = "" if affine else ROUNDED_MASK
     lsq = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]

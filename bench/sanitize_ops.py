@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from mbq_kernels import (backends, fake_quantize, fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi,
-                         use_backend)
+from mbq_kernels import (backends, double_round, fake_quantize, fake_quantize_affine, fake_quantize_foreach,
+                         fake_quantize_multi, use_backend)
 
 SHAPES = ((1,), (7,), (257,), (4099,), (3, 5, 7), (2, 33, 9, 9), (5, 0), (64, 1031))
 
@@ -24,6 +24,7 @@ def run(x, axis):
     offset = torch.zeros_like(scale).requires_grad_()
     outputs = [fake_quantize(x, scale, offset, bits=4, axis=axis), fake_quantize(x, scale, bits=1, axis=axis),
                *fake_quantize_multi(x, [scale] * 3, bits=(8, 4, 2), axis=axis),
+               *double_round(x, scale, bits=(8, 4, 2), axis=axis),
                *fake_quantize_foreach([x] * 100, [[scale]] * 100, [[offset]] * 100, bits=[4], axis=axis)[99],
                fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]
     torch.autograd.grad(outputs, (x, scale, offset), [torch.ones_like(y) for y in outputs])

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from rivals import BREVITAS, COMPILED, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED, TORCH_LEARNABLE
+from rivals import (BREVITAS, COMPILED, COMPILED_DOUBLE, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED,
+                    TORCH_LEARNABLE)
 
 FLOAT_STEPS = "four float steps"
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
@@ -30,6 +31,7 @@ TARGETS = (
     Target("cpu", "fake_quantize_foreach-axis0-resnet50-float32-forward+backward", (COMPILED, JOINT), 1.6),
     Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
     Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
+    Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),
@@ -37,6 +39,7 @@ TARGETS = (
     Target("cuda", "fake_quantize-tensor-1Mi-float32-forward+backward", (TORCH_LEARNABLE,), 4),
     Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", (EAGER,), 5),
     Target("cuda", "fake_quantize_multi-*-forward+backward", (COMPILED, JOINT), 1.3),
+    Target("cuda", "double_round-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.3),
 )
 
 
