@@ -129,16 +129,13 @@ struct SecondRounding {
   T ratio, inv_ratio, nudge;
 };
 
-// 2^D, by which a step of the codes `low` is one of `high`, both signed
-inline double coarser(Bounds<double> high, Bounds<double> low) { return (high.hi + 1) / (low.hi + 1); }
-
 // Ties stay, for half to even, or go up. Positions are multiples of 2^-6 (D <= 6): nothing but ties passes a tie.
 inline double nudge(bool half_up) { return half_up ? 1.0 / 256 : 0.0; }
 
-// clamp(round(code / ratio), lo, hi)
+// clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio], which the clamp leaves as it is
 template <class T>
-MBQ_HD T second_encode(T code, SecondRounding<T> again, Bounds<T> b) {
-  return round_even(clamp(code * again.inv_ratio + again.nudge, b.lo, b.hi));
+MBQ_HD T second_encode(T code, SecondRounding<T> again) {
+  return round_even(code * again.inv_ratio + again.nudge);
 }
 
 // x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not
@@ -175,13 +172,14 @@ struct FakeQuantizeAffine {
   }
 };
 
-// Double rounding: codes of `high`, rounded again to those of `range`. There is no shift.
+// Double rounding to the codes of `range`. Codes of high_bits above hi ratio all become hi, so that the first clamp is
+// to `reach` = [lo ratio, hi ratio] and there is no second one. There is no shift.
 template <class T>
 struct DoubleRound {
   static constexpr bool integer_shift = false;
-  Bounds<T> range, high;
+  Bounds<T> range, reach;
   SecondRounding<T> again;
-  MBQ_HD T code(T v) const { return second_encode(round_even(clamp(v, high.lo, high.hi)), again, range); }
+  MBQ_HD T code(T v) const { return second_encode(round_even(clamp(v, reach.lo, reach.hi)), again); }
   MBQ_HD T value(T x, T scale, T) const { return double_decode(code(scaled(x, scale, T(0))), again, scale); }
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T) const {
     const T v = scaled(x, scale, T(0));

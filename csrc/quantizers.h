@@ -50,10 +50,13 @@ inline std::vector<Bounds<double>> ranges_of(const char* op, const std::vector<i
   return ranges;
 }
 
-// Codes of `high` are rounded again to those of every range.
+// Codes of `high_bits` are rounded again to those of every range.
 struct DoubleRounding {
-  Bounds<double> high;
+  int64_t high_bits;
   bool half_up, scale_chain;
+
+  // 2^D: the coarser codes' step over that of high_bits
+  double ratio(const Bounds<double>& range) const { return bounds<double>(high_bits, true).lo / range.lo; }
 };
 
 // x is dense; scales and shifts (offsets or zero points) have K rows of C.
@@ -101,7 +104,7 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   std::vector<double> grad_factors(std::optional<double> given) const {
     std::vector<double> factors;
     for (const Bounds<double>& range : ranges) {
-      const double chain = rounding && rounding->scale_chain ? coarser(rounding->high, range) : 1.0;
+      const double chain = rounding && rounding->scale_chain ? rounding->ratio(range) : 1.0;
       factors.push_back(given.value_or(default_grad_factor(layout.outer * layout.inner, range.hi)) * chain);
     }
     return factors;
@@ -113,8 +116,10 @@ template <template <class> class Quantizer, class W>
 Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
   const auto in_w = [](Bounds<double> b) { return Bounds<W>{static_cast<W>(b.lo), static_cast<W>(b.hi)}; };
   if constexpr (std::is_same_v<Quantizer<W>, DoubleRound<W>>) {
-    const W ratio = static_cast<W>(coarser(q.rounding->high, q.ranges[k]));
-    return {in_w(q.ranges[k]), in_w(q.rounding->high), {ratio, 1 / ratio, static_cast<W>(nudge(q.rounding->half_up))}};
+    const W ratio = static_cast<W>(q.rounding->ratio(q.ranges[k]));
+    const Bounds<W> range = in_w(q.ranges[k]);
+    return {
+        range, {range.lo * ratio, range.hi * ratio}, {ratio, 1 / ratio, static_cast<W>(nudge(q.rounding->half_up))}};
   } else {
     return {in_w(q.ranges[k])};
   }
@@ -129,7 +134,7 @@ inline Quantizers double_rounders(const Tensor& x, const Tensor& scale, int64_t 
   for (int64_t b : bits)
     check(2 <= b && b <= high_bits, op, ": bits must be between 2 and high_bits, ", high_bits, ", got ", b);
   Quantizers q(op, x, axis, ranges_of(op, bits, true), Rows::one_for_all(scale), Rows());
-  q.rounding = DoubleRounding{bounds<double>(high_bits, true), half_up, scale_chain};
+  q.rounding = DoubleRounding{high_bits, half_up, scale_chain};
   return q;
 }
 

@@ -21,7 +21,7 @@ QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_
               "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms),
               "double_round": (quant_math.double_round_value, quant_math.double_round_terms)}
 WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "double_round": (False,)}
-NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 7}  # that make a level
+NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 5}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
 

@@ -24,8 +24,8 @@ struct Arguments {
 template <class Quantizer>
 Quantizer quantizer_of(float lo, float hi) {
   if constexpr (std::is_same_v<Quantizer, DoubleRound<float>>) {
-    const float ratio = coarser({-128, 127}, {lo, hi});
-    return {{lo, hi}, {-128, 127}, {ratio, 1 / ratio, static_cast<float>(nudge(true))}};
+    const float ratio = -128 / lo;
+    return {{lo, hi}, {lo * ratio, hi * ratio}, {ratio, 1 / ratio, static_cast<float>(nudge(true))}};
   } else {
     return {{lo, hi}};
   }

@@ -9,8 +9,7 @@ _TIES_UP = 2.0**-8  # codes over 2^D, D <= 6, are multiples of 2^-6: nothing but
 
 def _levels(high_bits, bits, half_up):
     nudge = _TIES_UP if half_up else 0.0
-    return [(*bounds(b, True), *bounds(high_bits, True), 2.0 ** (high_bits - b), 2.0 ** (b - high_bits), nudge)
-            for b in bits]
+    return [(*bounds(b, True), 2.0 ** (high_bits - b), 2.0 ** (b - high_bits), nudge) for b in bits]
 
 
 def double_round_forward(x, scale, high_bits, bits, axis, half_up, out_dtype):
@@ -20,5 +19,5 @@ def double_round_forward(x, scale, high_bits, bits, axis, half_up, out_dtype):
 def double_round_backward(grads, x, scale, high_bits, bits, axis, half_up, grad_factor, scale_chain):
     levels, count = _levels(high_bits, bits, half_up), x.numel() // max(scale.numel(), 1)
     factors = [(default_grad_factor(count, hi) if grad_factor is None else grad_factor) * (ratio if scale_chain else 1)
-               for _, hi, _, _, ratio, _, _ in levels]
+               for _, hi, ratio, *_ in levels]
     return launch_backward(double_round_terms, grads, x, scale, None, levels, factors, axis)[:2]

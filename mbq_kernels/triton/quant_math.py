@@ -85,9 +85,9 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
 
 
 @triton.jit
-def second_encode(code, inv_ratio, nudge, lo, hi):
-    """clamp(round(code * inv_ratio), lo, hi), inv_ratio = 2^-D; nudge, 2^-8 or 0, moves ties up or leaves them"""
-    return round_even(clamp(code * inv_ratio + nudge, lo, hi))
+def second_encode(code, inv_ratio, nudge):
+    """clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio]; nudge, 2^-8 or 0, moves ties up or not"""
+    return round_even(code * inv_ratio + nudge)
 
 
 @triton.jit
@@ -130,23 +130,22 @@ def fake_quantize_affine_terms(grad, x, scale, zero_point, levels):
 
 @triton.jit
 def _double_round_code(v, levels):
-    """The code of v = x / scale: of high_bits, then of bits"""
-    lo, hi, high_lo, high_hi, ratio, inv_ratio, nudge = levels
-    return second_encode(round_even(clamp(v, high_lo, high_hi)), inv_ratio, nudge, lo, hi)
+    """The code of v = x / scale; codes of high_bits above hi ratio all become hi, so one clamp does for both"""
+    lo, hi, ratio, inv_ratio, nudge = levels
+    return second_encode(round_even(clamp(v, lo * ratio, hi * ratio)), inv_ratio, nudge)
 
 
 @triton.jit
 def double_round_value(x, scale, offset, levels):
     """x_hat = clamp(round(clamp(rint(x / scale), high_lo, high_hi) / 2^D), lo, hi) * 2^D * scale; there is no offset"""
-    return double_decode(_double_round_code(scaled(x, scale, 0.0), levels), levels[4], scale)
+    return double_decode(_double_round_code(scaled(x, scale, 0.0), levels), levels[2], scale)
 
 
 @triton.jit
 def double_round_terms(grad, x, scale, offset, levels):
     """gradient_terms at v = x / (scale 2^D)"""
-    lo, hi, high_lo, high_hi, ratio, inv_ratio, nudge = levels
     v = scaled(x, scale, 0.0)
-    return gradient_terms(grad, v * inv_ratio, _double_round_code(v, levels), lo, hi)
+    return gradient_terms(grad, v * levels[3], _double_round_code(v, levels), levels[0], levels[1])
 
 
 @triton.jit
