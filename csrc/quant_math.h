@@ -144,6 +144,74 @@ MBQ_HD T double_decode(T code, SecondRounding<T> again, T scale) {
   return code * again.ratio * scale;
 }
 
+// From a higher to a lower bit-width (Double Rounding): code_l = clamp(round(code / 2^shift), lo, hi).
+struct Switch {
+  int shift, bias, odd, lo, hi;
+};
+
+// bias + (quotient & odd) is what the rounding adds before the floor: half up 2^(D-1), half to even that less one for
+// even quotients.
+MBQ_HD Switch switching(int64_t from_bits, int64_t to_bits, bool half_even) {
+  const Bounds<int> range = bounds<int>(to_bits, true);
+  const int shift = static_cast<int>(from_bits - to_bits), odd = shift > 0 && half_even;
+  return {shift, (1 << shift) / 2 - odd, odd, range.lo, range.hi};
+}
+
+// code_l = clamp((code + bias + (floor(code / 2^D) & odd)) >> D, lo, hi); Int holds codes at twice their width
+template <class Int>
+MBQ_HD Int switch_code(Int code, Switch s) {
+  const Int lo = static_cast<Int>(s.lo), hi = static_cast<Int>(s.hi);
+  const Int quotient = static_cast<Int>(code >> s.shift);
+  return clamp(static_cast<Int>((code + s.bias + (quotient & s.odd)) >> s.shift), lo, hi);
+}
+
+// Eight bytes in a word, `value` in each.
+MBQ_HD uint64_t every_byte(int value) { return 0x0101010101010101u * static_cast<uint64_t>(value); }
+
+// What is stored of eight codes, one a byte: the low bits; at signed 1 bit (code + 1) / 2
+MBQ_HD uint64_t to_fields(uint64_t codes, int bits, bool is_signed) {
+  return (is_signed && bits == 1 ? ~codes >> 7 : codes) & every_byte((1 << bits) - 1);
+}
+
+// Its inverse: unsigned as it is, signed (field ^ s) - s, s the sign bit; at signed 1 bit 2 field - 1. The highest bit
+// of every byte is set meanwhile, so that nothing is borrowed from the next byte.
+MBQ_HD uint64_t from_fields(uint64_t fields, int bits, bool is_signed) {
+  if (!is_signed) return fields;
+  const uint64_t sign = every_byte(1 << (bits - 1)), top = every_byte(128);
+  return (((bits == 1 ? fields << 1 : fields ^ sign) | top) - sign) ^ top;
+}
+
+// `count` ones at the foot of every `lane` bits of a word.
+MBQ_HD uint64_t lane_mask(int lane, int count) {
+  uint64_t mask = (uint64_t{1} << count) - 1;
+  for (int filled = lane; filled < 64; filled *= 2) mask |= mask << filled;
+  return mask;
+}
+
+// Fields of eight bytes side by side, the first byte's lowest: `bits` bytes, bits = 1, 2 or 4
+MBQ_HD uint64_t gather_fields(uint64_t fields, int bits) {
+  fields = (fields | fields >> (8 - bits)) & lane_mask(16, 2 * bits);
+  fields = (fields | fields >> (16 - 2 * bits)) & lane_mask(32, 4 * bits);
+  return (fields | fields >> (32 - 4 * bits)) & ((uint64_t{1} << 8 * bits) - 1);
+}
+
+// Its inverse.
+MBQ_HD uint64_t spread_fields(uint64_t packed, int bits) {
+  packed = (packed | packed << (32 - 4 * bits)) & lane_mask(32, 4 * bits);
+  packed = (packed | packed << (16 - 2 * bits)) & lane_mask(16, 2 * bits);
+  return (packed | packed << (8 - bits)) & lane_mask(8, bits);
+}
+
+// Bit i of byte p becomes bit p of byte i: codes to planes and back (Warren, Hacker's Delight, 7-3)
+MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
+  uint64_t moved = (bytes ^ bytes >> 7) & 0x00AA00AA00AA00AAu;
+  bytes ^= moved ^ moved << 7;
+  moved = (bytes ^ bytes >> 14) & 0x0000CCCC0000CCCCu;
+  bytes ^= moved ^ moved << 14;
+  moved = (bytes ^ bytes >> 28) & 0x00000000F0F0F0F0u;
+  return bytes ^ moved ^ moved << 28;
+}
+
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
 // integer_shift: the shift stands for an integer, which NaN cannot.
 template <class T>
@@ -184,6 +252,29 @@ struct DoubleRound {
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T) const {
     const T v = scaled(x, scale, T(0));
     return gradient_terms(grad, v * again.inv_ratio, code(v), range);
+  }
+};
+
+// Codes instead of x_hat; NaN, which no code stands for, becomes the lowest.
+template <class T>
+struct QuantizeCodes {
+  static constexpr bool integer_shift = false;
+  Bounds<T> range;
+  MBQ_HD T value(T x, T scale, T offset) const {
+    const T code = encode(scaled(x, scale, offset), range);
+    return code == code ? code : range.lo;
+  }
+};
+
+// x_hat = code_l * (scale * 2^D) from a code of `from`, where those on CUDA are cut off that are outside
+template <class T>
+struct DequantizeCodes {
+  Bounds<int> from;
+  Switch to;
+  T step;  // 2^D
+  MBQ_HD T value(T code, T scale, T) const {
+    const int kept = clamp(static_cast<int>(code), from.lo, from.hi);
+    return static_cast<T>(switch_code(kept, to)) * (scale * step);
   }
 };
 

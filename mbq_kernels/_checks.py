@@ -78,17 +78,17 @@ def check_axis(op: str, x, axis, name: str = "x"):
     return axis % x.dim()
 
 
-def check_parameter(op: str, name: str, parameter, x, axis):
-    """`parameter` (a scale, offset or zero point) in the dtype of the arithmetic, once its shape and device fit x."""
+def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
+    """`parameter` (a scale, offset or zero point) in the dtype of the arithmetic, once its shape and device fit x, called `of`."""
     check_float(op, name, parameter)
     if parameter.device != x.device:
-        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {parameter.device}")
+        raise ValueError(f"{op}: {name} must be on {of}'s device {x.device}, got {parameter.device}")
     count = parameter.numel()
     if axis is None and count != 1:
         raise ValueError(f"{op}: {name} must have 1 element without axis, got {count} "
                          f"(shape {tuple(parameter.shape)}; pass axis for one per channel)")
     if axis is not None and count != 1 and tuple(parameter.shape) != (x.shape[axis],):
-        raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements (x has shape {tuple(x.shape)}, "
+        raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements ({of} has shape {tuple(x.shape)}, "
                          f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
     return to_arithmetic(parameter, x)
 
@@ -121,3 +121,37 @@ def check_pair(op: str, names: tuple[str, str], first, second) -> None:
     if second is not None and first.shape != second.shape:
         raise ValueError(f"{op}: {names[1]} must have the shape of {names[0]}, {tuple(first.shape)}, "
                          f"got {tuple(second.shape)}")
+
+
+def check_integers(op: str, name: str, tensor, dtype: torch.dtype) -> None:
+    """`tensor` holds codes, or what they are packed into."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def check_switch(op: str, names: tuple[str, str], from_bits, to_bits) -> None:
+    """1 bit has no code for 0, so that nothing can be switched to or from it."""
+    for name, bits in zip(names, (from_bits, to_bits), strict=True):
+        check_bits(op, bits, 2, name)
+    if to_bits > from_bits:
+        raise ValueError(f"{op}: {names[1]} must be at most {names[0]}, {from_bits}, got {to_bits}")
+
+
+def check_rounding(op: str, rounding) -> bool:
+    """Whether it is half to even."""
+    if rounding not in ("half_even", "half_up"):
+        raise ValueError(f"{op}: rounding must be 'half_even' or 'half_up', got {rounding!r}")
+    return rounding == "half_even"
+
+
+def check_shape(op: str, shape) -> list[int]:
+    """The shape of codes, with a last axis."""
+    if not isinstance(shape, (list, tuple)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
+        raise TypeError(f"{op}: shape must be a sequence of integers, got {shape!r}")
+    if not shape or any(n < 0 for n in shape):
+        raise ValueError(f"{op}: shape must have at least one dimension and none below 0, got {tuple(shape)}")
+    return list(shape)

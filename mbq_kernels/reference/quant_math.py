@@ -87,3 +87,47 @@ def second_encode(code, ratio: float, half_up: bool, lo: float, hi: float):
 def double_decode(code, ratio: float, scale):
     """x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not"""
     return code * ratio * scale
+
+
+def switching(from_bits: int, to_bits: int, half_even: bool) -> tuple[int, int, int, int, int]:
+    """(shift, bias, odd, lo, hi) of switch_code: bias + (quotient & odd) is what the rounding adds before the floor."""
+    shift = from_bits - to_bits
+    odd = int(shift > 0 and half_even)
+    lo, hi = bounds(to_bits, True)
+    return shift, (1 << shift) // 2 - odd, odd, int(lo), int(hi)
+
+
+def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
+    """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even; integers at twice the width of codes"""
+    return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+
+
+def to_fields(codes, bits: int, signed: bool):
+    """What is stored of codes: the low bits; at signed 1 bit (code + 1) / 2"""
+    return (codes >= 0).to(codes.dtype) if signed and bits == 1 else codes & (2**bits - 1)
+
+
+def from_fields(fields, bits: int, signed: bool):
+    """Its inverse: unsigned as it is, signed (field ^ s) - s, s the sign bit; at signed 1 bit 2 field - 1"""
+    if not signed:
+        return fields
+    sign = 1 << (bits - 1)
+    return 2 * fields - 1 if bits == 1 else (fields ^ sign) - sign
+
+
+def gather_fields(fields, bits: int):
+    """Fields along the last axis side by side in bytes, the first one lowest; a row ends with a byte, filled with 0"""
+    per_byte = 8 // bits
+    fields = torch.nn.functional.pad(fields, (0, -fields.shape[-1] % per_byte))
+    fields = fields.reshape(*fields.shape[:-1], fields.shape[-1] // per_byte, per_byte)
+    return (fields << _shifts(bits, fields)).sum(-1)
+
+
+def spread_fields(packed, bits: int):
+    """Its inverse: 8 / bits fields a byte."""
+    fields = (packed.unsqueeze(-1) >> _shifts(bits, packed)) & (2**bits - 1)
+    return fields.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))
+
+
+def _shifts(bits: int, like):
+    return torch.arange(0, 8, bits, device=like.device, dtype=like.dtype)

@@ -1,0 +1,87 @@
+// The CPU loop of every op from bytes to bytes: chunks, threads, stores past the cache, the check of codes.
+#pragma once
+
+#include <atomic>
+
+#include "../codes.h"
+#include "block.h"
+
+namespace mbq {
+
+constexpr int64_t kChunk = 8192;              // codes taken at a time: they and their result stay in the cache
+constexpr int64_t kCodesPerThread = 1 << 17;  // worth a thread
+
+// body(row, begin, count) for all chunks of all rows.
+template <class Body>
+void for_each_chunk(const CodeRows& codes, const Body& body) {
+  const int64_t pieces = (codes.n + kChunk - 1) / kChunk, chunks = codes.rows * pieces;
+  if (chunks == 0) return;
+  const int64_t grain = std::max<int64_t>(1, kCodesPerThread * chunks / (codes.rows * codes.n));
+  torch::stable::parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t begin = chunk % pieces * kChunk;
+      body(chunk / pieces, begin, std::min(kChunk, codes.n - begin));
+    }
+    finish_streams();
+  });
+}
+
+// Lets `fill` make `bytes` bytes, at most kChunk, where they belong; those of a large result go past the cache.
+template <class Fill>
+void put(uint8_t* to, int64_t bytes, bool past_cache, const Fill& fill) {
+  if (!past_cache) return fill(to);
+  alignas(64) uint8_t made[kChunk];
+  fill(made);
+  stream(made, to, bytes);
+}
+
+inline bool is_large(int64_t bytes) { return kHasStreams && bytes > kCacheBytes; }
+
+template <class Code>
+struct Outside {
+  MBQ_HD void operator()(const Code* codes, int64_t n, Bounds<int> range, bool* found) const {
+    const Code lo = static_cast<Code>(range.lo), hi = static_cast<Code>(range.hi), hole = range.binary() ? 0 : hi;
+    uint8_t any = 0;
+    for (int64_t i = 0; i < n; ++i) any |= (codes[i] < lo) | (codes[i] > hi);
+    if (range.binary())
+      for (int64_t i = 0; i < n; ++i) any |= codes[i] == hole;
+    *found = any != 0;
+  }
+};
+
+// Whether all codes seen were in the range of their bit-width; any thread may say no.
+template <class Code>
+struct RangeCheck {
+  const char* op;
+  int64_t bits;
+  Bounds<int> range;
+  std::atomic<bool> failed = false;
+
+  RangeCheck(const char* name, int64_t b) : op(name), bits(b), range(code_range(name, b, std::is_signed_v<Code>)) {}
+
+  void see(const Code* codes, int64_t n) {
+    if (bits == 8) return;
+    bool found = false;
+    run<Outside<Code>>(codes, n, range, &found);
+    if (found) failed.store(true, std::memory_order_relaxed);
+  }
+
+  // Raises with the first code in memory that is out of range.
+  void finish(const Code* codes, int64_t n) const {
+    if (!failed) return;
+    for (int64_t i = 0; i < n; ++i) {
+      const int code = codes[i];
+      const bool fits = range.binary() ? code == range.lo || code == range.hi : range.lo <= code && code <= range.hi;
+      check(fits, op, ": codes must be ", range.binary() ? "" : "between ", range.lo, range.binary() ? " or " : " and ",
+            range.hi, " at ", bits, bits == 1 ? " bit" : " bits", ", got ", code);
+    }
+  }
+};
+
+// Calls body with a value of the codes' type.
+template <class Body>
+void dispatch_codes(bool is_signed, const Body& body) {
+  is_signed ? body(int8_t{}) : body(uint8_t{});
+}
+
+}  // namespace mbq
