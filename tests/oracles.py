@@ -1,5 +1,8 @@
 """What the ops must compute, written independently of them: codes by NumPy's float32 division, the rest in float64."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 
@@ -108,3 +111,52 @@ def assert_same(actual, expected, what="x_hat"):
 def assert_within(actual, expected, tolerance, what):
     error = (actual.detach().cpu().double() - expected).abs()
     assert (error <= tolerance).all(), f"{what}: worst error {(error - tolerance).max()} over the bound"
+
+
+def switched(code, from_bits, to_bits, rounding):
+    """One code at the lower bit-width, in Python's integers and fractions."""
+    exact = Fraction(code, 2 ** (from_bits - to_bits))
+    lo, hi = bounds(to_bits, True)
+    return min(max(round(exact) if rounding == "half_even" else math.floor(exact + Fraction(1, 2)), lo), hi)
+
+
+def switched_all(codes, from_bits, to_bits, rounding):
+    """Every code of a tensor."""
+    table = {code: switched(code, from_bits, to_bits, rounding) for code in range(-128, 128)}
+    return torch.tensor([table[code] for code in codes.flatten().tolist()], dtype=torch.int8).reshape(codes.shape)
+
+
+def random_codes(shape, bits, signed=True):
+    """Codes of a bit-width, the lowest and the highest among the first."""
+    lo, hi = bounds(bits, signed)
+    codes = torch.randint(lo, hi + 1, shape, dtype=torch.int8 if signed else torch.uint8)
+    codes = torch.where(codes == 0, hi, codes) if lo == -hi else codes
+    codes.view(-1)[:2] = torch.tensor([lo, hi])[:codes.numel()]
+    return codes
+
+
+def packed_rows(codes, bits, signed):
+    """pack_codes with a Python integer for a row: field i of a row is at bit i * bits."""
+    rows = codes.reshape(-1, codes.shape[-1]).tolist() if codes.numel() else []
+    size = math.ceil(codes.shape[-1] * bits / 8)
+    packed = []
+    for row in rows:
+        fields = [(code + 1) // 2 if signed and bits == 1 else code % 2**bits for code in row]
+        number = sum(field << (i * bits) for i, field in enumerate(fields))
+        packed.append(list(number.to_bytes(size, "little")))
+    return torch.tensor(packed, dtype=torch.uint8).reshape(*codes.shape[:-1], size)
+
+
+def planes_of(codes, bits):
+    """to_planes: plane p holds bit (bits - 1 - p) of the two's complement."""
+    unsigned = codes.int() % 2**bits
+    return torch.stack([packed_rows((unsigned >> (bits - 1 - p)) % 2, 1, False) for p in range(bits)])
+
+
+def layouts(tensor):
+    """The same values contiguous, with axes reversed in memory, as every second element, and off alignment."""
+    yield "contiguous", tensor
+    reverse = list(reversed(range(tensor.dim())))
+    yield "reversed", tensor.permute(reverse).contiguous().permute(reverse)
+    yield "sliced", torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]
+    yield "shifted", torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)

@@ -97,4 +97,5 @@ def _check_count(count, high_bits, bits, half_even):
         raise ValueError(f"{FROM}: planes must be all {high_bits} with rounding 'half_even', whose ties the last bit "
                          f"decides ('half_up' needs the first {bits + 1} alone), got {count}")
     if count < high_bits and count < bits + 1:
-        raise ValueError(f"{FROM}: planes must be at least {bits + 1} for {bits} bits of {high_bits}, got {count}")
+        raise ValueError(f"{FROM}: planes must be at least {min(bits + 1, high_bits)} for {bits} bits of {high_bits}, "
+                         f"got {count}")
