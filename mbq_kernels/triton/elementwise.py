@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .quant_math import from_storage, to_storage
 
-TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32
+TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32; twice as many where one is a byte
 SHORT_ROW = 32  # shorter `inner` is viewed by column
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and every ahead-of-time compile
 
@@ -92,13 +92,14 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
 class Tiling:
     """How a dense x is cut: the matrix, the tiles, and where a channel's partial sums are."""
 
-    def __init__(self, x, axis):
+    def __init__(self, x, axis, other=None):
+        tile = TILE if min(x.element_size(), (other or x.dtype).itemsize) > 1 else 2 * TILE
         outer, self.channels, self.inner = _layout(x, axis)
         self.by_row = self.channels <= 1 or self.inner >= SHORT_ROW
         self.rows, self.cols = ((outer * self.channels, self.inner) if self.by_row
                                 else (outer, self.channels * self.inner))
-        self.block_cols = min(TILE if self.by_row else TILE // 8, triton.next_power_of_2(max(self.cols, 1)))
-        self.block_rows = TILE // self.block_cols if self.rows > 1 else 1
+        self.block_cols = min(tile if self.by_row else tile // 8, triton.next_power_of_2(max(self.cols, 1)))
+        self.block_rows = tile // self.block_cols if self.rows > 1 else 1
         self.row_tiles = triton.cdiv(self.rows, self.block_rows)
         self.col_tiles = triton.cdiv(self.cols, self.block_cols)
         # (before the channel, after it) in the order of the partial sums
@@ -158,7 +159,7 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
     x = dense(x)
     outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in levels)
     if x.numel():
-        tiling = Tiling(x, axis)
+        tiling = Tiling(x, axis, out_dtype)
         with torch.cuda.device_of(x):
             forward_kernel[tiling.grid()](
                 x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(),

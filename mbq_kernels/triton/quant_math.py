@@ -97,6 +97,89 @@ def double_decode(code, ratio, scale):
 
 
 @triton.jit
+def switch_code(code, shift, bias, odd, lo, hi):
+    """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even (reference.quant_math.switching); int32"""
+    return clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+
+
+@triton.jit
+def every_byte(value: tl.constexpr):
+    """Eight bytes in a word, `value` in each"""
+    return tl.full([], 0x0101010101010101 * value, tl.uint64)
+
+
+@triton.jit
+def to_fields(codes, BITS: tl.constexpr, SIGNED: tl.constexpr):
+    """What is stored of eight codes, one a byte: the low bits; at signed 1 bit (code + 1) / 2"""
+    if SIGNED and BITS == 1:
+        codes = (codes >> 7) ^ every_byte(1)
+    return codes & every_byte(2**BITS - 1)
+
+
+@triton.jit
+def from_fields(fields, BITS: tl.constexpr, SIGNED: tl.constexpr):
+    """Its inverse: (field ^ s) - s, s the sign bit; at 1 bit 2 field - 1; a byte's top bit keeps it from borrowing"""
+    if not SIGNED:
+        return fields
+    sign = every_byte(2 ** (BITS - 1))
+    raised = (fields << 1 if BITS == 1 else fields ^ sign) | every_byte(128)
+    return (raised - sign) ^ every_byte(128)
+
+
+@triton.jit
+def gather_fields(fields, BITS: tl.constexpr):
+    """Fields of eight bytes side by side, the first byte's lowest: BITS bytes, BITS = 1, 2 or 4"""
+    fields = (fields | fields >> (8 - BITS)) & tl.full([], 0x0001000100010001 * (4**BITS - 1), tl.uint64)
+    fields = (fields | fields >> (16 - 2 * BITS)) & tl.full([], 0x0000000100000001 * (16**BITS - 1), tl.uint64)
+    return (fields | fields >> (32 - 4 * BITS)) & tl.full([], 256**BITS - 1, tl.uint64)
+
+
+@triton.jit
+def spread_fields(packed, BITS: tl.constexpr):
+    """Its inverse"""
+    packed = (packed | packed << (32 - 4 * BITS)) & tl.full([], 0x0000000100000001 * (16**BITS - 1), tl.uint64)
+    packed = (packed | packed << (16 - 2 * BITS)) & tl.full([], 0x0001000100010001 * (4**BITS - 1), tl.uint64)
+    return (packed | packed << (8 - BITS)) & every_byte(2**BITS - 1)
+
+
+@triton.jit
+def transpose_bits(words):
+    """Bit i of byte p becomes bit p of byte i"""
+    moved = (words ^ (words >> 7)) & tl.full([], 0x00AA00AA00AA00AA, tl.uint64)
+    words = words ^ moved ^ (moved << 7)
+    moved = (words ^ (words >> 14)) & tl.full([], 0x0000CCCC0000CCCC, tl.uint64)
+    words = words ^ moved ^ (moved << 14)
+    moved = (words ^ (words >> 28)) & tl.full([], 0x00000000F0F0F0F0, tl.uint64)
+    return words ^ moved ^ (moved << 28)
+
+
+@triton.jit
+def byte_of(words, i: tl.constexpr, SIGNED: tl.constexpr):
+    """Byte i of every word as int32"""
+    byte = (words >> (8 * i)).to(tl.uint8)
+    return (byte.to(tl.int8, bitcast=True) if SIGNED else byte).to(tl.int32)
+
+
+@triton.jit
+def clamp_bytes(words, lo, hi, SIGNED: tl.constexpr):
+    """Every byte within [lo, hi]"""
+    result = tl.zeros_like(words)
+    for i in tl.static_range(8):
+        result |= (clamp(byte_of(words, i, SIGNED), lo, hi) & 255).to(tl.uint64) << (8 * i)
+    return result
+
+
+@triton.jit
+def switch_bytes(words, shift, bias, odd, lo, hi):
+    """switch_code of every byte"""
+    result = tl.zeros_like(words)
+    for i in tl.static_range(8):
+        code = switch_code(byte_of(words, i, True), shift, bias, odd, lo, hi)
+        result |= (code & 255).to(tl.uint64) << (8 * i)
+    return result
+
+
+@triton.jit
 def fake_quantize_value(x, scale, offset, levels):
     """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset"""
     lo, hi = levels
@@ -146,6 +229,14 @@ def double_round_terms(grad, x, scale, offset, levels):
     """gradient_terms at v = x / (scale 2^D)"""
     v = scaled(x, scale, 0.0)
     return gradient_terms(grad, v * levels[3], _double_round_code(v, levels), levels[0], levels[1])
+
+
+@triton.jit
+def quantize_codes_value(x, scale, offset, levels):
+    """code = clamp(rint((x - offset) / scale), lo, hi), NaN to lo"""
+    lo, hi = levels
+    code = encode(scaled(x, scale, offset), lo, hi)
+    return tl.where(code == code, code, lo)
 
 
 @triton.jit
