@@ -1,7 +1,6 @@
 // Integer codes and what they are packed into, as the raw operators receive them. Shared by csrc/cpu and csrc/cuda.
 #pragma once
 
-#include <atomic>
 #include <bit>
 
 #include "quant_math.h"
@@ -53,6 +52,17 @@ struct CodeRows {
 
   int64_t bytes(int64_t codes_per_byte) const { return (n + codes_per_byte - 1) / codes_per_byte; }
 };
+
+// Planes that a switch to `bits` reads: half up decides by the highest bit that it drops.
+inline int64_t planes_read(int64_t high_bits, int64_t bits, bool half_even) {
+  return half_even ? high_bits : std::min(bits + 1, high_bits);
+}
+
+inline void check_planes(const char* op, const Tensor& planes, int64_t bytes, int64_t read, int64_t high_bits) {
+  const int64_t count = planes.dim() > 0 ? planes.size(0) : 0;
+  check(read <= count && count <= high_bits && planes.numel() == count * bytes, op, ": planes must be ", read, " to ",
+        high_bits, " of ", bytes, " bytes");
+}
 
 inline std::vector<int64_t> with_last(std::vector<int64_t> shape, int64_t size) {
   shape.back() = size;

@@ -212,6 +212,26 @@ MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
   return bytes ^ moved ^ moved << 28;
 }
 
+MBQ_HD int byte_of(uint64_t word, int i, bool is_signed) {
+  const uint8_t byte = static_cast<uint8_t>(word >> (8 * i));
+  return is_signed ? static_cast<int8_t>(byte) : byte;
+}
+
+// Every byte within the range.
+MBQ_HD uint64_t clamp_bytes(uint64_t word, Bounds<int> range, bool is_signed) {
+  uint64_t result = 0;
+  for (int i = 0; i < 8; ++i)
+    result |= static_cast<uint64_t>(clamp(byte_of(word, i, is_signed), range.lo, range.hi) & 255) << (8 * i);
+  return result;
+}
+
+// switch_code of every byte.
+MBQ_HD uint64_t switch_bytes(uint64_t word, Switch s) {
+  uint64_t result = 0;
+  for (int i = 0; i < 8; ++i) result |= static_cast<uint64_t>(switch_code(byte_of(word, i, true), s) & 255) << (8 * i);
+  return result;
+}
+
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
 // integer_shift: the shift stands for an integer, which NaN cannot.
 template <class T>

@@ -24,17 +24,18 @@ WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "
 NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 5}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
+MULTIPLES_OF_16 = ("cols", "inner", "count", "plane_bytes")
 
 
 def compile_kernel(kernel, types, constants, capability):
-    """`types` by argument name, pointers aligned to 16 bytes, `cols` and `inner` multiples of 16; the rest constant."""
+    """`types` by argument name, pointers aligned to 16 bytes, sizes multiples of 16; the rest constant."""
     names = kernel.arg_names
     attributes = {}
     for i, name in enumerate(names):
         members = types.get(name, ())
         single = isinstance(members, str)
         for path, kind in [((i,), members)] if single else [((i, j), m) for j, m in enumerate(members)]:
-            if kind[0] == "*" or name in ("cols", "inner"):
+            if kind.startswith("*") or name in MULTIPLES_OF_16:
                 attributes[path] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
                        constexprs={(names.index(name),): constants[name] for name in constants if name in names},

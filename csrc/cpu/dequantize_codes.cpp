@@ -52,9 +52,8 @@ Tensor dequantize_codes_forward(const Tensor& given_codes, const Tensor& given_s
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check(scale.numel() == layout.channels && scale.scalar_type() == wide && same_device(scale, codes), op,
         ": scale must have ", layout.channels, " elements and be float64 for float64 results, else float32");
-  dispatch_floats(op, dtype, [&](auto storage) {
-    dequantize<decltype(storage)>(codes, layout, scale, from_bits, to_low, out);
-  });
+  dispatch_floats(op, dtype,
+                  [&](auto storage) { dequantize<decltype(storage)>(codes, layout, scale, from_bits, to_low, out); });
   return out;
 }
 

@@ -70,11 +70,6 @@ Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
   return planes;
 }
 
-// Planes a switch to `bits` reads: half up decides by the highest bit it drops.
-int64_t planes_read(int64_t high_bits, int64_t bits, bool half_even) {
-  return half_even ? high_bits : std::min(bits + 1, high_bits);
-}
-
 Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_t bits, bool half_even,
                            std::vector<int64_t> shape) {
   const char* op = "from_planes";
@@ -84,9 +79,7 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   const Tensor planes = make_contiguous(given_planes);
   const CodeRows given(op, shape), rows = given.joined(kWord);
   const int64_t plane_bytes = given.rows * given.bytes(kWord), count = planes_read(high_bits, bits, half_even);
-  check(planes.dim() > 0 && count <= planes.size(0) && planes.size(0) <= high_bits &&
-            planes.numel() == planes.size(0) * plane_bytes,
-        op, ": planes must be ", count, " to ", high_bits, " of ", plane_bytes, " bytes");
+  check_planes(op, planes, plane_bytes, count, high_bits);
   const Tensor codes = torch::stable::new_empty(planes, shape, ScalarType::Char);
   const uint8_t* from = static_cast<const uint8_t*>(planes.const_data_ptr());
   uint8_t* to = static_cast<uint8_t*>(codes.mutable_data_ptr());
@@ -94,8 +87,7 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
     alignas(64) uint8_t high[kChunk];
     const uint8_t* sources[8];
-    for (int64_t p = 0; p < count; ++p)
-      sources[p] = from + p * plane_bytes + row * rows.bytes(kWord) + begin / kWord;
+    for (int64_t p = 0; p < count; ++p) sources[p] = from + p * plane_bytes + row * rows.bytes(kWord) + begin / kWord;
     run<JoinChunk>(static_cast<const uint8_t* const*>(sources), static_cast<uint8_t*>(high), n,
                    static_cast<int>(count));
     put(to + row * rows.n + begin, n, large,

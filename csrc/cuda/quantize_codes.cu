@@ -1,0 +1,32 @@
+// quantize_codes on CUDA: code = clamp(rint((x - offset) / scale), lo, hi), the codes of fake_quantize.
+#include "quantizer.cuh"
+
+namespace mbq {
+namespace {
+
+template <class T, class Code>
+void quantize(const Quantizers& q, const Tensor& codes) {
+  using Work = Job<QuantizeCodes, T, Code>;
+  const Launch launch(q.op, q.x);
+  launch_all(launch, forward_kernel<QuantizeCodes, T, Code, 1>,
+             std::vector<Work>{job_of<QuantizeCodes, T, Code>(q, {codes})},
+             [](const Work& job) { return blocks_of(job.walk); });
+}
+
+Tensor quantize_codes_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,
+                              bool is_signed, std::optional<int64_t> axis) {
+  const char* op = "quantize_codes";
+  const Quantizers q(op, x, axis, ranges_of(op, {bits}, is_signed), Rows(scale), Rows(offset));
+  const Tensor codes = allocate_like(q.x, is_signed ? ScalarType::Char : ScalarType::Byte);
+  q.check_against({codes});
+  dispatch_pair(op, x.scalar_type(), x.scalar_type(), [&](auto storage, auto) {
+    is_signed ? quantize<decltype(storage), int8_t>(q, codes) : quantize<decltype(storage), uint8_t>(q, codes);
+  });
+  return codes;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("quantize_codes_forward", TORCH_BOX(&quantize_codes_forward)); }
+
+}  // namespace mbq
