@@ -292,10 +292,10 @@ struct DequantizeCodes {
   Bounds<int> from;
   Switch to;
   T step;  // 2^D
-  MBQ_HD T value(T code, T scale, T) const {
-    const int kept = clamp(static_cast<int>(code), from.lo, from.hi);
-    return static_cast<T>(switch_code(kept, to)) * (scale * step);
+  MBQ_HD T value_of(int code, T scale) const {
+    return static_cast<T>(switch_code(clamp(code, from.lo, from.hi), to)) * (scale * step);
   }
+  MBQ_HD T value(T code, T scale, T) const { return value_of(static_cast<int>(code), scale); }
 };
 
 }  // namespace mbq

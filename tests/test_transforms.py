@@ -1,6 +1,7 @@
 """Every public op under opcheck, torch.compile, torch.export, torch.func, autocast and CUDA graphs."""
 
 import pytest
+import test_transforms_codes
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -41,7 +42,7 @@ def make(device, shape=(4, 33)):
 
 
 def test_every_op_is_here():
-    assert sorted(OPS) == sorted(ops())
+    assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
 
 
 RAW = {
@@ -115,7 +116,8 @@ def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
 def test_every_raw_operator_is_checked():
     from mbq_kernels._library import _raw_names
 
-    assert sorted(RAW) == sorted(name for names in _raw_names.values() for name in names)
+    every = sorted(name for names in _raw_names.values() for name in names)
+    assert sorted([*RAW, *test_transforms_codes.RAW]) == every
 
 
 @every_op

@@ -1,21 +1,24 @@
 // dequantize_codes on CUDA: x_hat = clamp(round(code_h / 2^D), lo, hi) * (scale * 2^D)
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2-3).
 #include "../codes.h"
+#include "codes.cuh"
 #include "quantizer.cuh"
 
 namespace mbq {
 namespace {
 
 template <class Out>
-__global__ void dequantize_codes_kernel(const __grid_constant__ Job<DequantizeCodes, int8_t, Out> job) {
+__global__ void dequantize_codes_kernel(const Walk walk, const bool aligned, const float* scale,
+                                        const DequantizeVisit<Out> given) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t task = job.walk.by_run ? thread / kWarpLanes : thread;
-  if (task >= job.walk.tasks) return;
-  Forward<DequantizeCodes, int8_t, Out> visit{job, job.walk.channel_of(task)};
-  if (job.walk.by_run) {
-    walk_run<kPack<int8_t, Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
+  const int64_t task = walk.by_run ? thread / kWarpLanes : thread;
+  if (task >= walk.tasks) return;
+  DequantizeVisit<Out> visit = given;
+  visit.scale = scale[walk.channel_of(task)];
+  if (walk.by_run) {
+    walk_run<16, 4>(walk, task, threadIdx.x % kWarpLanes, kWarpLanes, aligned, visit);
   } else {
-    walk_column(job.walk, task, visit);
+    walk_column(walk, task, visit);
   }
 }
 
@@ -31,13 +34,13 @@ Tensor dequantize_codes_forward(const Tensor& given_codes, const Tensor& given_s
         ": scale must have ", layout.channels, " elements, codes' device, and be float32");
   dispatch_pair(op, dtype, dtype, [&](auto storage, auto) {
     using Out = decltype(storage);
-    Job<DequantizeCodes, int8_t, Out> job{Walk(layout.outer, layout.channels, layout.inner),
-                                          on_16_bytes(codes) && on_16_bytes(out), 1};
-    job.quantizer[0] = {code_range(op, from_bits, true), to_low, static_cast<float>(1 << to_low.shift)};
-    job.scale[0] = static_cast<const float*>(scale.const_data_ptr());
-    job.x = static_cast<const int8_t*>(codes.const_data_ptr());
-    job.other[0] = static_cast<Out*>(out.mutable_data_ptr());
-    launch(dequantize_codes_kernel<Out>, blocks_of(job.walk), job);
+    const Walk walk(layout.outer, layout.channels, layout.inner);
+    const DequantizeVisit<Out> visit{static_cast<const int8_t*>(codes.const_data_ptr()),
+                                     static_cast<Out*>(out.mutable_data_ptr()),
+                                     {code_range(op, from_bits, true), to_low, static_cast<float>(1 << to_low.shift)},
+                                     0.0f};
+    launch(dequantize_codes_kernel<Out>, blocks_of(walk), walk, on_16_bytes(codes) && on_16_bytes(out),
+           static_cast<const float*>(scale.const_data_ptr()), visit);
   });
   return out;
 }
