@@ -183,9 +183,7 @@ MBQ_HD uint64_t from_fields(uint64_t fields, int bits, bool is_signed) {
 
 // `count` ones at the foot of every `lane` bits of a word.
 MBQ_HD uint64_t lane_mask(int lane, int count) {
-  uint64_t mask = (uint64_t{1} << count) - 1;
-  for (int filled = lane; filled < 64; filled *= 2) mask |= mask << filled;
-  return mask;
+  return ~uint64_t{0} / ((uint64_t{1} << lane) - 1) * ((uint64_t{1} << count) - 1);
 }
 
 // Fields of eight bytes side by side, the first byte's lowest: `bits` bytes, bits = 1, 2 or 4
@@ -201,6 +199,22 @@ MBQ_HD uint64_t spread_fields(uint64_t packed, int bits) {
   packed = (packed | packed << (16 - 2 * bits)) & lane_mask(16, 2 * bits);
   return (packed | packed << (8 - bits)) & lane_mask(8, bits);
 }
+
+// What the fields of eight codes are packed into.
+template <int bits>
+struct PackedWord {
+  using type = uint8_t;
+};
+template <>
+struct PackedWord<2> {
+  using type = uint16_t;
+};
+template <>
+struct PackedWord<4> {
+  using type = uint32_t;
+};
+template <int bits>
+using packed_word_t = typename PackedWord<bits>::type;
 
 // Bit i of byte p becomes bit p of byte i: codes to planes and back (Warren, Hacker's Delight, 7-3)
 MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
@@ -225,11 +239,27 @@ MBQ_HD uint64_t clamp_bytes(uint64_t word, Bounds<int> range, bool is_signed) {
   return result;
 }
 
-// switch_code of every byte.
-MBQ_HD uint64_t switch_bytes(uint64_t word, Switch s) {
-  uint64_t result = 0;
-  for (int i = 0; i < 8; ++i) result |= static_cast<uint64_t>(switch_code(byte_of(word, i, true), s) & 255) << (8 * i);
-  return result;
+// switch_code on planes, the most significant first, of any word: `count` planes become `bits`. A carry runs through
+// the planes that stay, from where the others round up and the code is not the highest.
+template <class Word>
+MBQ_HD void round_planes(Word* planes, int bits, int count, bool half_even) {
+  if (count == bits) return;
+  Word carry = planes[bits], highest = ~planes[0], above = planes[bits - 1];
+  for (int p = bits + 1; p < count; ++p) above |= planes[p];  // more than a tie, or a tie of an odd quotient
+  if (half_even) carry &= above;
+  for (int p = 1; p < bits; ++p) highest &= planes[p];
+  carry &= ~highest;
+  for (int p = bits - 1; p >= 0; --p) {
+    const Word sum = planes[p] ^ carry;
+    carry &= planes[p];
+    planes[p] = sum;
+  }
+}
+
+// Codes from words whose byte b is plane bits - 1 - b.
+MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits) {
+  const uint64_t fields = transpose_bits(planes);
+  return bits < 8 ? from_fields(fields, bits, true) : fields;
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.

@@ -38,11 +38,12 @@ def variants():
             yield f"unpack_codes {bits} {signed}", bits * words, 8 * words, unpack_codes_kernel, {
                 "packed_ptr": packed, "codes_ptr": "*i64", "count": "i32"}, constants
     planes = {"planes_ptr": "*u8", "codes_ptr": "*i64", "plane_bytes": "i32", "count": "i32"}
-    for count in (2, 5, 8):
-        yield f"to_planes {count}", 8 * words, count * words, to_planes_kernel, {
-            **planes, "lo": "i32", "hi": "i32"}, {"BITS": count, "WORDS": WORDS}
-        yield f"from_planes {count}", count * words, 8 * words, from_planes_kernel, {**planes, **SWITCH}, {
-            "PLANES": count, "WORDS": WORDS}
+    for bits in (2, 5, 8):
+        yield f"to_planes {bits}", 8 * words, bits * words, to_planes_kernel, {
+            **planes, "lo": "i32", "hi": "i32"}, {"BITS": bits, "WORDS": WORDS}
+        for count, half_even in ((min(bits + 1, 8), False), (8, True)):
+            yield f"from_planes {bits} {half_even}", count * words, 8 * words, from_planes_kernel, planes, {
+                "BITS": bits, "PLANES": count, "HALF_EVEN": half_even, "WORDS": WORDS}
 
 
 if __name__ == "__main__":

@@ -69,13 +69,20 @@ MBQ_PACKING(1, uint, false)
 MBQ_PACKING(2, uint, false)
 MBQ_PACKING(4, uint, false)
 
-// from_planes reads as many planes as its name says
-#define MBQ_PLANES(planes)                                                                 \
-  extern "C" void to_planes##planes(const Arguments* a) { words<SplitWords<planes>>(*a); } \
-  extern "C" void from_planes##planes(const Arguments* a) {                                \
-    words<JoinWords<planes>>(*a, switching(8, a->to_bits, a->half_even));                  \
-  }
+#define MBQ_PLANES(planes) \
+  extern "C" void to_planes##planes(const Arguments* a) { words<SplitWords<planes>>(*a); }
 MBQ_PLANES(2)
 MBQ_PLANES(3)
 MBQ_PLANES(5)
 MBQ_PLANES(8)
+
+// by the bits of the codes and the planes that are read
+#define MBQ_CODES(bits, planes) \
+  extern "C" void from_planes##bits##planes(const Arguments* a) { words<JoinWords<bits, planes>>(*a, a->half_even); }
+MBQ_CODES(2, 2)
+MBQ_CODES(2, 3)
+MBQ_CODES(2, 8)
+MBQ_CODES(3, 5)
+MBQ_CODES(5, 5)
+MBQ_CODES(7, 8)
+MBQ_CODES(8, 8)

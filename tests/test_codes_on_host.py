@@ -81,12 +81,21 @@ def test_packing(host, rows, bits, signed, threads, aligned):
 @blocks
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_planes(host, rows, bits, threads, aligned):
+def test_to_planes(host, rows, bits, threads, aligned):
     common = dict(threads=threads, aligned=aligned and rows[0] == 1)
     codes, shape = oracles.random_codes(rows, bits), (rows[0], 1, rows[1])
     wanted = oracles.planes_of(codes, bits)
     assert torch.equal(call(host, f"to_planes{bits}", codes, shape, torch.uint8, wanted.shape, **common), wanted)
-    for low in range(2, bits + 1):
-        back = call(host, f"from_planes{bits}", wanted, shape, torch.int8, rows, bits=(8, low), half_even=False,
-                    **common)
-        assert torch.equal(back, oracles.switched_all(codes, bits, low, "half_up"))
+
+
+@blocks
+@pytest.mark.parametrize("half_even", [True, False])
+@pytest.mark.parametrize("bits, planes", [(2, 2), (2, 3), (2, 8), (3, 5), (5, 5), (7, 8), (8, 8)])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_from_planes(host, rows, bits, planes, half_even, threads, aligned):
+    common = dict(threads=threads, aligned=aligned and rows[0] == 1)
+    codes, rounding = oracles.random_codes(rows, planes), "half_even" if half_even else "half_up"
+    source = oracles.planes_of(codes, planes)
+    back = call(host, f"from_planes{bits}{planes}", source, (rows[0], 1, rows[1]), torch.int8, rows,
+                half_even=half_even, **common)
+    assert torch.equal(back, oracles.switched_all(codes, planes, bits, rounding))

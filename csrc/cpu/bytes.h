@@ -8,7 +8,8 @@
 
 namespace mbq {
 
-constexpr int64_t kChunk = 8192;              // codes taken at a time: they and their result stay in the cache
+constexpr int64_t kChunk = 8192;  // codes taken at a time: they and their result stay in the cache
+constexpr int64_t kChunkWords = kChunk / kWord;
 constexpr int64_t kCodesPerThread = 1 << 17;  // worth a thread
 
 // body(row, begin, count) for all chunks of all rows.
@@ -26,13 +27,9 @@ void for_each_chunk(const CodeRows& codes, const Body& body) {
   });
 }
 
-// Lets `fill` make `bytes` bytes, at most kChunk, where they belong; those of a large result go past the cache.
-template <class Fill>
-void put(uint8_t* to, int64_t bytes, bool past_cache, const Fill& fill) {
-  if (!past_cache) return fill(to);
-  alignas(64) uint8_t made[kChunk];
-  fill(made);
-  stream(made, to, bytes);
+// A piece of a result from the cache to its place; of a large result past the cache.
+inline void deliver(const void* made, uint8_t* to, int64_t bytes, bool past_cache) {
+  past_cache ? stream(made, to, bytes) : static_cast<void>(std::memcpy(to, made, bytes));
 }
 
 inline bool is_large(int64_t bytes) { return kHasStreams && bytes > kCacheBytes; }

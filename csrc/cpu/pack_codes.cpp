@@ -6,42 +6,24 @@ namespace {
 
 constexpr int64_t per_byte(int bits) { return 8 / bits; }
 
-// Eight codes become `bits` bytes; what a row lacks of its last eight counts as fields of 0.
+// Eight codes a word, and the word of `bits` bytes that they are packed into.
 template <int bits, bool is_signed>
 struct PackChunk {
   static constexpr bool kSigned = is_signed;
-  MBQ_HD void operator()(const uint8_t* __restrict codes, uint8_t* __restrict to, int64_t n) const {
-    const int64_t whole = n / kWord, left = n % kWord;
-    for (int64_t i = 0; i < whole; ++i) {
-      uint64_t word;
-      std::memcpy(&word, codes + i * kWord, kWord);
-      word = gather_fields(to_fields(word, bits, is_signed), bits);
-      std::memcpy(to + i * bits, &word, bits);
-    }
-    if (left == 0) return;
-    uint64_t word = 0;
-    std::memcpy(&word, codes + whole * kWord, left);
-    word = gather_fields(to_fields(word, bits, is_signed) & ((uint64_t{1} << 8 * left) - 1), bits);
-    std::memcpy(to + whole * bits, &word, (left + per_byte(bits) - 1) / per_byte(bits));
+  static constexpr uint64_t kFill = is_signed && bits == 1 ? ~uint64_t{0} : 0;  // codes whose fields are 0
+  using Packed = packed_word_t<bits>;
+  MBQ_HD void operator()(const uint64_t* __restrict codes, Packed* __restrict packed, int64_t words) const {
+    for (int64_t i = 0; i < words; ++i)
+      packed[i] = static_cast<Packed>(gather_fields(to_fields(codes[i], bits, is_signed), bits));
   }
 };
 
 template <int bits, bool is_signed>
 struct UnpackChunk {
   static constexpr bool kSigned = is_signed;
-  MBQ_HD void operator()(const uint8_t* __restrict packed, uint8_t* __restrict to, int64_t n) const {
-    const int64_t whole = n / kWord, left = n % kWord;
-    for (int64_t i = 0; i < whole; ++i) {
-      uint64_t word = 0;
-      std::memcpy(&word, packed + i * bits, bits);
-      word = from_fields(spread_fields(word, bits), bits, is_signed);
-      std::memcpy(to + i * kWord, &word, kWord);
-    }
-    if (left == 0) return;
-    uint64_t word = 0;
-    std::memcpy(&word, packed + whole * bits, (left + per_byte(bits) - 1) / per_byte(bits));
-    word = from_fields(spread_fields(word, bits), bits, is_signed);
-    std::memcpy(to + whole * kWord, &word, left);
+  using Packed = packed_word_t<bits>;
+  MBQ_HD void operator()(const Packed* __restrict packed, uint64_t* __restrict codes, int64_t words) const {
+    for (int64_t i = 0; i < words; ++i) codes[i] = from_fields(spread_fields(packed[i], bits), bits, is_signed);
   }
 };
 
@@ -71,8 +53,13 @@ Tensor pack_codes_forward(const Tensor& given_codes, int64_t bits, bool is_signe
     for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
       const uint8_t* source = from + row * rows.n + begin;
       range.see(reinterpret_cast<const Code*>(source), n);
-      put(to + row * rows.bytes(per) + begin / per, (n + per - 1) / per, large,
-          [&](uint8_t* at) { run<decltype(chunk)>(source, at, n); });
+      alignas(64) uint64_t words[kChunkWords];
+      alignas(64) typename decltype(chunk)::Packed made[kChunkWords];
+      words[(n - 1) / kWord] = decltype(chunk)::kFill;
+      std::memcpy(words, source, n);
+      run<decltype(chunk)>(static_cast<const uint64_t*>(words), static_cast<typename decltype(chunk)::Packed*>(made),
+                           (n + kWord - 1) / kWord);
+      deliver(made, to + row * rows.bytes(per) + begin / per, (n + per - 1) / per, large);
     });
     range.finish(reinterpret_cast<const Code*>(from), codes.numel());
   });
@@ -94,8 +81,12 @@ Tensor unpack_codes_forward(const Tensor& given_packed, int64_t bits, bool is_si
     uint8_t* to = static_cast<uint8_t*>(codes.mutable_data_ptr());
     const bool large = is_large(codes.numel());
     for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
-      put(to + row * rows.n + begin, n, large,
-          [&](uint8_t* at) { run<decltype(chunk)>(from + row * rows.bytes(per) + begin / per, at, n); });
+      alignas(64) typename decltype(chunk)::Packed words[kChunkWords];
+      alignas(64) uint64_t made[kChunkWords];
+      std::memcpy(words, from + row * rows.bytes(per) + begin / per, (n + per - 1) / per);
+      run<decltype(chunk)>(static_cast<const typename decltype(chunk)::Packed*>(words), static_cast<uint64_t*>(made),
+                           (n + kWord - 1) / kWord);
+      deliver(made, to + row * rows.n + begin, n, large);
     });
   });
   return codes;

@@ -1,46 +1,64 @@
 // to_planes and from_planes on the CPU: plane p holds bit (bits - 1 - p) of every code, eight codes a byte.
 #include "bytes.h"
-#include "switch_codes.h"
 
 namespace mbq {
 namespace {
 
-// A byte for every plane of eight codes; what a row lacks of its last eight counts as 0.
+using Planes = uint8_t[8][kChunkWords];
+using PlaneBlock = uint64_t __attribute__((vector_size(64)));
+
+// Words of eight codes become a byte for every plane.
 struct SplitChunk {
-  MBQ_HD void operator()(const uint8_t* __restrict codes, uint8_t* const* planes, int64_t n, int planes_count) const {
-    const int64_t whole = n / kWord, left = n % kWord;
-    alignas(64) uint64_t words[kChunk / kWord + 1];
-    for (int64_t i = 0; i < whole; ++i) {
-      std::memcpy(&words[i], codes + i * kWord, kWord);
-      words[i] = transpose_bits(words[i]);
-    }
-    if (left > 0) {
-      words[whole] = 0;
-      std::memcpy(&words[whole], codes + whole * kWord, left);
-      words[whole] = transpose_bits(words[whole]);
-    }
-    for (int p = 0; p < planes_count; ++p) {
-      uint8_t* __restrict plane = planes[p];
-      const int bit = 8 * (planes_count - 1 - p);
-      for (int64_t i = 0; i < whole + (left > 0); ++i) plane[i] = static_cast<uint8_t>(words[i] >> bit);
+  MBQ_HD void operator()(uint64_t* __restrict words, uint8_t (*__restrict planes)[kChunkWords], int64_t count,
+                         int bits) const {
+    for (int64_t i = 0; i < count; ++i) words[i] = transpose_bits(words[i]);
+    for (int p = 0; p < bits; ++p)
+      for (int64_t i = 0; i < count; ++i) planes[p][i] = static_cast<uint8_t>(words[i] >> 8 * (bits - 1 - p));
+  }
+};
+
+struct RoundChunk {
+  MBQ_HD void operator()(uint8_t (*planes)[kChunkWords], int64_t bytes, int bits, int count, bool half_even) const {
+    for (int64_t i = 0; i < bytes; i += sizeof(PlaneBlock)) {
+      PlaneBlock blocks[8];
+      for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], &planes[p][i], sizeof(PlaneBlock));
+      round_planes(blocks, bits, count, half_even);
+      for (int p = 0; p < bits; ++p) std::memcpy(&planes[p][i], &blocks[p], sizeof(PlaneBlock));
     }
   }
 };
 
-// Codes times 2^(8 - bits) from their first `count` planes: planes that are not read count as 0.
+template <int bits>
 struct JoinChunk {
-  MBQ_HD void operator()(const uint8_t* const* planes, uint8_t* __restrict codes, int64_t n, int count) const {
-    const int64_t whole = (n + kWord - 1) / kWord;
-    alignas(64) uint64_t words[kChunk / kWord];
-    for (int64_t i = 0; i < whole; ++i) words[i] = 0;
-    for (int p = 0; p < count; ++p) {
-      const uint8_t* __restrict plane = planes[p];
-      for (int64_t i = 0; i < whole; ++i) words[i] |= static_cast<uint64_t>(plane[i]) << 8 * (7 - p);
+  MBQ_HD void operator()(const uint8_t (*__restrict planes)[kChunkWords], uint64_t* __restrict codes,
+                         int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      uint64_t word = 0;
+#pragma GCC unroll 8
+      for (int p = 0; p < bits; ++p) word |= static_cast<uint64_t>(planes[p][i]) << 8 * (bits - 1 - p);
+      codes[i] = codes_of_planes(word, bits);
     }
-    for (int64_t i = 0; i < whole; ++i) words[i] = transpose_bits(words[i]);
-    std::memcpy(codes, words, n);
   }
 };
+
+void join(const uint8_t (*planes)[kChunkWords], uint64_t* codes, int64_t count, int64_t bits) {
+  switch (bits) {
+    case 2:
+      return run<JoinChunk<2>>(planes, codes, count);
+    case 3:
+      return run<JoinChunk<3>>(planes, codes, count);
+    case 4:
+      return run<JoinChunk<4>>(planes, codes, count);
+    case 5:
+      return run<JoinChunk<5>>(planes, codes, count);
+    case 6:
+      return run<JoinChunk<6>>(planes, codes, count);
+    case 7:
+      return run<JoinChunk<7>>(planes, codes, count);
+    default:
+      return run<JoinChunk<8>>(planes, codes, count);
+  }
+}
 
 Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
   const char* op = "to_planes";
@@ -59,12 +77,13 @@ Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
     const int8_t* source = from + row * rows.n + begin;
     range.see(source, n);
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
-    alignas(64) uint8_t made[8][kChunk / kWord];
-    uint8_t* targets[8];
-    for (int64_t p = 0; p < bits; ++p) targets[p] = large ? made[p] : to + p * plane_bytes + offset;
-    run<SplitChunk>(reinterpret_cast<const uint8_t*>(source), static_cast<uint8_t* const*>(targets), n,
+    alignas(64) uint64_t words[kChunkWords];
+    alignas(64) Planes made;
+    words[bytes - 1] = 0;
+    std::memcpy(words, source, n);
+    run<SplitChunk>(static_cast<uint64_t*>(words), static_cast<uint8_t (*)[kChunkWords]>(made), bytes,
                     static_cast<int>(bits));
-    for (int64_t p = 0; large && p < bits; ++p) stream(made[p], to + p * plane_bytes + offset, bytes);
+    for (int64_t p = 0; p < bits; ++p) deliver(made[p], to + p * plane_bytes + offset, bytes, large);
   });
   range.finish(from, codes.numel());
   return planes;
@@ -75,7 +94,6 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   const char* op = "from_planes";
   check_bytes(op, "planes", given_planes);
   checked_switch(op, high_bits, bits, half_even);
-  const Switch to_low = switching(8, bits, half_even);  // JoinChunk gives codes of 8 bits
   const Tensor planes = make_contiguous(given_planes);
   const CodeRows given(op, shape), rows = given.joined(kWord);
   const int64_t plane_bytes = given.rows * given.bytes(kWord), count = planes_read(high_bits, bits, half_even);
@@ -85,13 +103,15 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   uint8_t* to = static_cast<uint8_t*>(codes.mutable_data_ptr());
   const bool large = is_large(codes.numel());
   for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
-    alignas(64) uint8_t high[kChunk];
-    const uint8_t* sources[8];
-    for (int64_t p = 0; p < count; ++p) sources[p] = from + p * plane_bytes + row * rows.bytes(kWord) + begin / kWord;
-    run<JoinChunk>(static_cast<const uint8_t* const*>(sources), static_cast<uint8_t*>(high), n,
-                   static_cast<int>(count));
-    put(to + row * rows.n + begin, n, large,
-        [&](uint8_t* at) { switch_codes(reinterpret_cast<const int8_t*>(high), at, n, to_low); });
+    const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
+    alignas(64) Planes read;
+    alignas(64) uint64_t made[kChunkWords];
+    for (int64_t p = 0; p < count; ++p) std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
+    if (count > bits)
+      run<RoundChunk>(static_cast<uint8_t (*)[kChunkWords]>(read), bytes, static_cast<int>(bits),
+                      static_cast<int>(count), half_even);
+    join(read, made, bytes, bits);
+    deliver(made, to + row * rows.n + begin, n, large);
   });
   return codes;
 }

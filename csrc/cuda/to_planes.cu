@@ -41,10 +41,12 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   check_planes(op, planes, bytes, read, high_bits);
   const Tensor codes = torch::stable::new_empty(planes, shape, ScalarType::Char);
   const Words words = words_of_planes(rows, codes, planes);
-  dispatch_bits<2, 3, 4, 5, 6, 7, 8>(op, read, [&](auto count) {
-    launch_words(launch,
-                 JoinWords<count()>{words, static_cast<const uint8_t*>(planes.const_data_ptr()),
-                                    static_cast<uint8_t*>(codes.mutable_data_ptr()), switching(8, bits, half_even)});
+  dispatch_bits<2, 3, 4, 5, 6, 7, 8>(op, bits, [&](auto low) {
+    dispatch_bits<2, 3, 4, 5, 6, 7, 8>(op, read, [&](auto count) {
+      if constexpr (low() <= count())
+        launch_words(launch, JoinWords<low(), count()>{words, static_cast<const uint8_t*>(planes.const_data_ptr()),
+                                                       static_cast<uint8_t*>(codes.mutable_data_ptr()), half_even});
+    });
   });
   return codes;
 }

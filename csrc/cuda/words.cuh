@@ -46,20 +46,6 @@ MBQ_HD void walk_words(const Words& words, int64_t block, int thread, int thread
   for (int64_t word = begin + thread; word < last; word += threads) body.one(word);
 }
 
-// What the fields of eight codes are packed into.
-template <int bits>
-struct PackedWord {
-  using type = uint8_t;
-};
-template <>
-struct PackedWord<2> {
-  using type = uint16_t;
-};
-template <>
-struct PackedWord<4> {
-  using type = uint32_t;
-};
-
 template <int bits, bool is_signed>
 struct PackWords {
   static constexpr int kBits = bits;
@@ -74,7 +60,7 @@ struct PackWords {
   }
 
   MBQ_HD void many(int64_t word) const {
-    using Packed = typename PackedWord<bits>::type;
+    using Packed = packed_word_t<bits>;
     const Pack<uint64_t, kWords> codes = load<uint64_t, kWords>(reinterpret_cast<const uint64_t*>(from) + word);
     Pack<Packed, kWords> out;
 #pragma unroll
@@ -102,7 +88,7 @@ struct UnpackWords {
   MBQ_HD static uint64_t codes(uint64_t packed) { return from_fields(spread_fields(packed, bits), bits, is_signed); }
 
   MBQ_HD void many(int64_t word) const {
-    using Packed = typename PackedWord<bits>::type;
+    using Packed = packed_word_t<bits>;
     const Pack<Packed, kWords> packed = load<Packed, kWords>(reinterpret_cast<const Packed*>(from) + word);
     Pack<uint64_t, kWords> out;
 #pragma unroll
@@ -150,31 +136,45 @@ struct SplitWords {
   }
 };
 
-// Codes of 8 bits whose bit 7 - p is plane p, those that are not read 0, switched.
-template <int planes>
+// Codes of `bits` bits from as many planes, or from more that are rounded.
+template <int bits, int planes>
 struct JoinWords {
   Words words;
   const uint8_t* from;
   uint8_t* to;
-  Switch low;
+  bool half_even;
+
+  // Byte `byte` of every plane, and what its eight codes are.
+  MBQ_HD static uint64_t codes(const uint64_t* rounded, int byte) {
+    uint64_t word = 0;
+#pragma unroll
+    for (int p = 0; p < bits; ++p) word |= (rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
+    return codes_of_planes(word, bits);
+  }
 
   MBQ_HD void many(int64_t word) const {
-    Pack<uint64_t, kWords> codes = {};
+    Pack<uint64_t, 2> plane[planes];
 #pragma unroll
-    for (int p = 0; p < planes; ++p) {
-      const Pack<uint8_t, kWords> plane = load<uint8_t, kWords>(from + p * words.count() + word);
+    for (int p = 0; p < planes; ++p)
+      plane[p] = load<uint64_t, 2>(reinterpret_cast<const uint64_t*>(from + p * words.count() + word));
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) codes.at[w] |= static_cast<uint64_t>(plane.at[w]) << (8 * (7 - p));
+    for (int half = 0; half < 2; ++half) {
+      uint64_t rounded[planes];
+#pragma unroll
+      for (int p = 0; p < planes; ++p) rounded[p] = plane[p].at[half];
+      round_planes(rounded, bits, planes, half_even);
+      Pack<uint64_t, kWords / 2> out;
+#pragma unroll
+      for (int w = 0; w < kWords / 2; ++w) out.at[w] = codes(rounded, w);
+      store(reinterpret_cast<uint64_t*>(to) + word + half * kWords / 2, out);
     }
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) codes.at[w] = switch_bytes(transpose_bits(codes.at[w]), low);
-    store(reinterpret_cast<uint64_t*>(to) + word, codes);
   }
 
   MBQ_HD void one(int64_t word) const {
-    uint64_t bits = 0;
-    for (int p = 0; p < planes; ++p) bits |= static_cast<uint64_t>(from[p * words.count() + word]) << (8 * (7 - p));
-    write_bytes(to + words.first_code(word), switch_bytes(transpose_bits(bits), low), words.codes_in(word));
+    uint64_t rounded[planes];
+    for (int p = 0; p < planes; ++p) rounded[p] = from[p * words.count() + word];
+    round_planes(rounded, bits, planes, half_even);
+    write_bytes(to + words.first_code(word), codes(rounded, 0), words.codes_in(word));
   }
 };
 

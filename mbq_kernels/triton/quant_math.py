@@ -170,13 +170,23 @@ def clamp_bytes(words, lo, hi, SIGNED: tl.constexpr):
 
 
 @triton.jit
-def switch_bytes(words, shift, bias, odd, lo, hi):
-    """switch_code of every byte"""
-    result = tl.zeros_like(words)
-    for i in tl.static_range(8):
-        code = switch_code(byte_of(words, i, True), shift, bias, odd, lo, hi)
-        result |= (code & 255).to(tl.uint64) << (8 * i)
-    return result
+def round_planes(planes, BITS: tl.constexpr, HALF_EVEN: tl.constexpr):
+    """switch_code on a tuple of planes of bytes, the most significant first; BITS planes, the least significant first"""
+    carry = planes[BITS]
+    above = planes[BITS - 1]
+    highest = planes[0] ^ 255
+    for p in tl.static_range(BITS + 1, len(planes)):
+        above |= planes[p]  # more than a tie, or a tie of an odd quotient
+    if HALF_EVEN:
+        carry &= above
+    for p in tl.static_range(1, BITS):
+        highest &= planes[p]
+    carry &= highest ^ 255
+    rounded = ()
+    for i in tl.static_range(BITS):
+        rounded = (*rounded, planes[BITS - 1 - i] ^ carry)
+        carry &= planes[BITS - 1 - i]
+    return rounded
 
 
 @triton.jit

@@ -4,9 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.quant_math import bounds, switching
+from ..reference.quant_math import bounds
 from .bytes import from_words, launch, to_words, word_offsets
-from .quant_math import clamp_bytes, switch_bytes, transpose_bits
+from .quant_math import clamp_bytes, from_fields, round_planes, transpose_bits
 
 
 @triton.jit
@@ -22,15 +22,23 @@ def to_planes_kernel(codes_ptr, planes_ptr, plane_bytes, count, lo, hi, BITS: tl
 
 
 @triton.jit
-def from_planes_kernel(planes_ptr, codes_ptr, plane_bytes, count, shift, bias, odd, lo, hi, PLANES: tl.constexpr,
-                       WORDS: tl.constexpr):
-    """code = clamp(round(joined / 2^shift), lo, hi), joined: plane p is bit 7 - p of 8, what is not read is 0"""
+def from_planes_kernel(planes_ptr, codes_ptr, plane_bytes, count, BITS: tl.constexpr, PLANES: tl.constexpr,
+                       HALF_EVEN: tl.constexpr, WORDS: tl.constexpr):
+    """eight codes = byte of BITS planes, or of more that are rounded"""
     offsets, mask = word_offsets(count, WORDS)
-    words = tl.zeros([WORDS], tl.uint64)
+    planes = ()
     for p in tl.static_range(PLANES):
-        byte = tl.load(planes_ptr + p * plane_bytes + offsets, mask=mask, other=0)
-        words |= byte.to(tl.uint64) << (8 * (7 - p))
-    codes = switch_bytes(transpose_bits(words), shift, bias, odd, lo, hi)
+        planes = (*planes, tl.load(planes_ptr + p * plane_bytes + offsets, mask=mask, other=0))
+    if PLANES > BITS:
+        low_first = round_planes(planes, BITS, HALF_EVEN)
+    else:
+        low_first = planes[::-1]
+    words = tl.zeros([WORDS], tl.uint64)
+    for b in tl.static_range(BITS):
+        words |= low_first[b].to(tl.uint64) << (8 * b)
+    codes = transpose_bits(words)
+    if BITS < 8:
+        codes = from_fields(codes, BITS, True)
     tl.store(codes_ptr + offsets, codes.to(tl.int64, bitcast=True), mask=mask)
 
 
@@ -47,7 +55,6 @@ def from_planes_forward(planes, high_bits, bits, half_even, shape):
     count = high_bits if half_even else min(bits + 1, high_bits)
     planes = planes[:count].contiguous()
     codes = planes.new_empty(planes.numel() // count, dtype=torch.int64)
-    shift, bias, odd, lo, hi = switching(8, bits, half_even)
     launch(from_planes_kernel, planes, codes.numel(), planes_ptr=planes, codes_ptr=codes, plane_bytes=codes.numel(),
-           shift=shift, bias=bias, odd=odd, lo=lo, hi=hi, PLANES=count)
+           BITS=bits, PLANES=count, HALF_EVEN=half_even)
     return from_words(codes, torch.int8, shape)
