@@ -171,7 +171,7 @@ def clamp_bytes(words, lo, hi, SIGNED: tl.constexpr):
 
 @triton.jit
 def round_planes(planes, BITS: tl.constexpr, HALF_EVEN: tl.constexpr):
-    """switch_code on a tuple of planes of bytes, the most significant first; BITS planes, the least significant first"""
+    """switch_code on a tuple of planes of bytes, the most significant first: more than BITS become BITS"""
     carry = planes[BITS]
     above = planes[BITS - 1]
     highest = planes[0] ^ 255
@@ -184,7 +184,7 @@ def round_planes(planes, BITS: tl.constexpr, HALF_EVEN: tl.constexpr):
     carry &= highest ^ 255
     rounded = ()
     for i in tl.static_range(BITS):
-        rounded = (*rounded, planes[BITS - 1 - i] ^ carry)
+        rounded = (planes[BITS - 1 - i] ^ carry,) + rounded
         carry &= planes[BITS - 1 - i]
     return rounded
 

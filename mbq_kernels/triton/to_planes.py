@@ -28,14 +28,12 @@ def from_planes_kernel(planes_ptr, codes_ptr, plane_bytes, count, BITS: tl.const
     offsets, mask = word_offsets(count, WORDS)
     planes = ()
     for p in tl.static_range(PLANES):
-        planes = (*planes, tl.load(planes_ptr + p * plane_bytes + offsets, mask=mask, other=0))
+        planes = planes + (tl.load(planes_ptr + p * plane_bytes + offsets, mask=mask, other=0),)
     if PLANES > BITS:
-        low_first = round_planes(planes, BITS, HALF_EVEN)
-    else:
-        low_first = planes[::-1]
+        planes = round_planes(planes, BITS, HALF_EVEN)
     words = tl.zeros([WORDS], tl.uint64)
-    for b in tl.static_range(BITS):
-        words |= low_first[b].to(tl.uint64) << (8 * b)
+    for p in tl.static_range(BITS):
+        words |= planes[p].to(tl.uint64) << (8 * (BITS - 1 - p))
     codes = transpose_bits(words)
     if BITS < 8:
         codes = from_fields(codes, BITS, True)
