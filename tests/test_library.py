@@ -25,7 +25,7 @@ def test_compiled_library_is_the_default_on_the_cpu():
 
 
 def test_backends_rejects_unknown_names():
-    with pytest.raises(ValueError, match="backends: op must be one of fake_quantize.*got 'quantise'"):
+    with pytest.raises(ValueError, match="backends: op must be one of .*fake_quantize.*got 'quantise'"):
         mbq.backends("quantise")
     with pytest.raises(ValueError, match="backends: device must be 'cpu' or 'cuda', got 'tpu'"):
         mbq.backends("fake_quantize", "tpu")
@@ -53,7 +53,7 @@ def test_use_backend_rejects_what_cannot_run():
         with mbq.use_backend("gpu"):
             pass
     if "cuda" not in mbq.backends("fake_quantize", "cuda"):
-        with pytest.raises(mbq.BackendError, match="use_backend: cuda cannot run fake_quantize here"):
+        with pytest.raises(mbq.BackendError, match=r"use_backend: cuda cannot run \w+ here"):
             with mbq.use_backend("cuda"):
                 pass
 
