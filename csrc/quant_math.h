@@ -316,14 +316,14 @@ struct QuantizeCodes {
   }
 };
 
-// x_hat = code_l * (scale * 2^D) from a code of `from`, where those on CUDA are cut off that are outside
+// x_hat = (code_l * 2^D) * scale, as double_decode has it, from a code of `from`; on CUDA one outside is cut off.
 template <class T>
 struct DequantizeCodes {
   Bounds<int> from;
   Switch to;
   T step;  // 2^D
   MBQ_HD T value_of(int code, T scale) const {
-    return static_cast<T>(switch_code(clamp(code, from.lo, from.hi), to)) * (scale * step);
+    return static_cast<T>(switch_code(clamp(code, from.lo, from.hi), to)) * step * scale;
   }
   MBQ_HD T value(T code, T scale, T) const { return value_of(static_cast<int>(code), scale); }
 };

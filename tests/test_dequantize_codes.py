@@ -1,4 +1,4 @@
-"""dequantize_codes: switch and dequantize in one pass, bit for bit code_l * (scale * 2^D)."""
+"""dequantize_codes: switch and dequantize in one pass, bit for bit (code_l * 2^D) * scale."""
 
 import oracles
 import pytest

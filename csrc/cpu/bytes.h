@@ -5,6 +5,7 @@
 
 #include "../codes.h"
 #include "block.h"
+#include "storage.h"
 
 namespace mbq {
 

@@ -1,4 +1,4 @@
-// dequantize_codes on the CPU: x_hat = clamp(round(code_h / 2^D), lo, hi) * (scale * 2^D)
+// dequantize_codes on the CPU: x_hat = clamp(round(code_h / 2^D), lo, hi) * 2^D * scale
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2-3).
 #include "bytes.h"
 #include "quantizer.h"

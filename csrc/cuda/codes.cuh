@@ -28,7 +28,7 @@ struct SwitchCodes {
   }
 };
 
-// out = clamp(round(code / 2^D), lo, hi) * (scale * 2^D); results leave 16 bytes at a time, which keeps them together.
+// out = clamp(round(code / 2^D), lo, hi) * 2^D * scale; results leave 16 bytes at a time, which keeps them together.
 template <class Out>
 struct DequantizeVisit {
   const int8_t* codes;

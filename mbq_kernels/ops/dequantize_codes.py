@@ -20,7 +20,7 @@ _forward = define(NAME, "dequantize_codes_forward",
 def dequantize_codes(codes, scale, *, from_bits=8, to_bits, axis=None, dtype=torch.float32, rounding="half_even"):
     """Switch signed codes to `to_bits` bits and return the real values they then stand for, in one pass.
 
-    x_hat = code_l * (scale * 2^D), code_l = clamp(round(code / 2^D), lo, hi), D = from_bits - to_bits; float32
+    x_hat = (code_l * 2^D) * scale, code_l = clamp(round(code / 2^D), lo, hi), D = from_bits - to_bits; float32
     arithmetic, rounded once to `dtype`: bit for bit the weights that double_round trained.
 
     Args:
@@ -42,7 +42,7 @@ def dequantize_codes(codes, scale, *, from_bits=8, to_bits, axis=None, dtype=tor
         gradient. RuntimeError, on the CPU: scale not finite and > 0, a code out of range.
 
     Equivalent to:
-        switch_bits(codes, from_bits=from_bits, to_bits=to_bits) * (scale * 2**(from_bits - to_bits))
+        switch_bits(codes, from_bits=from_bits, to_bits=to_bits) * 2**(from_bits - to_bits) * scale
 
     Reference: Huang et al., 2025, arXiv 2502.01199, eq. 2-3.
     """

@@ -13,12 +13,12 @@ from .quant_math import clamp, switch_code, to_storage
 def dequantize_codes_kernel(codes_ptr, out_ptr, scale_ptr, from_lo, from_hi, shift, bias, odd, lo, hi, step, rows, cols,
                             col_tiles, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                             BLOCK_COLS: tl.constexpr):
-    """out = clamp(round(code / 2^shift), lo, hi) * (scale * 2^shift)"""
+    """out = clamp(round(code / 2^shift), lo, hi) * 2^shift * scale"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    scale = _parameter(scale_ptr, 0, channels, channel, exists, 1.0, BY_ROW)
+    scale = _parameter(scale_ptr, 0, channel, exists, 1.0, BY_ROW)
     code = clamp(tl.load(codes_ptr + offsets, mask=mask, other=0).to(tl.int32), from_lo, from_hi)
-    value = switch_code(code, shift, bias, odd, lo, hi).to(tl.float32) * (scale * step)
+    value = switch_code(code, shift, bias, odd, lo, hi).to(tl.float32) * step * scale
     tl.store(out_ptr + offsets, to_storage(value, out_ptr.dtype.element_ty), mask=mask)
 
 
