@@ -1,0 +1,105 @@
+// What is done to one block of codes: reading, checking, switching, writing. It stays in the first-level cache.
+#pragma once
+
+#include "layout.h"
+#include "switch_code.h"
+
+namespace mbq {
+
+constexpr int64_t kBlock = 4096;  // a multiple of 8: blocks of a row begin with a byte in every layout
+
+struct alignas(64) Codes {
+  int8_t values[kBlock];
+  uint64_t* words() { return reinterpret_cast<uint64_t*>(values); }
+};
+
+// Codes of the bit-width that is asked for: clamp(round(code / 2^shift), .., top).
+struct Switch {
+  int shift;
+  Rounding rounding;
+  int top;
+};
+
+template <Rounding rounding>
+struct SwitchCodes {
+  MBQ_HD void operator()(const int8_t* from, int8_t* to, Switch rule, int64_t n) const {
+    const int16_t top = static_cast<int16_t>(rule.top);
+    for (int64_t i = 0; i < n; ++i) {
+      const int16_t code = switch_code<int16_t>(from[i], rule.shift, rounding);
+      to[i] = static_cast<int8_t>(code > top ? top : code);
+    }
+  }
+};
+
+// *outside = whether a code is not in [lo, hi]; without_zero: nor is zero allowed, as between -1 and +1.
+struct CheckCodes {
+  MBQ_HD void operator()(const int8_t* codes, int8_t lo, int8_t hi, bool without_zero, bool* outside, int64_t n) const {
+    int8_t wrong = 0;
+    for (int64_t i = 0; i < n; ++i) wrong |= (codes[i] < lo) | (codes[i] > hi) | (without_zero & (codes[i] == 0));
+    *outside = wrong != 0;
+  }
+};
+
+// x_hat = code * scale + offset
+template <class Code>
+struct Decode {
+  MBQ_HD void operator()(const Code* __restrict codes, float scale, float offset, float* __restrict out,
+                         int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) out[i] = decode(static_cast<float>(codes[i]), scale, offset);
+  }
+};
+
+// n codes from (row, column) on: where they lie, or unpacked into `codes`.
+inline const int8_t* read_block(const Matrix<const uint8_t>& from, int64_t row, int64_t column, int64_t n,
+                                Codes& codes) {
+  const uint8_t* source = from.at(row, column);
+  if (from.layout == Layout::codes) return reinterpret_cast<const int8_t*>(source);
+  if (from.layout == Layout::planes)
+    with_constant<1, 2, 3, 4, 5, 6, 7, 8>(from.bits, [&](auto bits) {
+      run<FromPlanes<bits>>(source, from.plane_bytes(), codes.words(), from.bytes_of(n));
+    });
+  else
+    with_constant<1, 2, 4>(from.bits,
+                           [&](auto bits) { run<FromFields<bits>>(source, codes.values, from.bytes_of(n)); });
+  if (from.binary())
+    run<FromBinary>(codes.values, n);
+  else if (from.is_signed && from.bits < 8)
+    run<ExtendSign>(codes.values, from.bits, n);
+  return codes.values;
+}
+
+// Whether all n codes are codes of the matrix's bit-width; only bytes can hold others.
+inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int64_t n) {
+  if (from.layout != Layout::codes || from.bits == 8) return true;
+  const Bounds<int> range = bounds<int>(from.bits, from.is_signed);
+  bool outside = false;
+  run<CheckCodes>(codes, static_cast<int8_t>(range.lo), static_cast<int8_t>(range.hi), from.binary(), &outside, n);
+  return !outside;
+}
+
+inline void switch_block(const int8_t* from, int8_t* to, Switch rule, int64_t n) {
+  if (rule.shift == 0) {
+    if (from != to) std::memcpy(to, from, n);
+  } else if (rule.rounding == Rounding::half_even) {
+    run<SwitchCodes<Rounding::half_even>>(from, to, rule, n);
+  } else {
+    run<SwitchCodes<Rounding::half_up>>(from, to, rule, n);
+  }
+}
+
+// Writes n codes as planes or packed, at (row, column); changes `codes`.
+inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
+  const int64_t bytes = to.bytes_of(n);
+  if (to.binary()) run<ToBinary>(codes.values, n);
+  std::memset(codes.values + n, 0, (n + 7) / 8 * 8 - n);
+  if (to.layout == Layout::planes)
+    with_constant<1, 2, 3, 4, 5, 6, 7, 8>(to.bits, [&](auto bits) {
+      run<ToPlanes<bits>>(static_cast<const uint64_t*>(codes.words()), to.at(row, column), to.plane_bytes(), bytes);
+    });
+  else
+    with_constant<1, 2, 4>(to.bits, [&](auto bits) {
+      run<ToFields<bits>>(static_cast<const int8_t*>(codes.values), to.at(row, column), bytes);
+    });
+}
+
+}  // namespace mbq

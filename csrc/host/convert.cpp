@@ -1,0 +1,100 @@
+#include "convert.h"
+
+#include "threads.h"
+
+namespace mbq {
+namespace {
+
+constexpr int64_t kTask = 1 << 17;        // codes a thread takes at a time: more would leave others waiting at the end
+constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
+
+// body(row, column, n) -> bool for every block of the layer; whether all were true.
+template <class Body>
+bool for_each_block(int64_t rows, int64_t columns, int64_t threads, const Body& body) {
+  const int64_t per_row = (columns + kBlock - 1) / kBlock, blocks = rows * per_row;
+  if (blocks == 0) return true;
+  const int64_t per_task = std::max<int64_t>(1, kTask / std::min(columns, kBlock));
+  std::atomic<bool> good{true};
+  for_each_task((blocks + per_task - 1) / per_task, threads, [&](int64_t task) {
+    bool all = true;
+    for (int64_t block = task * per_task; block < std::min(blocks, (task + 1) * per_task); ++block) {
+      const int64_t column = block % per_row * kBlock;
+      all &= body(block / per_row, column, std::min(kBlock, columns - column));
+    }
+    finish_streams();
+    if (!all) good.store(false, std::memory_order_relaxed);
+  });
+  return good;
+}
+
+Switch switch_to(const Source& from, int bits, Rounding rounding) {
+  return {from.bits - bits, rounding, bounds<int>(bits, from.is_signed).hi};
+}
+
+// Bytes have no rows: short rows would cost a call each.
+template <class M>
+M as_one_row(M matrix) {
+  matrix.columns *= matrix.rows;
+  matrix.rows = 1;
+  return matrix;
+}
+
+bool recode_bytes(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
+  const Switch rule = switch_to(from, to.bits, rounding);
+  const bool past_cache = kHasStreams && to.bytes() > kCacheBytes;
+  return for_each_block(1, from.columns, threads, [&](int64_t, int64_t column, int64_t n) {
+    Codes codes;
+    const int8_t* source = reinterpret_cast<const int8_t*>(from.data) + column;
+    int8_t* target = reinterpret_cast<int8_t*>(to.data) + column;
+    switch_block(source, past_cache ? codes.values : target, rule, n);
+    if (past_cache) stream(codes.values, target, n);
+    return in_range(from, source, n);
+  });
+}
+
+}  // namespace
+
+bool recode(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
+  if (from.layout == Layout::codes && to.layout == Layout::codes)
+    return recode_bytes(as_one_row(from), as_one_row(to), rounding, threads);
+  const Switch rule = switch_to(from, to.bits, rounding);
+  const bool past_cache = kHasStreams && to.bytes() > kCacheBytes;
+  return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
+    Codes codes;
+    const int8_t* source = read_block(from, row, column, n, codes);
+    const bool good = in_range(from, source, n);
+    if (to.layout != Layout::codes) {
+      switch_block(source, codes.values, rule, n);
+      pack_block(to, row, column, n, codes);
+      return good;
+    }
+    int8_t* target = reinterpret_cast<int8_t*>(to.at(row, column));
+    switch_block(source, past_cache ? codes.values : target, rule, n);
+    if (past_cache) stream(codes.values, target, n);
+    return good;
+  });
+}
+
+bool dequantize(const Source& from, int bits, Rounding rounding, const float* scale, const float* offset, float* out,
+                int64_t threads) {
+  const Switch rule = switch_to(from, bits, rounding);
+  const bool past_cache = kHasStreams && from.rows * from.columns * 4 > kCacheBytes;
+  return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
+    Codes codes;
+    alignas(64) float weights[kBlock];
+    const int8_t* source = read_block(from, row, column, n, codes);
+    const bool good = in_range(from, source, n);
+    if (rule.shift > 0) switch_block(source, codes.values, rule, n);
+    const int8_t* switched = rule.shift > 0 ? codes.values : source;
+    float *target = out + row * from.columns + column, *to = past_cache ? weights : target;
+    const float shift = offset == nullptr ? 0.0f : offset[row];
+    if (from.is_signed)
+      run<Decode<int8_t>>(switched, scale[row], shift, to, n);
+    else
+      run<Decode<uint8_t>>(reinterpret_cast<const uint8_t*>(switched), scale[row], shift, to, n);
+    if (past_cache) stream(weights, target, n * sizeof(float));
+    return good;
+  });
+}
+
+}  // namespace mbq
