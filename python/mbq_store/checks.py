@@ -21,7 +21,7 @@ def checked_bits(function: str, layer, bits) -> int:
         return layer.bits
     bits = checked_integer(function, "bits", bits)
     if bits not in layer.bit_widths:
-        why = "between 2 and" if layer.switchable else f"{layer.name!r} is not switchable:"
+        why = "between 2 and" if layer.switchable else "what the layer has, which is not switchable,"
         raise ValueError(f"{function}: bits must be {why} {layer.bits}, got {bits}")
     return bits
 

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from .checks import checked_bits, checked_integer
-from .container import DTYPES, Tensor
-from .format import Contents, Layer, compact_layout, layout_of
+from .container import Tensor
+from .format import Contents, Layer, compact_layout
 from .store import Store, open
 from .writing import write_store
 

@@ -72,8 +72,8 @@ def write(path, layers: Iterable[LayerData], rest: Mapping[str, np.ndarray | BFl
     layers, rest = list(layers), dict(rest or {})
     try:
         contents = Contents(rounding, tuple(trained_bits), tuple(layer.described() for layer in layers))
-    except ValueError as error:
-        raise ValueError(f"write: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"write: {error}") from None
     tensors = [tensor for layer in layers for tensor in _layer_tensors(layer)]
     reserved = {f"{layer.name}.{suffix}" for layer in layers for suffix in SUFFIXES} | {RESERVED}
     for name, array in rest.items():
