@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,24 @@ def test_kernels_import_no_training_layer_and_hold_no_modules():
     for path in python_files("mbq_kernels"):
         assert not [name for name in imports(path) if name.startswith(("mbq_train", "mbq_store"))], path
         assert "nn.Module" not in path.read_text(), path
+
+
+def test_stores_need_neither_torch_nor_the_other_rooms():
+    files = python_files("python/mbq_store")
+    assert files
+    for path in files:
+        used = {name.split(".")[0] for name in imports(path)}
+        assert not used & {"torch", "mbq_kernels", "mbq_train"}, path
+        assert used - {"mbq_store", "python"} - sys.stdlib_module_names <= {"numpy", "safetensors"}, path
+
+
+def test_the_core_of_stores_includes_no_torch_and_no_op():
+    files = list((ROOT / "csrc/host").iterdir())
+    assert files
+    for path in files:
+        for name in includes(path):
+            assert "torch" not in name and "tensor.h" not in name and Path(name).stem not in ops(), path
+            assert not name.startswith("../") or name in {"../quant_math.h", "../cpu/isa.h"}, path
 
 
 def test_nothing_imports_tests_or_bench():

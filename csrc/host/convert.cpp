@@ -28,10 +28,12 @@ bool for_each_block(int64_t rows, int64_t columns, int64_t threads, const Body& 
 }
 
 Switch switch_to(const Source& from, int bits, Rounding rounding) {
-  return {from.bits - bits, rounding, bounds<int>(bits, from.is_signed).hi};
+  return {from.bits - bits, rounding, static_cast<int16_t>(bounds<int>(bits, from.is_signed).hi)};
 }
 
-// Bytes have no rows: short rows would cost a call each.
+bool past_cache(int64_t bytes) { return kHasStreams && bytes > kCacheBytes; }
+
+// Bytes need no rows, and short rows would cost a call each.
 template <class M>
 M as_one_row(M matrix) {
   matrix.columns *= matrix.rows;
@@ -39,26 +41,9 @@ M as_one_row(M matrix) {
   return matrix;
 }
 
-bool recode_bytes(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
+bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
   const Switch rule = switch_to(from, to.bits, rounding);
-  const bool past_cache = kHasStreams && to.bytes() > kCacheBytes;
-  return for_each_block(1, from.columns, threads, [&](int64_t, int64_t column, int64_t n) {
-    Codes codes;
-    const int8_t* source = reinterpret_cast<const int8_t*>(from.data) + column;
-    int8_t* target = reinterpret_cast<int8_t*>(to.data) + column;
-    switch_block(source, past_cache ? codes.values : target, rule, n);
-    if (past_cache) stream(codes.values, target, n);
-    return in_range(from, source, n);
-  });
-}
-
-}  // namespace
-
-bool recode(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
-  if (from.layout == Layout::codes && to.layout == Layout::codes)
-    return recode_bytes(as_one_row(from), as_one_row(to), rounding, threads);
-  const Switch rule = switch_to(from, to.bits, rounding);
-  const bool past_cache = kHasStreams && to.bytes() > kCacheBytes;
+  const bool streams = past_cache(to.bytes());
   return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
@@ -66,33 +51,40 @@ bool recode(const Source& from, const Target& to, Rounding rounding, int64_t thr
     if (to.layout != Layout::codes) {
       switch_block(source, codes.values, rule, n);
       pack_block(to, row, column, n, codes);
-      return good;
+    } else if (streams) {
+      stream(switched_block(source, codes, rule, n), to.at(row, column), n);
+    } else {
+      switch_block(source, reinterpret_cast<int8_t*>(to.at(row, column)), rule, n);
     }
-    int8_t* target = reinterpret_cast<int8_t*>(to.at(row, column));
-    switch_block(source, past_cache ? codes.values : target, rule, n);
-    if (past_cache) stream(codes.values, target, n);
     return good;
   });
+}
+
+}  // namespace
+
+bool recode(const Source& from, const Target& to, Rounding rounding, int64_t threads) {
+  const bool bytes = from.layout == Layout::codes && to.layout == Layout::codes;
+  return bytes ? recode_blocks(as_one_row(from), as_one_row(to), rounding, threads)
+               : recode_blocks(from, to, rounding, threads);
 }
 
 bool dequantize(const Source& from, int bits, Rounding rounding, const float* scale, const float* offset, float* out,
                 int64_t threads) {
   const Switch rule = switch_to(from, bits, rounding);
-  const bool past_cache = kHasStreams && from.rows * from.columns * 4 > kCacheBytes;
+  const bool streams = past_cache(from.rows * from.columns * sizeof(float));
   return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
     Codes codes;
     alignas(64) float weights[kBlock];
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    if (rule.shift > 0) switch_block(source, codes.values, rule, n);
-    const int8_t* switched = rule.shift > 0 ? codes.values : source;
-    float *target = out + row * from.columns + column, *to = past_cache ? weights : target;
+    const int8_t* switched = switched_block(source, codes, rule, n);
+    float *target = out + row * from.columns + column, *to = streams ? weights : target;
     const float shift = offset == nullptr ? 0.0f : offset[row];
     if (from.is_signed)
       run<Decode<int8_t>>(switched, scale[row], shift, to, n);
     else
       run<Decode<uint8_t>>(reinterpret_cast<const uint8_t*>(switched), scale[row], shift, to, n);
-    if (past_cache) stream(weights, target, n * sizeof(float));
+    if (streams) stream(weights, target, n * sizeof(float));
     return good;
   });
 }

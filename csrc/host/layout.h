@@ -38,36 +38,84 @@ struct Matrix {
   bool binary() const { return is_signed && bits == 1; }
 };
 
-// The rows of an 8 x 8 matrix of bits, a byte each, become its columns (Warren, Hacker's Delight, 7-3).
-MBQ_HD uint64_t transpose_bits(uint64_t x) {
-  uint64_t swap = (x ^ (x >> 7)) & 0x00AA00AA00AA00AA;
-  x ^= swap ^ (swap << 7);
-  swap = (x ^ (x >> 14)) & 0x0000CCCC0000CCCC;
-  x ^= swap ^ (swap << 14);
-  swap = (x ^ (x >> 28)) & 0x00000000F0F0F0F0;
-  return x ^ swap ^ (swap << 28);
+constexpr int64_t kPlaneBytes = 64;  // of every plane at a time: a cache line
+constexpr int64_t kPlaneCodes = 8 * kPlaneBytes;
+
+// Eight rows of bytes. Byte j of all rows, taken together, is a matrix of 8 x 8 bits.
+struct alignas(64) Rows {
+  uint64_t words[kPlaneCodes / 8];
+  MBQ_HD uint8_t* row(int i) { return reinterpret_cast<uint8_t*>(words) + i * kPlaneBytes; }
+};
+
+// In every matrix, swaps the blocks of `distance` x `distance` bits beside the diagonal.
+template <int distance, uint64_t mask>
+MBQ_HD void swap_blocks(Rows& rows) {
+  constexpr int64_t kRow = kPlaneBytes / 8;
+#pragma GCC unroll 4
+  for (int pair = 0; pair < 4; ++pair) {
+    const int row = pair / distance * 2 * distance + pair % distance;
+    uint64_t *upper = rows.words + row * kRow, *lower = upper + distance * kRow;
+    for (int64_t i = 0; i < kRow; ++i) {
+      const uint64_t swap = ((upper[i] >> distance) ^ lower[i]) & mask;
+      lower[i] ^= swap;
+      upper[i] ^= swap << distance;
+    }
+  }
 }
 
-// A word of eight unsigned codes for every byte column of `count` planes.
-template <int count>
+// Transposes every matrix (Warren, Hacker's Delight, 7-3).
+MBQ_HD void transpose_bits(Rows& rows) {
+  swap_blocks<4, 0x0F0F0F0F0F0F0F0F>(rows);
+  swap_blocks<2, 0x3333333333333333>(rows);
+  swap_blocks<1, 0x5555555555555555>(rows);
+}
+
+// The halves of `from`, byte by byte in turn: three times makes a column of every eight bytes, one of each row.
+MBQ_HD void interleave_halves(const uint8_t* __restrict from, uint8_t* __restrict to) {
+  for (int64_t i = 0; i < kPlaneCodes / 2; ++i) to[2 * i] = from[i], to[2 * i + 1] = from[kPlaneCodes / 2 + i];
+}
+
+MBQ_HD void separate_halves(const uint8_t* __restrict from, uint8_t* __restrict to) {
+  for (int64_t i = 0; i < kPlaneCodes / 2; ++i) to[i] = from[2 * i], to[kPlaneCodes / 2 + i] = from[2 * i + 1];
+}
+
+// Codes of `bits` planes of `bytes` bytes, in steps of kPlaneCodes. Row b of the matrices is bit b of the codes.
 struct FromPlanes {
-  MBQ_HD void operator()(const uint8_t* __restrict planes, int64_t stride, uint64_t* __restrict codes,
-                         int64_t words) const {
-    for (int64_t i = 0; i < words; ++i) {
-      uint64_t bits = 0;
-      for (int p = 0; p < count; ++p) bits |= static_cast<uint64_t>(planes[p * stride + i]) << (8 * (count - 1 - p));
-      codes[i] = transpose_bits(bits);
+  MBQ_HD void operator()(const uint8_t* planes, int64_t stride, int bits, bool is_signed, uint8_t* codes,
+                         int64_t bytes) const {
+    for (int64_t begin = 0; begin < bytes; begin += kPlaneBytes, codes += kPlaneCodes) {
+      const int64_t n = bytes - begin < kPlaneBytes ? bytes - begin : kPlaneBytes;
+      Rows rows, other;
+      for (int b = 0; b < 8; ++b) {
+        const uint8_t* plane = planes + (b < bits ? bits - 1 - b : 0) * stride + begin;
+        if (b >= bits && !is_signed)
+          std::memset(rows.row(b), 0, kPlaneBytes);
+        else if (n == kPlaneBytes)
+          std::memcpy(rows.row(b), plane, kPlaneBytes);
+        else
+          std::memcpy(rows.row(b), plane, n);
+      }
+      transpose_bits(rows);
+      interleave_halves(rows.row(0), other.row(0));
+      interleave_halves(other.row(0), rows.row(0));
+      interleave_halves(rows.row(0), codes);
     }
   }
 };
 
-template <int count>
 struct ToPlanes {
-  MBQ_HD void operator()(const uint64_t* __restrict codes, uint8_t* __restrict planes, int64_t stride,
-                         int64_t words) const {
-    for (int64_t i = 0; i < words; ++i) {
-      const uint64_t bits = transpose_bits(codes[i]);
-      for (int p = 0; p < count; ++p) planes[p * stride + i] = static_cast<uint8_t>(bits >> (8 * (count - 1 - p)));
+  MBQ_HD void operator()(const uint8_t* codes, uint8_t* planes, int64_t stride, int bits, int64_t bytes) const {
+    for (int64_t begin = 0; begin < bytes; begin += kPlaneBytes, codes += kPlaneCodes) {
+      const int64_t n = bytes - begin < kPlaneBytes ? bytes - begin : kPlaneBytes;
+      Rows rows, other;
+      separate_halves(codes, rows.row(0));
+      separate_halves(rows.row(0), other.row(0));
+      separate_halves(other.row(0), rows.row(0));
+      transpose_bits(rows);
+      for (int b = 0; b < bits; ++b) {
+        uint8_t* plane = planes + (bits - 1 - b) * stride + begin;
+        n == kPlaneBytes ? std::memcpy(plane, rows.row(b), kPlaneBytes) : std::memcpy(plane, rows.row(b), n);
+      }
     }
   }
 };
