@@ -4,9 +4,8 @@ import json
 import math
 from fractions import Fraction
 
-import numpy as np
-
 import mbq_store
+import numpy as np
 from mbq_store import LayerData
 
 ROUNDINGS = ("half_even", "half_up")

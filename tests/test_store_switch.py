@@ -2,11 +2,10 @@
 
 import json
 
+import mbq_store
 import numpy as np
 import pytest
 import stores
-
-import mbq_store
 
 
 @pytest.fixture(params=[(rounding, layout) for rounding in stores.ROUNDINGS for layout in ("codes", "planes")],

@@ -99,7 +99,7 @@ inline const int8_t* switched_block(const int8_t* from, Codes& codes, Switch rul
 inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
   const int64_t bytes = to.bytes_of(n);
   if (to.binary()) run<ToBinary>(codes.values, n);
-  std::memset(codes.values + n, 0, (n + 7) / 8 * 8 - n);
+  std::memset(codes.values + n, 0, (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes - n);
   if (to.layout == Layout::planes)
     run<ToPlanes>(reinterpret_cast<const uint8_t*>(codes.values), to.at(row, column), to.plane_bytes(), to.bits, bytes);
   else

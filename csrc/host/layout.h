@@ -103,6 +103,7 @@ struct FromPlanes {
   }
 };
 
+// The other way.
 struct ToPlanes {
   MBQ_HD void operator()(const uint8_t* codes, uint8_t* planes, int64_t stride, int bits, int64_t bytes) const {
     for (int64_t begin = 0; begin < bytes; begin += kPlaneBytes, codes += kPlaneCodes) {
@@ -120,6 +121,7 @@ struct ToPlanes {
   }
 };
 
+// Codes of fields, as unsigned numbers.
 template <int bits>
 struct FromFields {
   MBQ_HD void operator()(const uint8_t* __restrict fields, int8_t* __restrict codes, int64_t bytes) const {

@@ -7,6 +7,7 @@ without gaps or overlaps, and nothing may be allocated that the file's own lengt
 import contextlib
 import json
 import math
+import mmap
 import os
 import uuid
 from collections.abc import Callable
@@ -72,6 +73,15 @@ def parse_json(text: str):
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def map_file(path: Path) -> np.ndarray:
+    """The file's bytes, none of them read yet."""
+    try:
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (OSError, ValueError) as error:
+        raise StoreError(path, f"cannot be read ({error})") from None
 
 
 def read_header(path, data: np.ndarray) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -1,6 +1,5 @@
 """Reading a store: one file, mapped into memory, every bit-width of every layer."""
 
-import mmap
 import threading
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from . import _core
 from .checks import checked_bits, checked_out, checked_threads
-from .container import DTYPES, Entry, read_header
+from .container import DTYPES, Entry, map_file, read_header
 from .errors import StoreError
 from .format import KEY, PACKED_BITS, Layer, layout_of
 from .metadata import read_contents
@@ -43,7 +42,7 @@ class Store:
     def __init__(self, path, *, threads: int | None = None):
         self.path = Path(path)
         self.threads = checked_threads("open", threads)
-        self._data = _mapped(self.path)
+        self._data = map_file(self.path)
         self._entries, metadata = read_header(path, self._data)
         self._contents = read_contents(path, metadata.pop(KEY, None), self._entries)
         self._layers = {layer.name: layer for layer in self._contents.layers}
@@ -198,12 +197,3 @@ class Store:
         if not good:
             raise StoreError(self.path, f"codes must be {'signed' if layer.signed else 'unsigned'} codes of "
                                         f"{layer.bits} bits, got others", layer.name)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The file's bytes, none of them read yet."""
-    try:
-        with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (OSError, ValueError) as error:
-        raise StoreError(path, f"cannot be read ({error})") from None
