@@ -6,6 +6,7 @@ namespace mbq {
 namespace {
 
 constexpr int64_t kTask = 1 << 17;        // codes a thread takes at a time: more would leave others waiting at the end
+constexpr int64_t kThread = 1 << 21;      // codes worth a thread: with fewer it takes longer to start than to work
 constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
 
 // body(row, column, n) -> bool for every block of the layer; whether all were true.
@@ -14,12 +15,16 @@ bool for_each_block(int64_t rows, int64_t columns, int64_t threads, const Body& 
   const int64_t per_row = (columns + kBlock - 1) / kBlock, blocks = rows * per_row;
   if (blocks == 0) return true;
   const int64_t per_task = std::max<int64_t>(1, kTask / std::min(columns, kBlock));
+  threads = std::min(threads, 1 + rows * columns / kThread);
   std::atomic<bool> good{true};
   for_each_task((blocks + per_task - 1) / per_task, threads, [&](int64_t task) {
+    const int64_t begin = task * per_task, end = std::min(blocks, begin + per_task);
+    int64_t row = begin / per_row, column = begin % per_row * kBlock;
     bool all = true;
-    for (int64_t block = task * per_task; block < std::min(blocks, (task + 1) * per_task); ++block) {
-      const int64_t column = block % per_row * kBlock;
-      all &= body(block / per_row, column, std::min(kBlock, columns - column));
+    for (int64_t block = begin; block < end; ++block) {
+      all &= body(row, column, std::min(kBlock, columns - column));
+      column += kBlock;
+      if (column >= columns) ++row, column = 0;
     }
     finish_streams();
     if (!all) good.store(false, std::memory_order_relaxed);
