@@ -59,12 +59,12 @@ def test_layers_of_one_bit_width(tmp_path, bits, signed, layout):
     layer = stores.random_layer("w", (5, 77), bits=bits, signed=signed, layout=layout, switchable=False, offset=True)
     store = written(tmp_path / "s", [layer])
     np.testing.assert_array_equal(store.codes("w"), layer.codes, strict=True)
-    np.testing.assert_array_equal(store.dequantize("w"), stores.weights(layer.codes, layer.scale, bits, bits,
-                                                                        layer.offset), strict=True)
+    weights = stores.weights(layer.codes, layer.scale, bits, bits, layer.offset)
+    np.testing.assert_array_equal(store.dequantize("w"), weights, strict=True)
     if bits in (1, 2, 4, 8):
         np.testing.assert_array_equal(store.packed("w"), stores.packed(layer.codes, bits, signed), strict=True)
     other = 2 if bits != 2 else 3
-    with pytest.raises(ValueError, match=f"codes: bits must be what the layer has, which is not switchable, {bits}, got {other}"):
+    with pytest.raises(ValueError, match=f"codes: bits must be what .* not switchable, {bits}, got {other}"):
         store.codes("w", other)
 
 
@@ -203,11 +203,12 @@ def test_python_runs_while_a_layer_is_switched(tmp_path):
     (lambda s: s.codes("conv", 1), ValueError, "codes: bits must be between 2 and 8, got 1"),
     (lambda s: s.codes("conv", 4.0), TypeError, "codes: bits must be an integer, got 4.0"),
     (lambda s: s.codes("conv", True), TypeError, "codes: bits must be an integer, got True"),
-    (lambda s: s.dequantize("head", 2), ValueError, "dequantize: bits must be what the layer has, which is not switchable, 4, got 2"),
+    (lambda s: s.dequantize("head", 2), ValueError, "dequantize: .* which is not switchable, 4, got 2"),
     (lambda s: s.packed("conv", 3), ValueError, r"packed: bits must be 1, 2, 4 or 8 \(others cross bytes\), got 3"),
     (lambda s: s.codes("nothing"), ValueError, "layer: name must be a layer of .*, got 'nothing'"),
     (lambda s: s.tensor("conv.scale"), ValueError, "tensor: name must be one of the rest of .*, got 'conv.scale'"),
     (lambda s: mbq_store.open(s.path, threads=0), ValueError, "open: threads must be at least 1, got 0"),
+    (lambda s: s.entry("x"), ValueError, "entry: name must be a tensor of .*, got 'x'"),
     (lambda s: (s.close(), s.codes("conv")), ValueError, "store: .* must be open, got a closed store"),
 ])
 def test_errors(tmp_path, call, error, message):

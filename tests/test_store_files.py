@@ -10,7 +10,7 @@ import mbq_store
 import numpy as np
 import pytest
 import stores
-from mbq_store import LayerData, StoreError
+from mbq_store import StoreError
 
 
 @pytest.fixture

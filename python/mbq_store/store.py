@@ -75,7 +75,8 @@ class Store:
     def codes(self, layer: str, bits: int | None = None, *, out: np.ndarray | None = None) -> np.ndarray:
         """Codes of a layer: int8 (uint8 unsigned), in the weight's shape.
 
-        code = min(round(stored / 2^(D - bits)), 2^(bits-1) - 1), D the layer's highest bit-width.
+        code = min(round(stored / 2^(D - bits)), 2^(bits-1) - 1), D the layer's highest bit-width (Huang et al., 2025,
+        arXiv 2502.01199, eq. 2-3).
 
         Args:
             layer: its name.
@@ -107,8 +108,7 @@ class Store:
         Raises:
             StoreError: also for a scale that is not positive and finite.
         """
-        described = self.layer(layer)
-        bits = checked_bits("dequantize", described, bits)
+        bits = checked_bits("dequantize", described := self.layer(layer), bits)
         scale = self.scale(layer, bits)
         offset = self.offset(layer) if described.has_offset else None
         out = checked_out("dequantize", out, np.dtype(np.float32), described.shape)
@@ -118,8 +118,7 @@ class Store:
 
     def scale(self, layer: str, bits: int | None = None) -> np.ndarray:
         """Scales of a layer at `bits`, float32 (C,): stored scale * 2^(D - bits)."""
-        described = self.layer(layer)
-        bits = checked_bits("scale", described, bits)
+        bits = checked_bits("scale", described := self.layer(layer), bits)
         with np.errstate(over="ignore", invalid="ignore"):
             scale = self._parameter(described, "scale") * np.float32(2 ** (described.bits - bits))
         if not ((scale > 0) & (scale < np.inf)).all():
@@ -155,6 +154,8 @@ class Store:
 
     def entry(self, name: str) -> Entry:
         """Dtype (as safetensors calls it), shape and place of any tensor of the file, by its full name."""
+        if name not in self._entries:
+            raise ValueError(f"entry: name must be a tensor of {self.path}, got {name!r}")
         return self._entries[name]
 
     def summary(self) -> str:
