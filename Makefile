@@ -24,7 +24,7 @@ bench: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch numpy "setuptools>=77" ninja
+	$(BIN)/python -m pip install -q -c constraints.txt torch numpy "setuptools>=77" ninja pybind11
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	touch $@
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "layout.h"
-#include "switch_code.h"
 
 namespace mbq {
 
@@ -13,21 +12,12 @@ struct alignas(64) Codes {
 };
 static_assert(kBlock % kPlaneCodes == 0);
 
-// Codes of the bit-width that is asked for: clamp(round(code / 2^shift), .., top).
-struct Switch {
-  int shift;
-  Rounding rounding;
-  int16_t top;
-};
-
 // The shift is the compiler's: by a variable it shifts 32-bit lanes, by a constant 16-bit lanes, three times as fast.
-template <Rounding rounding, int shift>
+template <int odd, int shift>
 struct SwitchCodes {
-  MBQ_HD void operator()(const int8_t* from, int8_t* to, int16_t top, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const int code = switch_code(from[i], shift, rounding);
-      to[i] = static_cast<int8_t>(code > top ? top : code);
-    }
+  MBQ_HD void operator()(const int8_t* from, int8_t* to, Switch given, int64_t n) const {
+    const Switch rule{shift, (1 << shift) / 2 - odd, odd, given.lo, given.hi};
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int8_t>(switch_code(static_cast<int>(from[i]), rule));
   }
 };
 
@@ -81,10 +71,7 @@ inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int
 inline void switch_block(const int8_t* from, int8_t* to, Switch rule, int64_t n) {
   if (rule.shift == 0 && from != to) std::memcpy(to, from, n);
   with_constant<1, 2, 3, 4, 5, 6>(rule.shift, [&](auto shift) {
-    if (rule.rounding == Rounding::half_even)
-      run<SwitchCodes<Rounding::half_even, shift>>(from, to, rule.top, n);
-    else
-      run<SwitchCodes<Rounding::half_up, shift>>(from, to, rule.top, n);
+    rule.odd ? run<SwitchCodes<1, shift>>(from, to, rule, n) : run<SwitchCodes<0, shift>>(from, to, rule, n);
   });
 }
 

@@ -33,7 +33,7 @@ bool for_each_block(int64_t rows, int64_t columns, int64_t threads, const Body& 
 }
 
 Switch switch_to(const Source& from, int bits, Rounding rounding) {
-  return {from.bits - bits, rounding, static_cast<int16_t>(bounds<int>(bits, from.is_signed).hi)};
+  return switching(from.bits, bits, rounding == Rounding::half_even);
 }
 
 bool past_cache(int64_t bytes) { return kHasStreams && bytes > kCacheBytes; }

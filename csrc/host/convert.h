@@ -8,6 +8,8 @@ namespace mbq {
 using Source = Matrix<const uint8_t>;
 using Target = Matrix<uint8_t>;
 
+enum class Rounding { half_even, half_up };
+
 // Codes of `from` at to.bits, in to.layout. False where a code of `from` is not in its range; `to` is then undefined.
 bool recode(const Source& from, const Target& to, Rounding rounding, int64_t threads);
 
