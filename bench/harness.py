@@ -46,6 +46,9 @@ class Case:
         granularity = "tensor" if self.axis is None else f"axis{self.axis}"
         return "-".join([self.op, granularity, self.shape, str(self.dtype).removeprefix("torch."), self.what])
 
+    def inputs(self):
+        return Inputs(self)
+
 
 class Inputs:
     """x, scales, zero points (affine) and upstream gradients: the same tensors for every candidate of a case."""
@@ -175,7 +178,7 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
     """Rows of every candidate, measured or with the reason why not, and our own step. Checks before it times."""
     torch._dynamo.reset()
     timing.release_memory()
-    inputs, own = Inputs(case), our_candidates(case, ours)
+    inputs, own = case.inputs(), our_candidates(case, ours)
     by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
     definition = by_name["mbq reference"]
     want = checked_call(reference_step := step_of(case, inputs, definition), definition, case)

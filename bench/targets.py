@@ -32,6 +32,8 @@ TARGETS = (
     Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
     Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
     Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
+    *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
+      for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),

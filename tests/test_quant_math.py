@@ -16,7 +16,8 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
-          "affine_gradient_terms", "second_encode", "double_decode"]
+          "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "to_fields", "from_fields",
+          "gather_fields", "spread_fields"]
 
 
 def names(language):

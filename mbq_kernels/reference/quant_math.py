@@ -1,4 +1,4 @@
-"""The arithmetic of fake-quantization in PyTorch. Its twins: csrc/quant_math.h and triton/quant_math.py.
+"""The arithmetic of quantization in PyTorch. Its twins: csrc/quant_math.h and triton/quant_math.py.
 
 Arithmetic is float32 (float64 for float64 tensors); every operation rounds by itself.
 """
@@ -120,14 +120,11 @@ def gather_fields(fields, bits: int):
     per_byte = 8 // bits
     fields = torch.nn.functional.pad(fields, (0, -fields.shape[-1] % per_byte))
     fields = fields.reshape(*fields.shape[:-1], fields.shape[-1] // per_byte, per_byte)
-    return (fields << _shifts(bits, fields)).sum(-1)
+    return (fields << torch.arange(0, 8, bits, device=fields.device, dtype=fields.dtype)).sum(-1)
 
 
 def spread_fields(packed, bits: int):
     """Its inverse: 8 / bits fields a byte."""
-    fields = (packed.unsqueeze(-1) >> _shifts(bits, packed)) & (2**bits - 1)
+    shifts = torch.arange(0, 8, bits, device=packed.device, dtype=packed.dtype)
+    fields = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
     return fields.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))
-
-
-def _shifts(bits: int, like):
-    return torch.arange(0, 8, bits, device=like.device, dtype=like.dtype)
