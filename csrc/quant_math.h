@@ -168,6 +168,18 @@ MBQ_HD Int switch_code(Int code, Switch s) {
 // Eight bytes in a word, `value` in each.
 MBQ_HD uint64_t every_byte(int value) { return 0x0101010101010101u * static_cast<uint64_t>(value); }
 
+// switch_code of eight codes of the range of from_bits, one a byte, for shift > 0. As 128 + code they are not negative,
+// and their remainders, quotients and sums all fit their bytes.
+MBQ_HD uint64_t switch_words(uint64_t codes, Switch s) {
+  const uint64_t shifted = codes ^ every_byte(128), zero = every_byte(128 >> s.shift);
+  const uint64_t quotient = (shifted >> s.shift) & every_byte(255 >> s.shift);
+  const uint64_t remainder = shifted & every_byte((1 << s.shift) - 1);
+  const uint64_t added = remainder + every_byte(s.bias) + (quotient & every_byte(s.odd));
+  const uint64_t rounded = quotient + (added >> s.shift & every_byte(1));
+  const uint64_t over = (rounded + every_byte(127 - (128 >> s.shift) - s.hi)) >> 7 & every_byte(1);
+  return (((rounded - over) | every_byte(128)) - zero) ^ every_byte(128);
+}
+
 // What is stored of eight codes, one a byte: the low bits; at signed 1 bit (code + 1) / 2
 MBQ_HD uint64_t to_fields(uint64_t codes, int bits, bool is_signed) {
   return (is_signed && bits == 1 ? ~codes >> 7 : codes) & every_byte((1 << bits) - 1);
