@@ -3,7 +3,7 @@
 
 #include <bit>
 
-#include "quant_math.h"
+#include "code_math.h"
 #include "tensor.h"
 
 namespace mbq {

@@ -79,7 +79,7 @@ def check_axis(op: str, x, axis, name: str = "x"):
 
 
 def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
-    """`parameter` (a scale, offset or zero point) in the dtype of the arithmetic, once its shape and device fit x, called `of`."""
+    """`parameter` (a scale, offset, zero point) in the arithmetic's dtype, once its shape and device fit x, or `of`."""
     check_float(op, name, parameter)
     if parameter.device != x.device:
         raise ValueError(f"{op}: {name} must be on {of}'s device {x.device}, got {parameter.device}")

@@ -16,22 +16,25 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
-          "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "to_fields", "from_fields",
-          "gather_fields", "spread_fields"]
+          "affine_gradient_terms", "second_encode", "double_decode", "switch_code"]
+CODES = ["to_fields", "from_fields", "gather_fields", "spread_fields"]  # of code_math, beside each quant_math
 
 
-def names(language):
+def names(language, file="quant_math"):
     path, pattern = STATEMENTS[language]
+    path = path.with_stem(file)
     return list(dict.fromkeys(re.findall(pattern, path.read_text(), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("language", STATEMENTS)
 def test_same_functions_in_the_same_order(language):
     assert [name for name in names(language) if name in SHARED] == SHARED
+    assert [name for name in names(language, "code_math") if name in CODES] == CODES
 
 
-def test_reference_states_nothing_that_cpp_lacks():
-    assert [name for name in names("cpp") if name in names("reference")] == names("reference")
+@pytest.mark.parametrize("file", ["quant_math", "code_math"])
+def test_reference_states_nothing_that_cpp_lacks(file):
+    assert [name for name in names("cpp", file) if name in names("reference", file)] == names("reference", file)
 
 
 def one_channel_each(x, scale, **options):

@@ -57,6 +57,7 @@ Tensor pack_codes_forward(const Tensor& given_codes, int64_t bits, bool is_signe
       alignas(64) typename decltype(chunk)::Packed made[kChunkWords];
       words[(n - 1) / kWord] = decltype(chunk)::kFill;
       std::memcpy(words, source, n);
+      fetch(source + n, n);
       run<decltype(chunk)>(static_cast<const uint64_t*>(words), static_cast<typename decltype(chunk)::Packed*>(made),
                            (n + kWord - 1) / kWord);
       deliver(made, to + row * rows.bytes(per) + begin / per, (n + per - 1) / per, large);

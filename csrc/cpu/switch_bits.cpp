@@ -24,6 +24,7 @@ Tensor switch_bits_forward(const Tensor& given_codes, int64_t from_bits, int64_t
     range.see(from + begin, n);
     alignas(64) uint64_t words[kChunkWords];
     std::memcpy(words, from + begin, n);
+    fetch(from + begin + n, n);
     if (to_low.shift > 0) run<SwitchChunk>(static_cast<uint64_t*>(words), (n + kWord - 1) / kWord, to_low);
     deliver(words, to + begin, n, large);
   });

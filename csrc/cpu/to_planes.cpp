@@ -81,6 +81,7 @@ Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
     alignas(64) Planes made;
     words[bytes - 1] = 0;
     std::memcpy(words, source, n);
+    fetch(source + n, n);
     run<SplitChunk>(static_cast<uint64_t*>(words), static_cast<uint8_t (*)[kChunkWords]>(made), bytes,
                     static_cast<int>(bits));
     for (int64_t p = 0; p < bits; ++p) deliver(made[p], to + p * plane_bytes + offset, bytes, large);
@@ -106,7 +107,10 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
     alignas(64) Planes read;
     alignas(64) uint64_t made[kChunkWords];
-    for (int64_t p = 0; p < count; ++p) std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
+    for (int64_t p = 0; p < count; ++p) {
+      std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
+      fetch(from + p * plane_bytes + offset + bytes, bytes);
+    }
     if (count > bits)
       run<RoundChunk>(static_cast<uint8_t (*)[kChunkWords]>(read), bytes, static_cast<int>(bits),
                       static_cast<int>(count), half_even);

@@ -4,6 +4,7 @@
 // word_kernels.cuh.
 #pragma once
 
+#include "../code_math.h"
 #include "walk.cuh"
 
 namespace mbq {

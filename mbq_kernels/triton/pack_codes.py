@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ..reference.quant_math import bounds
 from .bytes import from_words, launch, to_words, word_offsets
-from .quant_math import clamp_bytes, from_fields, gather_fields, spread_fields, to_fields
+from .code_math import clamp_bytes, from_fields, gather_fields, spread_fields, to_fields
 
 PACKED = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # what eight codes are packed into, by their bits
 

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ..reference.quant_math import bounds
 from .bytes import from_words, launch, to_words, word_offsets
-from .quant_math import clamp_bytes, from_fields, round_planes, transpose_bits
+from .code_math import clamp_bytes, from_fields, round_planes, transpose_bits
 
 
 @triton.jit

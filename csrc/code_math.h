@@ -1,0 +1,118 @@
+// The integer arithmetic on words of eight codes, once, for host and device: switching, packed fields, bit planes.
+// Twins: mbq_kernels/reference/code_math.py (codes one by one) and mbq_kernels/triton/code_math.py.
+#pragma once
+
+#include "quant_math.h"
+
+namespace mbq {
+
+// Eight bytes in a word, `value` in each.
+MBQ_HD uint64_t every_byte(int value) { return 0x0101010101010101u * static_cast<uint64_t>(value); }
+
+// switch_code of eight codes of the range of from_bits, one a byte, for shift > 0. As 128 + code they are not negative,
+// and their remainders, quotients and sums all fit their bytes.
+MBQ_HD uint64_t switch_words(uint64_t codes, Switch s) {
+  const uint64_t shifted = codes ^ every_byte(128), zero = every_byte(128 >> s.shift);
+  const uint64_t quotient = (shifted >> s.shift) & every_byte(255 >> s.shift);
+  const uint64_t remainder = shifted & every_byte((1 << s.shift) - 1);
+  const uint64_t added = remainder + every_byte(s.bias) + (quotient & every_byte(s.odd));
+  const uint64_t rounded = quotient + (added >> s.shift & every_byte(1));
+  const uint64_t over = (rounded + every_byte(127 - (128 >> s.shift) - s.hi)) >> 7 & every_byte(1);
+  return (((rounded - over) | every_byte(128)) - zero) ^ every_byte(128);
+}
+
+// What is stored of eight codes, one a byte: the low bits; at signed 1 bit (code + 1) / 2
+MBQ_HD uint64_t to_fields(uint64_t codes, int bits, bool is_signed) {
+  return (is_signed && bits == 1 ? ~codes >> 7 : codes) & every_byte((1 << bits) - 1);
+}
+
+// Its inverse: unsigned as it is, signed (field ^ s) - s, s the sign bit; at signed 1 bit 2 field - 1. The highest bit
+// of every byte is set meanwhile, so that nothing is borrowed from the next byte.
+MBQ_HD uint64_t from_fields(uint64_t fields, int bits, bool is_signed) {
+  if (!is_signed) return fields;
+  const uint64_t sign = every_byte(1 << (bits - 1)), top = every_byte(128);
+  return (((bits == 1 ? fields << 1 : fields ^ sign) | top) - sign) ^ top;
+}
+
+// `count` ones at the foot of every `lane` bits of a word.
+MBQ_HD uint64_t lane_mask(int lane, int count) {
+  return ~uint64_t{0} / ((uint64_t{1} << lane) - 1) * ((uint64_t{1} << count) - 1);
+}
+
+// Fields of eight bytes side by side, the first byte's lowest: `bits` bytes, bits = 1, 2 or 4
+MBQ_HD uint64_t gather_fields(uint64_t fields, int bits) {
+  fields = (fields | fields >> (8 - bits)) & lane_mask(16, 2 * bits);
+  fields = (fields | fields >> (16 - 2 * bits)) & lane_mask(32, 4 * bits);
+  return (fields | fields >> (32 - 4 * bits)) & ((uint64_t{1} << 8 * bits) - 1);
+}
+
+// Its inverse.
+MBQ_HD uint64_t spread_fields(uint64_t packed, int bits) {
+  packed = (packed | packed << (32 - 4 * bits)) & lane_mask(32, 4 * bits);
+  packed = (packed | packed << (16 - 2 * bits)) & lane_mask(16, 2 * bits);
+  return (packed | packed << (8 - bits)) & lane_mask(8, bits);
+}
+
+// What the fields of eight codes are packed into.
+template <int bits>
+struct PackedWord {
+  using type = uint8_t;
+};
+template <>
+struct PackedWord<2> {
+  using type = uint16_t;
+};
+template <>
+struct PackedWord<4> {
+  using type = uint32_t;
+};
+template <int bits>
+using packed_word_t = typename PackedWord<bits>::type;
+
+// Bit i of byte p becomes bit p of byte i: codes to planes and back (Warren, Hacker's Delight, 7-3)
+MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
+  uint64_t moved = (bytes ^ bytes >> 7) & 0x00AA00AA00AA00AAu;
+  bytes ^= moved ^ moved << 7;
+  moved = (bytes ^ bytes >> 14) & 0x0000CCCC0000CCCCu;
+  bytes ^= moved ^ moved << 14;
+  moved = (bytes ^ bytes >> 28) & 0x00000000F0F0F0F0u;
+  return bytes ^ moved ^ moved << 28;
+}
+
+MBQ_HD int byte_of(uint64_t word, int i, bool is_signed) {
+  const uint8_t byte = static_cast<uint8_t>(word >> (8 * i));
+  return is_signed ? static_cast<int8_t>(byte) : byte;
+}
+
+// Every byte within the range.
+MBQ_HD uint64_t clamp_bytes(uint64_t word, Bounds<int> range, bool is_signed) {
+  uint64_t result = 0;
+  for (int i = 0; i < 8; ++i)
+    result |= static_cast<uint64_t>(clamp(byte_of(word, i, is_signed), range.lo, range.hi) & 255) << (8 * i);
+  return result;
+}
+
+// switch_code on planes, the most significant first, of any word: `count` planes become `bits`. A carry runs through
+// the planes that stay, from where the others round up and the code is not the highest.
+template <class Word>
+MBQ_HD void round_planes(Word* planes, int bits, int count, bool half_even) {
+  if (count == bits) return;
+  Word carry = planes[bits], highest = ~planes[0], above = planes[bits - 1];
+  for (int p = bits + 1; p < count; ++p) above |= planes[p];  // more than a tie, or a tie of an odd quotient
+  if (half_even) carry &= above;
+  for (int p = 1; p < bits; ++p) highest &= planes[p];
+  carry &= ~highest;
+  for (int p = bits - 1; p >= 0; --p) {
+    const Word sum = planes[p] ^ carry;
+    carry &= planes[p];
+    planes[p] = sum;
+  }
+}
+
+// Codes from words whose byte b is plane bits - 1 - b.
+MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits) {
+  const uint64_t fields = transpose_bits(planes);
+  return bits < 8 ? from_fields(fields, bits, true) : fields;
+}
+
+}  // namespace mbq
