@@ -53,13 +53,17 @@ def _complaint(entry: dict, rows: list[dict]) -> str:
 
 
 @pytest.fixture
-def record(results, device, pytestconfig):
-    """Keep the rows of one case, then assert that ours ran and its targets are met."""
-    def keep(rows):
+def record(benchmark, results, device, pytestconfig):
+    """Keep the rows of one case, then assert that ours ran and its targets are met. pytest-benchmark's own table times
+    `step`, our call."""
+    def keep(rows, step=None):
         entries = [] if results["small"] else targets.verdicts(device, rows)
         results["rows"] += rows
         results["targets"] += entries
+        benchmark.extra_info.update(rows=rows, machine=results["machine"])
         _write(results, pytestconfig.getoption("--mbq-json"))
+        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+        benchmark.pedantic(lambda: (step and step(), synchronize()), rounds=3, warmup_rounds=1)
         failed = [f"{row['candidate']}: {row['error']}" for row in rows
                   if row["candidate"].startswith("mbq") and "error" in row]
         missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
@@ -68,13 +72,6 @@ def record(results, device, pytestconfig):
 
 
 @pytest.fixture
-def run_case(benchmark, results, device, record):
-    """Measure one case and record it. pytest-benchmark's own table times our step."""
-    def run(case, ours, rivals):
-        rows, step = measure(case, ours, rivals)
-        benchmark.extra_info.update(rows=rows, machine=results["machine"])
-        if step:
-            synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-            benchmark.pedantic(lambda: (step(), synchronize()), rounds=3, warmup_rounds=1)
-        record(rows)
-    return run
+def run_case(record):
+    """Measure one case of an elementwise op and record it."""
+    return lambda case, ours, rivals: record(*measure(case, ours, rivals))

@@ -34,6 +34,10 @@ TARGETS = (
     Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
     *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
       for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
+    Target("cpu", "switched_linear-*-rows1-*", ("dequantize + linear",), 1.0),
+    Target("cuda", "switched_linear-codes*-rows1-*", ("linear bfloat16",), 1.7),
+    *(Target("cuda", f"switched_linear-planes{bits}-rows1-*", ("linear bfloat16",), ratio)
+      for bits, ratio in ((8, 1.4), (4, 2), (2, 3))),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),

@@ -31,8 +31,13 @@ def double(x, scale, bits=4):
     return torch.stack(mbq.double_round(x, scale / 16, bits=[bits // 2 + 2, 2], axis=0))  # 2 .. 6 for 1 .. 8
 
 
+def switched(x, scale, bits=4):  # not defined at 1 bit: 2 then
+    codes = (torch.arange(scale.numel() * x.shape[-1], device=x.device) * 37 % 255 - 127).to(torch.int8)
+    return mbq.switched_linear(x, codes.view(-1, x.shape[-1]), scale, scale * 2, bits=max(bits, 2))
+
+
 OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
-       "fake_quantize_foreach": foreach, "double_round": double}
+       "fake_quantize_foreach": foreach, "double_round": double, "switched_linear": switched}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -41,11 +46,21 @@ def make(device, shape=(4, 33)):
             (torch.rand(shape[0], device=device) * 0.3 + 0.1).requires_grad_())
 
 
+def matrix(x):
+    """x itself, or its values as rows of 33"""
+    return x if x.shape == (4, 33) else torch.nn.functional.pad(x.flatten(), (0, -x.numel() % 33)).view(-1, 33)
+
+
 def test_every_op_is_here():
     assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
 
 
+CODES = torch.randint(-128, 128, (4, 33), dtype=torch.int8)
+PLANES = torch.randint(0, 256, (8, 4, 5), dtype=torch.uint8)
+
 RAW = {
+    "switched_linear_forward": lambda x, s: (matrix(x), CODES.to(x.device), s, s * 2, 8, 4, True),
+    "switched_linear_backward": lambda x, s: (matrix(x)[:, :4], PLANES.to(x.device), s, 33, 8, 4, False),
     "fake_quantize_forward": lambda x, s: (x, s, s * 0, 4, True, 0, torch.bfloat16),
     "fake_quantize_backward": lambda x, s: (x * 2, x, s, None, 4, False, 0, None),
     "fake_quantize_multi_forward": lambda x, s: (x, torch.stack([s, s]), None, [4, 1], True, 0, None),
@@ -105,11 +120,33 @@ MALFORMED |= {
     "foreach, gradients of two dtypes": (BACKWARD, ([X, X.half()], [X, X], [SCALE] * 2, [], [4], True, [0, 0], None)),
 }
 
+FORWARD, BACKWARD = "switched_linear_forward", "switched_linear_backward"
+ROWS = torch.randn(3, 33)
+MALFORMED |= {
+    "codes of other columns": (FORWARD, (ROWS[:, :32], CODES, torch.ones(4), None, 8, 4, True)),
+    "planes of other columns": (FORWARD, (torch.randn(3, 41), PLANES, torch.ones(4), None, 8, 4, True)),
+    "too few planes": (FORWARD, (ROWS, PLANES[:4], torch.ones(4), None, 8, 4, True)),
+    "too few planes for half_even": (FORWARD, (ROWS, PLANES[:7], torch.ones(4), None, 8, 4, False)),
+    "float store": (FORWARD, (ROWS, CODES.float(), torch.ones(4), None, 8, 4, True)),
+    "store of one row": (FORWARD, (ROWS, CODES[0], torch.ones(4), None, 8, 4, True)),
+    "one bit": (FORWARD, (ROWS, CODES, torch.ones(4), None, 8, 1, True)),
+    "more bits than stored": (FORWARD, (ROWS, CODES, torch.ones(4), None, 4, 5, True)),
+    "more high bits than there are": (FORWARD, (ROWS, CODES, torch.ones(4), None, 9, 5, True)),
+    "a scale too few": (FORWARD, (ROWS, CODES, torch.ones(3), None, 8, 4, True)),
+    "a bias too few": (FORWARD, (ROWS, CODES, torch.ones(4), torch.ones(3), 8, 4, True)),
+    "float64 bias": (FORWARD, (ROWS, CODES, torch.ones(4), torch.ones(4).double(), 8, 4, True)),
+    "float64 x": (FORWARD, (ROWS.double(), CODES, torch.ones(4), None, 8, 4, True)),
+    "x of one row": (FORWARD, (ROWS[0], CODES, torch.ones(4), None, 8, 4, True)),
+    "gradient of other columns": (BACKWARD, (ROWS, CODES, torch.ones(4), 33, 8, 4, True)),
+    "gradient for other columns": (BACKWARD, (ROWS[:, :4], CODES, torch.ones(4), 34, 8, 4, True)),
+    "negative columns": (BACKWARD, (ROWS[:, :4], CODES, torch.ones(4), -1, 8, 4, True)),
+}
+
 
 @pytest.mark.parametrize("raw, arguments", MALFORMED.values(), ids=MALFORMED.keys())
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
-    with pytest.raises(RuntimeError, match="^(fake_quantize|double_round)(_multi|_foreach)?: "):
+    with pytest.raises(RuntimeError, match="^((fake_quantize|double_round)(_multi|_foreach)?|switched_linear): "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

@@ -1,0 +1,141 @@
+// switched_linear on CUDA: y = x @ x_hat.T + bias, x_hat = clamp(round(code / 2^D), lo, hi) * scale * 2^D, straight
+// from int8 codes or bit planes (Huang et al., 2025, arXiv 2502.01199, eq. 1-3), and the gradient of x. A warp has a
+// row of the weight. Plain float32 products: for several rows of x the Triton kernels, on tensor cores, do more at
+// once.
+#include "code_rows.cuh"
+#include "elementwise.cuh"
+#include "launch.cuh"
+
+namespace mbq {
+namespace {
+
+constexpr const char* kOp = "switched_linear";
+constexpr int kBatch = 4;  // rows of x that share a read of the weight
+
+template <class T>
+struct Linear {
+  StoredRows weight;
+  const float* scale;
+  const float* bias;  // or null
+  bool one_scale;
+  const T* x;  // or the gradient
+  T* y;
+  int64_t count;
+};
+
+// y[m][row] for a warp's row and kBatch rows of x; blockIdx.x runs over the rows of x last
+template <class T>
+__global__ void switched_linear_rows(const __grid_constant__ Linear<T> job) {
+  const int64_t warp = thread_index() / kWarpLanes, row = warp % job.weight.rows;
+  const int64_t first = warp / job.weight.rows * kBatch;
+  const int lane = threadIdx.x % kWarpLanes;
+  if (first >= job.count) return;  // a whole warp: the shuffles below are full
+  float sums[kBatch] = {};
+  dot_row<kBatch>(job.weight, row, job.x, first, job.count, lane, kWarpLanes, sums);
+  const double step = static_cast<double>(job.scale[job.one_scale ? 0 : row]) * (1 << job.weight.lower.drop);
+  const double shift = job.bias ? job.bias[row] : 0.0f;
+#pragma unroll
+  for (int m = 0; m < kBatch; ++m) {
+    const double total = warp_sum(sums[m]);
+    if (lane == 0 && first + m < job.count)
+      job.y[(first + m) * job.weight.rows + row] = static_cast<T>(static_cast<float>(total * step + shift));
+  }
+}
+
+template <class T>
+__global__ void switched_linear_columns(const __grid_constant__ Linear<T> job) {
+  const int64_t column = thread_index() % job.weight.columns, first = thread_index() / job.weight.columns * kBatch;
+  if (first < job.count)
+    dot_column<kBatch>(job.weight, column, job.scale, job.one_scale, job.x, first, job.count, job.y);
+}
+
+StoredRows stored_rows(const Tensor& store, int64_t columns, int64_t high_bits, int64_t bits, bool half_up) {
+  check(2 <= bits && bits <= high_bits && high_bits <= 8, kOp, ": bits must be between 2 and high_bits, got ", bits);
+  const bool codes = store.scalar_type() == ScalarType::Char && store.dim() == 2;
+  const bool planes = store.scalar_type() == ScalarType::Byte && store.dim() == 3;
+  check(codes || planes, kOp, ": store must be int8 codes or uint8 planes");
+  const CodeSwitch lower{static_cast<int>(bits), static_cast<int>(high_bits - bits), half_up};
+  const int64_t row_bytes = codes ? columns : (columns + 7) / 8;
+  check(columns >= 0 && store.size(store.dim() - 1) == row_bytes, kOp, ": store must have rows of ", row_bytes);
+  check(codes || store.size(0) >= lower.planes(), kOp, ": store must have ", lower.planes(), " planes");
+  const auto* data = static_cast<const uint8_t*>(store.const_data_ptr());
+  const int64_t unit = codes ? 16 : 4;
+  return {data,
+          store.size(store.dim() - 2),
+          columns,
+          row_bytes,
+          codes ? 0 : lower.planes(),
+          static_cast<int>(high_bits),
+          lower,
+          reinterpret_cast<uintptr_t>(data) % unit == 0 && row_bytes % unit == 0};
+}
+
+template <class T>
+Linear<T> job_of(const StoredRows& weight, const Tensor& scale, const Tensor* bias, const Tensor& x, const Tensor& y) {
+  check(scale.scalar_type() == ScalarType::Float && (scale.numel() == 1 || scale.numel() == weight.rows), kOp,
+        ": scale must be float32 with 1 or ", weight.rows, " elements");
+  check(!bias || (bias->scalar_type() == ScalarType::Float && bias->numel() == weight.rows), kOp,
+        ": bias must be float32 with ", weight.rows, " elements");
+  return {weight,
+          static_cast<const float*>(scale.const_data_ptr()),
+          bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+          scale.numel() == 1,
+          static_cast<const T*>(x.const_data_ptr()),
+          static_cast<T*>(y.mutable_data_ptr()),
+          x.size(0)};
+}
+
+// Calls body with a value of the storage type of x
+template <class Body>
+void dispatch(const Tensor& x, const Body& body) {
+  dispatch_floats(kOp, x.scalar_type(), [&](auto zero) {
+    if constexpr (std::is_same_v<decltype(zero), double>) {
+      check(false, kOp, ": x must be float32, bfloat16 or float16");
+    } else {
+      body(zero);
+    }
+  });
+}
+
+int64_t blocks(int64_t threads, int64_t count) {
+  return ((count + kBatch - 1) / kBatch * threads + kThreads - 1) / kThreads;
+}
+
+Tensor switched_linear_forward(const Tensor& given_x, const Tensor& given_store, const Tensor& given_scale,
+                               const std::optional<Tensor>& given_bias, int64_t high_bits, int64_t bits, bool half_up) {
+  check(given_x.dim() == 2, kOp, ": x must be a matrix");
+  const Launch launch(kOp, given_x);
+  const Tensor x = make_contiguous(given_x), store = make_contiguous(given_store), scale = make_contiguous(given_scale);
+  const Tensor bias = given_bias ? make_contiguous(*given_bias) : none_like(scale);
+  const StoredRows weight = stored_rows(store, x.size(1), high_bits, bits, half_up);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), weight.rows});
+  dispatch(x, [&](auto zero) {
+    const auto job = job_of<decltype(zero)>(weight, scale, given_bias ? &bias : nullptr, x, y);
+    launch(switched_linear_rows<decltype(zero)>, blocks(weight.rows * kWarpLanes, job.count), job);
+  });
+  return y;
+}
+
+Tensor switched_linear_backward(const Tensor& given_grad, const Tensor& given_store, const Tensor& given_scale,
+                                int64_t in_features, int64_t high_bits, int64_t bits, bool half_up) {
+  const Launch launch(kOp, given_grad);
+  const Tensor grad = make_contiguous(given_grad), store = make_contiguous(given_store);
+  const Tensor scale = make_contiguous(given_scale);
+  const StoredRows weight = stored_rows(store, in_features, high_bits, bits, half_up);
+  check(grad.dim() == 2 && grad.size(1) == weight.rows, kOp, ": the gradient must have ", weight.rows, " columns");
+  Tensor grad_x = torch::stable::new_empty(grad, {grad.size(0), in_features});
+  dispatch(grad, [&](auto zero) {
+    const auto job = job_of<decltype(zero)>(weight, scale, nullptr, grad, grad_x);
+    launch(switched_linear_columns<decltype(zero)>, blocks(in_features, job.count), job);
+  });
+  return grad_x;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+  m.impl("switched_linear_forward", TORCH_BOX(&switched_linear_forward));
+  m.impl("switched_linear_backward", TORCH_BOX(&switched_linear_backward));
+}
+
+}  // namespace mbq

@@ -1,0 +1,62 @@
+"""deploy: leave of a trained network's weights the integer codes alone."""
+
+from torch import nn
+
+from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from .codes import LAYOUTS
+from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
+
+FORMS = {QuantLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d, QuantConv2d: SwitchedConv2d}
+
+
+def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
+    """Replace, in place, every layer trained with double rounding by one that keeps its codes, and return the model.
+
+    Afterwards `set_bits` chooses among the trained bit-widths and those that `add_bits` adds, before or after; among
+    all from 2 to the highest where only weights were quantized and BatchNorm is shared. 32 is an error at the next
+    call. Weights are what they were in training, bit for bit; sums of linear layers are in another order. Activation
+    quantizers, BatchNorm and layers left in float stay as they are. The codes cannot be trained on.
+
+    Args:
+        model: what `convert` returned, trained with DoubleRoundingQuantizer.
+        layout: 'codes', int8, a byte a weight; 'planes', bit planes of the same size, of which a linear layer with
+            rounding half_up reads the first min(bits + 1, high_bits) alone.
+
+    Returns:
+        model; a new module where the model itself is such a layer.
+
+    Raises:
+        ValueError: an unknown layout; a layer whose bit-widths have codes of their own; no layer to replace.
+        RuntimeError: a scale has no value yet. Nothing is changed then.
+
+    Reference: Huang et al., 2025, arXiv 2502.01199, section 3.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"deploy: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    layers = {module: name for name, module in model.named_modules() if type(module) in FORMS}
+    for layer, name in layers.items():
+        if not hasattr(layer.weight_quantizer, "high_bits"):
+            raise ValueError(f"deploy: {name or 'the model'} must have a DoubleRoundingQuantizer, got "
+                             f"{type(layer.weight_quantizer).__name__}, whose bit-widths have codes of their own")
+    if not layers:
+        raise ValueError(f"deploy: model must hold layers made by convert, got {type(model).__name__} without any")
+    workspace = Workspace()
+    stored = {layer: FORMS[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in stored:
+                parent._modules[name] = stored[child]
+    model = stored.get(model, model)
+    _offer_all_bits(model, stored.values())
+    return model
+
+
+def _offer_all_bits(model, layers) -> None:
+    """Where activations and BatchNorm do not depend on the bit-width, every one that the codes have can be chosen."""
+    bound = {id(module.bit_state) for module in model.modules()
+             if hasattr(module, "bit_state") and module not in set(layers)}
+    for layer in layers:
+        state = layer.bit_state
+        if id(state) not in bound:
+            state.trained = tuple(range(layer.high_bits, 1, -1))
+            state.select(state.bits)

@@ -1,0 +1,102 @@
+"""switched_linear's GPU code without a GPU: the CUDA loops run on the host, and what compilers made of the kernels."""
+
+import ctypes
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_gpu_code import cuda_code, functions, wide_bytes  # noqa: F401
+from test_switched_linear import lowered, planes_of
+
+TESTS = Path(__file__).resolve().parent
+I64, INT, FLAG, PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_void_p
+THREADS, SHARED = 128, 99 * 1024  # of a Triton program; the least shared memory of a GPU these run on
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("host") / "code_rows.so"
+    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
+                    "-fno-sanitize-recover", f"-I{TESTS.parent / 'csrc'}", TESTS / "code_rows_on_host.cpp", "-o",
+                    library], check=True)
+    return ctypes.CDLL(str(library)).code_rows
+
+
+@pytest.mark.parametrize("columns", [1, 31, 64, 130])
+@pytest.mark.parametrize("layout", ["codes", "planes"])
+@pytest.mark.parametrize("high_bits, bits, rounding", [
+    (8, 8, "half_up"), (8, 7, "half_up"), (8, 4, "half_up"), (8, 4, "half_even"), (8, 2, "half_even"),
+    (5, 2, "half_up"), (5, 3, "half_even")])
+def test_cuda_loops_on_the_host(host, columns, layout, high_bits, bits, rounding):
+    rows, count, top = 7, 5, 2 ** (high_bits - 1)
+    codes = torch.randint(-top, top, (rows, columns), dtype=torch.int8)
+    store = codes if layout == "codes" else planes_of(codes, high_bits)
+    read = 0 if layout == "codes" else min(bits + 1, high_bits) if rounding == "half_up" else high_bits
+    row_bytes = store.shape[-1]
+    aligned = row_bytes % (16 if layout == "codes" else 4) == 0
+    scale, x, grad = torch.rand(rows) + 0.1, torch.randn(count, columns), torch.randn(count, rows)
+    y, grad_x = torch.full((count, rows), torch.nan), torch.full((count, columns), torch.nan)
+    host(PTR(store.data_ptr()), I64(rows), I64(columns), I64(row_bytes), INT(read), INT(high_bits), INT(bits),
+         FLAG(rounding == "half_up"), FLAG(aligned), PTR(scale.data_ptr()), PTR(x.data_ptr()), I64(count),
+         PTR(y.data_ptr()), PTR(grad.data_ptr()), PTR(grad_x.data_ptr()))
+    weight = lowered(codes, high_bits, bits, rounding) * scale.double().view(-1, 1) * 2 ** (high_bits - bits)
+    torch.testing.assert_close(y.double(), x.double() @ weight.T, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(grad_x.double(), grad.double() @ weight, rtol=1e-5, atol=1e-4)
+
+
+def test_cuda_clamps_codes_outside_their_range(host):
+    codes, scale, x, y = torch.tensor([[-128, -9, 7, 100]]).char(), torch.ones(1), torch.eye(4), torch.ones(4)
+    grad, grad_x = torch.zeros(4, 1), torch.zeros(4, 4)
+    host(PTR(codes.data_ptr()), I64(1), I64(4), I64(4), INT(0), INT(4), INT(4), FLAG(True), FLAG(False),
+         PTR(scale.data_ptr()), PTR(x.data_ptr()), I64(4), PTR(y.data_ptr()), PTR(grad.data_ptr()),
+         PTR(grad_x.data_ptr()))
+    assert y.tolist() == [-8, -8, 7, 7]
+
+
+@pytest.fixture(scope="module")
+def triton_kernels():
+    if not importlib.util.find_spec("triton"):
+        pytest.skip("triton is not installed")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, TESTS / "aot_switched_linear.py"], capture_output=True, text=True,
+                          env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_triton_reads_the_store_16_bytes_at_once(triton_kernels):
+    """Straight to registers for one row of x, by cp.async into shared memory where tensor cores follow."""
+    from mbq_kernels.triton.switched_linear import TILES
+
+    forward = [kernel for kernel in triton_kernels if kernel["name"][0] == "forward"]
+    assert {kernel["name"][1] for kernel in forward} == {80, 90, 100} and len(forward) == 21
+    for kernel in forward:
+        _, _, _, planes, _, rows_of_x = kernel["name"]
+        rows, words = TILES["planes" if planes else "codes", rows_of_x > 1]
+        store = rows * words * 4 * max(planes, 1) // THREADS
+        wide = wide_bytes(kernel["loads"]) + sum(size for size in kernel["copies"] if size == 16)
+        assert wide >= store, kernel["name"]
+        assert not [op for op in kernel["loads"] if op.endswith(".b8")], kernel["name"]
+
+
+def test_triton_neither_spills_nor_wants_more_shared_memory_than_there_is(triton_kernels):
+    for kernel in triton_kernels:
+        assert kernel["local"] == [] and kernel["stack"] and not any(kernel["stack"]), kernel["name"]
+        assert kernel["shared"] <= SHARED, kernel["name"]
+
+
+def test_cuda_kernels_read_16_bytes_at_once_and_use_no_stack(cuda_code):  # noqa: F811
+    kernels = functions(cuda_code[1], r"Function : (\S*switched_linear_rows\S*)")
+    assert len(kernels) >= 3
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text and not re.search(r"\b(LDL|STL)\b", text), key

@@ -1,0 +1,244 @@
+"""deploy: a network of stored codes computes what the trained one did, at every bit-width, from a byte a weight."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mbq_train
+from mbq_train import convert, set_bits
+from mbq_train.deploy import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
+from mbq_train.deploy.layers import MANY_ROWS
+from mbq_train.quantize.quantizers import WeightQuantizer
+
+TRAINED = (8, 6, 4, 2)
+LAYOUTS, ROUNDINGS = ("codes", "planes"), ("half_even", "half_up")
+
+
+class DoubleRounding(WeightQuantizer):
+    """What deploy needs of a DoubleRoundingQuantizer, in plain PyTorch: methods of the paper, eq. 1-3."""
+
+    def __init__(self, bit_state, weight, *, rounding, **options):
+        super().__init__(bit_state, weight, **options)
+        self.high_bits, self.rounding = bit_state.trained[0], rounding
+        self.scales[str(self.high_bits)].data.copy_(weight.detach().abs().flatten(1).amax(1) / 2**self.high_bits)
+        self.missing.clear()
+
+    def forward(self, weight):
+        bits = self.bit_state.bits
+        if bits == 32:
+            return weight
+        scale = self.scales[str(self.high_bits)].view(-1, *[1] * (weight.dim() - 1))
+        top, ratio = 2 ** (self.high_bits - 1), 2 ** (self.high_bits - bits)
+        high = torch.round((weight / scale).clamp(-top, top - 1))
+        lower = torch.floor(high / ratio + 0.5) if self.rounding == "half_up" else torch.round(high / ratio)
+        return lower.clamp(max=top / ratio - 1) * (scale * ratio)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, stride=2, bias=False)
+        self.grouped = nn.Conv2d(8, 12, (3, 1), groups=2, padding="same", padding_mode="circular")
+        self.sequence = nn.Conv1d(12, 10, 3, dilation=2, padding=2)
+        self.linear = nn.Linear(10, 33)
+        self.head = nn.Linear(33, 7)
+
+    def forward(self, x):
+        x = F.relu(self.grouped(F.relu(self.conv(x))))
+        x = F.relu(self.sequence(x.flatten(2)))
+        return self.head(F.relu(self.linear(x.mean(-1))))
+
+
+def trained(model=None, rounding="half_even", bits=TRAINED, **options):
+    """`model` converted, its weight quantizers replaced, its activation scales initialised"""
+    model = convert(Network() if model is None else model, bits, keep_float=(), **options)
+    for layer in list(model.modules()):
+        if hasattr(layer, "weight_quantizer"):
+            old = layer.weight_quantizer
+            layer.weight_quantizer = DoubleRounding(old.bit_state, layer.weight, rounding=rounding,
+                                                    layer_name=old.layer_name)
+    return model
+
+
+def images(count=5):
+    return torch.randn(count, 3, 8, 8)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_computes_what_was_trained(layout, rounding):
+    model, x = trained(rounding=rounding), images()
+    mbq_train.initialise(model, x)
+    model.eval()
+    stored = deploy(copy.deepcopy(model), layout=layout)
+    for bits in TRAINED:
+        set_bits(model, bits)
+        set_bits(stored, bits)
+        torch.testing.assert_close(stored(x), model(x), rtol=1e-4, atol=1e-5)
+        for name, layer in stored.named_modules():
+            if isinstance(layer, (SwitchedLinear, SwitchedConv1d, SwitchedConv2d)):
+                source = model.get_submodule(name)
+                weight = layer.weight_at(bits, torch.empty(0))
+                assert torch.equal(weight, source.weight_quantizer(source.weight)), (name, bits)
+
+
+def test_holds_a_byte_a_weight():
+    for layout in LAYOUTS:
+        model = trained()
+        weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith("weight"))
+        channels = sum(p.shape[0] for name, p in model.named_parameters() if name.endswith("weight"))
+        biases = sum(p.numel() for name, p in model.named_parameters() if name.endswith("bias"))
+        mbq_train.initialise(model, images())
+        stored = deploy(model, layout=layout)
+        assert model is stored and not [p for p in stored.parameters() if p.dim() > 0 and p.numel() > 1]
+        rest = sum(t.numel() * t.element_size() for q in stored.modules() if hasattr(q, "is_signed")
+                   for t in (*q.parameters(), *q.buffers()))
+        held = sum(t.numel() * t.element_size() for t in (*stored.parameters(), *stored.buffers()))
+        padding = sum(-torch.Size(layer.weight_shape[1:]).numel() % 8 * layer.weight_shape[0] for layer in
+                      stored.modules() if hasattr(layer, "weight_shape") and layout == "planes")
+        assert held == weights + padding + 4 * (channels + biases) + rest
+        file = io.BytesIO()
+        torch.save(stored.state_dict(), file)
+        assert held <= file.tell() < held + 20000
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bit_widths_that_were_not_trained(layout):
+    model, x = trained(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)), bits=(8, 4)), torch.randn(6, 20)
+    mbq_train.initialise(model, x)
+    stored = deploy(copy.deepcopy(model), layout=layout)
+    with pytest.raises(ValueError, match="bits must be one of 32, 8, 4, got 3"):
+        set_bits(stored, 3)
+    stored = mbq_train.add_bits(stored, (3,), [x])
+    set_bits(stored, 3)
+    code = torch.round(torch.round((model[0].weight / model[0].weight_quantizer.scales["8"].view(-1, 1))
+                                   .clamp(-128, 127)) / 32).clamp(max=3)
+    want = code * model[0].weight_quantizer.scales["8"].view(-1, 1) * 32
+    assert torch.equal(stored[0].weight_at(3, x), want)
+    expected = F.linear(stored[0].input_quantizer(x), want, model[0].bias)
+    torch.testing.assert_close(stored[0](x), expected)
+
+
+def test_weights_alone_switch_to_every_bit_width():
+    """Where nothing else depends on the bit-width, all from 2 to the highest can be chosen."""
+    model = trained(nn.Sequential(nn.Linear(20, 30)), bits=(8,), rules=[("*", {"activations": False})])
+    stored, x = deploy(copy.deepcopy(model)), torch.randn(3, 20)
+    for bits in range(2, 9):
+        set_bits(stored, bits)
+        model[0].weight_quantizer.bit_state.bits = bits
+        torch.testing.assert_close(stored(x), F.linear(x, model[0].weight_quantizer(model[0].weight), model[0].bias))
+
+
+def test_many_rows_go_through_a_dequantized_weight(monkeypatch):
+    model = trained(nn.Sequential(nn.Linear(20, 30)), rules=[("*", {"activations": False})])
+    stored, x = deploy(copy.deepcopy(model)), torch.randn(3, MANY_ROWS // 2, 20)
+    calls = []
+    monkeypatch.setattr("mbq_train.deploy.layers.switched_linear",
+                        lambda x, *rest, **named: calls.append(len(x)) or x.new_zeros(len(x), 30))
+    assert torch.equal(stored(x), model(x)) and not calls
+    stored(x[0])
+    assert calls == [MANY_ROWS // 2]
+
+
+def test_float_weights_are_gone():
+    stored = deploy(trained(nn.Sequential(nn.Linear(4, 4)), rules=[("*", {"activations": False})]))
+    set_bits(stored, 32)
+    with pytest.raises(ValueError, match="bits must be between 2 and 8, got 32: a deployed network keeps no other"):
+        stored(torch.randn(1, 4))
+
+
+def test_attention():
+    attention, x = nn.MultiheadAttention(12, 3, batch_first=True), torch.randn(2, 5, 12)
+    model = trained(nn.Sequential(attention), rules=[("*", {"activations": False})]).eval()
+    stored = deploy(copy.deepcopy(model))
+    set_bits(model, 4)
+    set_bits(stored, 4)
+    assert len([m for m in stored.modules() if isinstance(m, SwitchedLinear)]) == 4
+    torch.testing.assert_close(stored[0](x, x, x)[0], model[0](x, x, x)[0])
+
+
+def test_shared_layers_stay_shared():
+    linear = nn.Linear(6, 6)
+    model = trained(nn.Sequential(linear, nn.ReLU(), nn.ModuleDict({"again": linear})))
+    stored = deploy(model)
+    assert stored[0] is stored[2]["again"] and isinstance(stored[0], SwitchedLinear)
+
+
+def test_a_workspace_serves_all_layers_one_at_a_time():
+    model = trained()
+    mbq_train.initialise(model, images())
+    stored = deploy(model.eval())
+    with torch.no_grad():
+        stored(images())
+    spaces = {layer.workspace for layer in stored.modules() if hasattr(layer, "workspace")}
+    largest = max(torch.Size(layer.weight_shape).numel() for layer in stored.modules()
+                  if isinstance(layer, (SwitchedConv1d, SwitchedConv2d)))
+    assert len(spaces) == 1 and spaces.pop().memory.numel() == largest
+
+
+def test_workspace_keeps_what_autograd_needs():
+    space, like = Workspace(), torch.ones(2, requires_grad=True)
+    assert space.take((3, 2), like).data_ptr() != space.take((3, 2), like).data_ptr() and space.memory is None
+    with torch.no_grad():
+        first = space.take((3, 2), like)
+        assert space.take((2, 2), like).data_ptr() == first.data_ptr()
+        assert space.take((2, 2), like.double()).dtype == torch.float64
+
+
+def test_gradient_of_the_input():
+    model = trained()
+    mbq_train.initialise(model, images())
+    model.eval()
+    stored, x = deploy(copy.deepcopy(model)), images().requires_grad_()
+    want, = torch.autograd.grad(model(x).square().sum(), x)
+    got, = torch.autograd.grad(stored(x).square().sum(), x)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_half_keeps_the_scale():
+    stored = deploy(trained(nn.Sequential(nn.Linear(9, 5)), rules=[("*", {"activations": False})]))
+    scale, store = stored[0].scale.clone(), stored[0].store.clone()
+    stored.half()
+    assert stored[0].scale.dtype == torch.float32 and torch.equal(stored[0].scale, scale)
+    assert torch.equal(stored[0].store, store) and stored[0].bias.dtype == torch.float16
+    assert stored(torch.randn(2, 9).half()).dtype == torch.float16
+
+
+def test_state_survives_copies_and_files():
+    model, x = trained(), images()
+    mbq_train.initialise(model, x)
+    stored = deploy(model.eval(), layout="planes")
+    other = copy.deepcopy(stored)
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    other.load_state_dict(stored.state_dict())
+    set_bits(other, 4)
+    assert stored.conv.bit_state.bits == 8 and other.conv.bit_state.bits == 4
+    set_bits(stored, 4)
+    assert torch.equal(other(x), stored(x))
+
+
+def test_compiles_as_one_graph():
+    stored, x = deploy(trained(rules=[("*", {"activations": False})]).eval()), images()
+    with torch.no_grad():
+        want = stored(x)
+        torch.testing.assert_close(torch.compile(stored, fullgraph=True, backend="eager")(x), want)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="layout must be one of codes, planes, got 'bits'"):
+        deploy(trained(), layout="bits")
+    with pytest.raises(ValueError, match="model must hold layers made by convert, got Linear without any"):
+        deploy(nn.Linear(3, 3))
+    model = trained()
+    plain = convert(nn.Sequential(nn.Linear(3, 3)), (8, 4), keep_float=())
+    with pytest.raises(ValueError, match="0 must have a DoubleRoundingQuantizer, got WeightQuantizer"):
+        deploy(plain)
+    model.linear.weight_quantizer.missing.add(8)
+    with pytest.raises(RuntimeError, match="linear: DoubleRounding must have seen a training batch at 8 bits"):
+        deploy(model)
+    assert not [m for m in model.modules() if isinstance(m, SwitchedConv2d)]
