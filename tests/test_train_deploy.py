@@ -3,16 +3,15 @@
 import copy
 import io
 
+import mbq_train
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-import mbq_train
 from mbq_train import convert, set_bits
-from mbq_train.deploy import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
-from mbq_train.deploy.layers import MANY_ROWS
+from mbq_train.deployment import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
+from mbq_train.deployment.layers import MANY_ROWS
 from mbq_train.quantize.quantizers import WeightQuantizer
+from torch import nn
 
 TRAINED = (8, 6, 4, 2)
 LAYOUTS, ROUNDINGS = ("codes", "planes"), ("half_even", "half_up")
@@ -137,7 +136,7 @@ def test_many_rows_go_through_a_dequantized_weight(monkeypatch):
     model = trained(nn.Sequential(nn.Linear(20, 30)), rules=[("*", {"activations": False})])
     stored, x = deploy(copy.deepcopy(model)), torch.randn(3, MANY_ROWS // 2, 20)
     calls = []
-    monkeypatch.setattr("mbq_train.deploy.layers.switched_linear",
+    monkeypatch.setattr("mbq_train.deployment.layers.switched_linear",
                         lambda x, *rest, **named: calls.append(len(x)) or x.new_zeros(len(x), 30))
     assert torch.equal(stored(x), model(x)) and not calls
     stored(x[0])

@@ -1,11 +1,12 @@
-"""The command `mbq`: train, resume, eval, info."""
+"""The command `mbq`: train, resume, eval, export, switch, inspect, info."""
 
 import contextlib
-import inspect
+import inspect as signatures
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
+import mbq_store
 import torch
 import typer
 from rich.console import Console
@@ -14,10 +15,12 @@ from rich.table import Table
 from mbq_kernels import BackendError
 
 from . import distributed
+from .export import export_store
 from .options import Options
 from .runs.checkpoint import load_metadata
-from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run
+from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
+from .runs.plots import plot_store
 from .runs.progress import progress_of
 from .runs.run import Result, resume_run, train_run
 from .training.divergence import TrainingError
@@ -39,20 +42,20 @@ def _with_options(command):
             values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
             command(Options(**values), **arguments)
 
-    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "options"]
+    own = [parameter for name, parameter in signatures.signature(command).parameters.items() if name != "options"]
     parameters = [_parameter(option) for option in fields(Options)] + own
-    run.__signature__ = inspect.Signature(parameters)
+    run.__signature__ = signatures.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     return run
 
 
-def _parameter(option) -> inspect.Parameter:
+def _parameter(option) -> signatures.Parameter:
     default, words = option.default, [option.metadata["help"], ", ".join(option.metadata.get("choices", ()))]
     help_ = ": ".join(word for word in words if word)
     kind = str if isinstance(default, tuple) else type(default)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=shown,
+    return signatures.Parameter(option.name, signatures.Parameter.KEYWORD_ONLY, default=shown,
                              annotation=Annotated[kind, typer.Option(help=help_)])
 
 
@@ -130,6 +133,47 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: _Folder,
+    store: Annotated[Path, typer.Option(help="file to write: an int8 store, as mbq_store reads it")],
+    bits: Annotated[int, typer.Option(help="with learned scales: the one bit-width to store")] = 0,
+    layout: Annotated[str, typer.Option(help="codes or planes")] = "codes",
+    rest: Annotated[str, typer.Option(help="float32 or bfloat16: what is not quantized")] = "float32",
+) -> None:
+    """Write the codes of a run's weights, from which every lower bit-width is read after double rounding."""
+    with _clean_errors():
+        export_store(load_quantized(run), store, bits=bits or None, layout=layout, rest=rest)
+        typer.echo(f"written: {store} ({store.stat().st_size / 2**20:.2f} MiB)")
+
+
+@app.command()
+def switch(
+    store: Annotated[Path, typer.Argument(help="an int8 store")],
+    bits: Annotated[int, typer.Option(help="the bit-width of the new store")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write")],
+) -> None:
+    """Write a store of one lower bit-width, packed."""
+    with _clean_errors():
+        mbq_store.switch(store, bits, out)
+        typer.echo(f"written: {out} ({out.stat().st_size / 2**20:.2f} MiB)")
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="an int8 store")],
+    plot: Annotated[Path | None, typer.Option(help="PNG of the error of every layer at every bit-width")] = None,
+) -> None:
+    """Print the sizes of a store and the error of every layer at every bit-width."""
+    with _clean_errors():
+        facts = mbq_store.inspect(store)
+        if plot is not None:
+            plot_store(plot, facts)
+        Console().print(_store_table(facts))
+        sizes = "  ".join(f"{b} bits: {size / 2**20:.2f} MiB" for b, size in facts["bytes_at"].items())
+        typer.echo(f"{facts['file_bytes'] / 2**20:.2f} MiB, as float32 {facts['float32_bytes'] / 2**20:.2f}; {sizes}")
+
+
+@app.command()
 def info() -> None:
     """Print versions, the build, and which backend every op uses here."""
     from mbq_kernels import info as kernels_info
@@ -178,6 +222,16 @@ def _accuracy_table(result: Evaluation) -> Table:
     for bits, value in result.accuracy.items():
         name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
+    return table
+
+
+def _store_table(facts: dict) -> Table:
+    """Relative mean square error of every layer against its highest bit-width."""
+    widths = sorted({b for layer in facts["layers"] for b in layer["error"]}, reverse=True)
+    table = Table("layer", "shape", "layout", *(f"{b} bits" for b in widths), title=f"Error ({facts['rounding']})")
+    for layer in facts["layers"]:
+        errors = (f"{layer['error'][b]:.1e}" if b in layer["error"] else "-" for b in widths)
+        table.add_row(layer["name"], "x".join(map(str, layer["shape"])), layer["layout"], *errors)
     return table
 
 

@@ -4,6 +4,9 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from ..conversion.plan import Conversion
 from ..options import Options
 from ..quantize.bits import FLOAT, check_bit_widths
@@ -54,13 +57,9 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
     folder, device = Path(folder), check_device(device)
     options = load_options(folder / CONFIG)
     metadata = standing(folder)
-    if metadata["phase"] == "float":
-        raise CheckpointError(f"evaluate_run: folder must hold a network trained at several bit-widths, got {folder}, "
-                              "which is still training its float network")
     data, model = prepare(options, device)
-    quantized = plan_of(options, data, copy.deepcopy(model)).apply()
+    quantized = _quantized(folder, metadata, options, data, copy.deepcopy(model))
     load_checkpoint(folder / FLOAT_NETWORK, model)
-    load_checkpoint(folder / CHECKPOINT, quantized)
     bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits)
     untrained = tuple(b for b in bits if b not in options.bits)
     if untrained:
@@ -69,3 +68,20 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
         quantized = add_bits(quantized, untrained, images)
     return Evaluation({b: evaluate(quantized, data, b) for b in bits}, untrained, evaluate(model, data, FLOAT),
                       metadata["phase"] == "finished")
+
+
+def load_quantized(folder) -> nn.Module:
+    """The network of a run as it was at its last checkpoint, on the CPU. Raises as `evaluate_run`."""
+    folder = Path(folder)
+    options = load_options(folder / CONFIG)
+    data, model = prepare(options, torch.device("cpu"))
+    return _quantized(folder, standing(folder), options, data, model).eval()
+
+
+def _quantized(folder: Path, metadata: dict, options: Options, data, model: nn.Module) -> nn.Module:
+    if metadata["phase"] == "float":
+        raise CheckpointError(f"evaluate_run: folder must hold a network trained at several bit-widths, got {folder}, "
+                              "which is still training its float network")
+    quantized = plan_of(options, data, model).apply()
+    load_checkpoint(folder / CHECKPOINT, quantized)
+    return quantized

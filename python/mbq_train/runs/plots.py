@@ -43,6 +43,22 @@ def plot_curves(path, records) -> None:
     _write(figure, path)
 
 
+def plot_store(path, facts: dict) -> None:
+    """Write a PNG with the relative error of every layer of a store at every bit-width, from mbq_store.inspect."""
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    names = [layer["name"] for layer in facts["layers"]]
+    for bits in sorted({b for layer in facts["layers"] for b in layer["error"]}, reverse=True)[1:]:
+        axes.plot(names, [layer["error"].get(bits, float("nan")) for layer in facts["layers"]], ".-",
+                  label=f"{bits} bits")
+    axes.set_yscale("log")
+    axes.set_ylabel("mean square error / mean square")
+    axes.tick_params(axis="x", rotation=90, labelsize=6)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _write(figure, path)
+
+
 def _figure(width: float, height: float):
     from matplotlib.figure import Figure  # takes a second to import
 

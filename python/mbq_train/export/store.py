@@ -1,0 +1,73 @@
+"""export_store: the int8 store of a trained network, which mbq_store reads without torch."""
+
+import mbq_store
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from .._names import look_up
+from ..quantize.bits import bit_states
+from ..quantize.double_rounding import DoubleRoundingQuantizer
+from ..quantize.quantizers import WeightQuantizer
+
+REST = ("float32", "bfloat16")
+
+
+def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str = "codes", rest: str = "float32",
+                 metadata: dict[str, str] | None = None) -> None:
+    """Write the codes of every quantized weight of `model`, their scales, and the float rest to `path`.
+
+    Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
+    bit-widths of learned scales have codes of their own, of which one is stored.
+
+    Args:
+        model: what `convert` returned, with first values for all scales.
+        path: the file, written whole or not at all.
+        bits: the bit-width to store of layers with learned scales; required where there are any.
+        layout: 'codes', int8, or 'planes', of which a lower bit-width reads a part where rounding is half_up.
+        rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer).
+        metadata: more strings for the file's header.
+
+    Raises:
+        ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
+        the codes. RuntimeError: a scale has no value yet. OSError: the disk is full.
+    """
+    look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
+    look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
+    if not layers:
+        raise ValueError(f"export_store: model must hold layers made by convert, got {type(model).__name__} without "
+                         "any")
+    data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
+    inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
+    others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
+              if not any(name == key or name.startswith(f"{key}.") for key in inside)}
+    roundings = {layer.weight_quantizer.rounding for layer in layers.values()
+                 if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    mbq_store.write(path, data, others, rounding=roundings.pop() if roundings else "half_even",
+                    trained_bits=bit_states(model)[0].trained, metadata=metadata)
+
+
+@torch.no_grad()
+def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
+    quantizer = layer.weight_quantizer
+    switchable = isinstance(quantizer, DoubleRoundingQuantizer)
+    if not switchable and str(bits) not in quantizer.scales:
+        raise ValueError(f"export_store: bits must be one of {', '.join(quantizer.scales)}, for {name} has learned a "
+                         f"scale for each, got {bits}")
+    bits = quantizer.high_bits if switchable else bits
+    quantizer.check_initialised([bits])
+    scale = quantizer.scales[str(bits)]
+    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=bits, axis=0)
+    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.detach().float().cpu().numpy(), bits=bits,
+                               layout=layout, switchable=switchable, module=type(layer).__name__)
+
+
+def _array(tensor: torch.Tensor, rest: str):
+    """A tensor of the rest for mbq_store; numpy knows no bfloat16."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16 or (tensor.is_floating_point() and rest == "bfloat16"):
+        return mbq_store.to_bfloat16(tensor.float().numpy())
+    return tensor.numpy()

@@ -1,0 +1,94 @@
+"""From a trained network to an int8 store, and back to the same weights at every bit-width."""
+
+import mbq_store
+import numpy as np
+import pytest
+import torch
+from mbq_train import convert, initialise, set_bits
+from mbq_train.cli import app
+from mbq_train.deployment import deploy
+from mbq_train.export import export_store
+from networks import one_thread, small_network  # noqa: F401
+from typer.testing import CliRunner
+
+BITS = (8, 6, 4, 2)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def network(images, rounding="half_even", quantizer="double-rounding"):
+    options = {"rounding": rounding} if quantizer == "double-rounding" else {}
+    model = convert(small_network(), BITS, quantizer=quantizer, batch_norm="shared", **options)
+    initialise(model, images)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layout", ["codes", "planes"])
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+def test_every_bit_width_of_the_store_has_the_trained_weights_bit_for_bit(images, tmp_path, rounding, layout):
+    model = network(images, rounding)
+    export_store(model, tmp_path / "store", layout=layout)
+    deployed = deploy(network(images, rounding), layout=layout)
+    with mbq_store.open(tmp_path / "store") as store:
+        assert list(store.layers) == ["3", "7"] and store.rounding == rounding and store.trained_bits == BITS
+        for bits in BITS:
+            set_bits(model, bits), set_bits(deployed, bits)
+            for name in store.layers:
+                layer = model[int(name)]
+                weight = layer.weight_quantizer(layer.weight).detach().numpy()
+                assert np.array_equal(store.dequantize(name, bits), weight)
+            twin = network(images, rounding)
+            set_bits(twin, bits)
+            for name in store.layers:
+                twin[int(name)].weight_quantizer = torch.nn.Identity()
+                twin[int(name)].weight.data = torch.from_numpy(store.dequantize(name, bits))
+            assert torch.equal(twin(images), model(images))
+            torch.testing.assert_close(deployed(images), model(images), rtol=0, atol=1e-5)
+        rest = {name: store.tensor(name) for name in store.rest}
+    assert "0.weight" in rest and "3.bias" in rest and not [name for name in rest if name.startswith("3.weight")]
+    assert np.array_equal(rest["0.weight"], model[0].weight.detach().numpy())
+
+
+def test_learned_scales_are_stored_at_one_bit_width(images, tmp_path):
+    model = network(images, quantizer="learned")
+    with pytest.raises(ValueError, match="bits must be one of .*3 has learned a scale for each, got None"):
+        export_store(model, tmp_path / "store")
+    export_store(model, tmp_path / "store", bits=4, rest="bfloat16")
+    set_bits(model, 4)
+    with mbq_store.open(tmp_path / "store") as store:
+        assert not store.layer("3").switchable
+        weight = model[3].weight_quantizer(model[3].weight).detach()
+        assert np.array_equal(store.dequantize("3"), weight.numpy())
+        assert np.array_equal(store.tensor("0.weight"), model[0].weight.detach().bfloat16().float().numpy())
+
+
+def test_what_cannot_be_exported_is_an_error(images, tmp_path):
+    with pytest.raises(ValueError, match="export_store: model must hold layers made by convert"):
+        export_store(small_network(), tmp_path / "store")
+    with pytest.raises(ValueError, match="did you mean 'codes'"):
+        export_store(network(images), tmp_path / "store", layout="code")
+    with pytest.raises(RuntimeError, match="must have seen a training batch"):
+        export_store(convert(small_network(), BITS, quantizer="double-rounding"), tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_train_export_switch_and_inspect(tmp_path):
+    def mbq(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run, store, low, plot = (tmp_path / name for name in ("run", "store", "low", "plot.png"))
+    mbq("train", "--quantizer", "double-rounding", "--rounding", "half_up", "--epochs", 1, "--float-epochs", 1,
+        "--batch-size", 256, "--out", run)
+    assert "MiB" in mbq("export", run, "--store", store, "--layout", "planes")
+    shown = mbq("inspect", store, "--plot", plot)
+    assert "Error (half_up)" in shown and "4 bits: " in shown and plot.read_bytes()[:4] == b"\x89PNG"
+    mbq("switch", store, "--bits", 4, "-o", low)
+    assert low.stat().st_size < store.stat().st_size
+    with mbq_store.open(store) as full, mbq_store.open(low) as four:
+        for name in full.layers:
+            assert np.array_equal(full.dequantize(name, 4), four.dequantize(name))
