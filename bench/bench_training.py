@@ -8,7 +8,6 @@ where the losses of the first step agree with those of our kernels.
 """
 
 import contextlib
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -55,12 +54,12 @@ def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, grad_facto
 
 @contextlib.contextmanager
 def eager_quantizers():
-    kernels = quantizers.mbq_kernels
-    quantizers.mbq_kernels = types.SimpleNamespace(fake_quantize=eager_fake_quantize)
+    kernel = vars(quantizers._Quantizer)["kernel"]
+    quantizers._Quantizer.kernel = staticmethod(eager_fake_quantize)
     try:
         yield
     finally:
-        quantizers.mbq_kernels = kernels
+        quantizers._Quantizer.kernel = kernel
 
 
 def step_of(work: Work, batch: Batch) -> Callable:

@@ -2,8 +2,8 @@
 # Everything that needs a CUDA machine, in one command, under 9 minutes:   bench/gpu_check.sh OUT
 # Builds, tests, measures, checks codes, sanitizes. A stage that fails is recorded and the next one runs. OUT gets
 # build.log tests.log bench.log codes.log sanitizer.log results.json report.md summary.txt. No GPU setting is changed.
-# PYTHON names the interpreter: it has a CUDA torch, triton, numpy, cmake, ninja, setuptools, pytest, pytest-benchmark,
-# rich, typer, safetensors, scikit-learn and matplotlib.
+# PYTHON names the interpreter: it has a CUDA torch, triton, numpy, cmake, ninja, pybind11, setuptools, pytest,
+# pytest-benchmark, rich, typer, safetensors, scikit-learn, matplotlib, pillow and pyarrow.
 set -u
 
 OUT=$(mkdir -p "${1:?usage: bench/gpu_check.sh OUT}" && cd "$1" && pwd)
@@ -45,7 +45,7 @@ build() {
   tar -C "$ROOT" --exclude=./.venv --exclude=./build --exclude='*.so' -cf - . | tar -C "$WORK/source" -xf - &&
     cd "$WORK/source" &&
     "$PYTHON" -m pip install --no-build-isolation --no-deps --target "$WORK/site" . &&
-    cp "$WORK"/site/mbq_kernels/*.so mbq_kernels/
+    cp "$WORK"/site/mbq_kernels/*.so mbq_kernels/ && cp "$WORK"/site/mbq_store/*.so python/mbq_store/
 }
 
 tests() {

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mbq_train import convert, plan_conversion, set_bits
+from mbq_train import build_model, convert, plan_conversion, set_bits
 from mbq_train.quantize.quantizers import quantizers
 from networks import (  # noqa: F401
     conv1d_network,
@@ -24,7 +24,16 @@ NETWORKS = {
     "conv1d": (conv1d_network, lambda: torch.randn(4, 2, 16), 2),
     "encoder": (encoder_network, lambda: torch.randn(4, 5, 8), 6),
     "llama": (llama_network, lambda: TOKENS, 13),
+    "resnet18": (lambda: built("resnet18"), lambda: torch.randn(2, 3, 16, 16), 19),
+    "mobilenetv2": (lambda: built("mobilenetv2"), lambda: torch.randn(2, 3, 16, 16), 51),
+    "vit_t": (lambda: built("vit_t"), lambda: torch.randn(2, 3, 16, 16), 48),
 }
+
+
+def built(name):
+    return build_model(name, classes=10, in_channels=3, image_size=(16, 16))
+
+
 
 
 def train_step(model, x):

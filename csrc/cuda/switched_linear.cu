@@ -3,7 +3,7 @@
 // row of the weight. Plain float32 products: for several rows of x the Triton kernels, on tensor cores, do more at
 // once.
 #include "code_rows.cuh"
-#include "elementwise.cuh"
+#include "kernels.cuh"
 #include "launch.cuh"
 
 namespace mbq {
@@ -22,6 +22,10 @@ struct Linear {
   T* y;
   int64_t count;
 };
+
+__device__ __forceinline__ int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
 
 // y[m][row] for a warp's row and kBatch rows of x; blockIdx.x runs over the rows of x last
 template <class T>

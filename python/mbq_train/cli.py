@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect as signatures
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -246,5 +248,11 @@ def _time_table(result: Result) -> Table:
     return table
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command, which finds modules beside it: `--model my_networks:factory`."""
+    sys.path.insert(0, os.getcwd())
     app()
+
+
+if __name__ == "__main__":
+    main()
