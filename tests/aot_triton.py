@@ -35,7 +35,7 @@ def compile_kernel(kernel, types, constants, capability):
         members = types.get(name, ())
         single = isinstance(members, str)
         for path, kind in [((i,), members)] if single else [((i, j), m) for j, m in enumerate(members)]:
-            if kind.startswith("*") or name in MULTIPLES_OF_16:
+            if kind[0] == "*" or name in MULTIPLES_OF_16:
                 attributes[path] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
                        constexprs={(names.index(name),): constants[name] for name in constants if name in names},

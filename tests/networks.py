@@ -1,8 +1,18 @@
 """Small float networks, and the fixture of the modules that train them."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as in a terminal: a process started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -93,7 +93,8 @@ def test_to_planes(host, rows, bits, threads, aligned):
 @pytest.mark.parametrize("bits, planes", [(2, 2), (2, 3), (2, 8), (3, 5), (5, 5), (7, 8), (8, 8)])
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_from_planes(host, rows, bits, planes, half_even, threads, aligned):
-    common = dict(threads=threads, aligned=aligned and rows[0] == 1)
+    # A plane must begin at 16 bytes too.
+    common = dict(threads=threads, aligned=aligned and rows[0] == 1 and (rows[1] + 7) // 8 % 16 == 0)
     codes, rounding = oracles.random_codes(rows, planes), "half_even" if half_even else "half_up"
     source = oracles.planes_of(codes, planes)
     back = call(host, f"from_planes{bits}{planes}", source, (rows[0], 1, rows[1]), torch.int8, rows,

@@ -14,7 +14,7 @@ import torch
 from mbq_train import Options
 from mbq_train.cli import app
 from mbq_train.runs import progress
-from networks import one_thread  # noqa: F401
+from networks import interruptible, one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 TINY = ["--epochs", "1", "--float-epochs", "1", "--batch-size", "128"]

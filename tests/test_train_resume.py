@@ -14,7 +14,7 @@ from mbq_train.runs import prepare
 from mbq_train.runs.checkpoint import load_metadata
 from mbq_train.runs.evaluate import evaluate_run
 from mbq_train.training.interrupt import Interrupted, stop_requests
-from networks import one_thread  # noqa: F401
+from networks import interruptible, one_thread  # noqa: F401
 from small_data import halves
 from torch import nn
 
