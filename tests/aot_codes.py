@@ -28,8 +28,9 @@ def variants():
                 "codes_ptr": "*i8", "out_ptr": out, "scale_ptr": "*fp32", "step": "fp32", **FROM, **SWITCH,
                 **SIZES}, tile
             yield f"quantize_codes {out} {tile}", size * codes, codes, elementwise.forward_kernel, {
-                "x_ptr": out, "out_ptrs": ("*i8",), "scale_ptr": "*fp32", "los": ("fp32",), "his": ("fp32",),
-                **SIZES}, {"VALUE": quant_math.quantize_codes_value, "shift_ptr": None, **tile}
+                "x_ptr": out, "out_ptrs": ("*i8",), "scale_ptr": "*fp32", "levels": (("fp32", "fp32"),),
+                **SIZES}, {
+                    "VALUE": quant_math.quantize_codes_value, "shift_ptr": None, "ONE_SCALE": False, **tile}
     for bits, packed in ((1, "*u8"), (2, "*i16"), (4, "*i32")):
         for signed in (True, False):
             constants = {"BITS": bits, "SIGNED": signed, "WORDS": WORDS}

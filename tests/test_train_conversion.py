@@ -74,7 +74,7 @@ def test_an_example_may_pad():
     ([("*", "quantize"), ("[03]", "float")], {"7", "9"}),
     ([("*", "float"), (nn.Linear, "quantize"), ("9", "float")], {"7"}),
     ([("9", {"signed": True})], {"3", "7"}),
-], ids=str)
+], ids=lambda value: str(sorted(value) if isinstance(value, set) else value))
 def test_later_rules_win_over_earlier_ones_and_keep_float(rules, quantized):
     plan = plan_conversion(small_network(), rules=rules)
     assert {name for name, action in actions(plan).items() if action == "quantize"} == quantized
