@@ -110,9 +110,9 @@ MBQ_HD void round_planes(Word* planes, int bits, int count, bool half_even) {
 }
 
 // Codes from words whose byte b is plane bits - 1 - b.
-MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits) {
+MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits, bool is_signed) {
   const uint64_t fields = transpose_bits(planes);
-  return bits < 8 ? from_fields(fields, bits, true) : fields;
+  return bits < 8 ? from_fields(fields, bits, is_signed) : fields;
 }
 
 }  // namespace mbq

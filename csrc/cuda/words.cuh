@@ -150,7 +150,7 @@ struct JoinWords {
     uint64_t word = 0;
 #pragma unroll
     for (int p = 0; p < bits; ++p) word |= (rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
-    return codes_of_planes(word, bits);
+    return codes_of_planes(word, bits, true);
   }
 
   MBQ_HD void many(int64_t word) const {
