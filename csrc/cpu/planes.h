@@ -8,6 +8,21 @@ namespace mbq {
 
 constexpr int64_t kPlaneCodes = 64;
 
+typedef uint64_t PlaneBlock __attribute__((vector_size(32)));
+
+// round_planes of planes `stride` bytes apart, in memory for full PlaneBlocks.
+struct RoundPlanes {
+  MBQ_HD void operator()(uint8_t* planes, int64_t stride, int64_t bytes, int bits, int count, bool half_even) const {
+    if (count == bits) return;
+    for (int64_t i = 0; i < bytes; i += sizeof(PlaneBlock)) {
+      PlaneBlock blocks[8] = {};
+      for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], planes + p * stride + i, sizeof(PlaneBlock));
+      round_planes(blocks, bits, count, half_even);
+      for (int p = 0; p < bits; ++p) std::memcpy(planes + p * stride + i, &blocks[p], sizeof(PlaneBlock));
+    }
+  }
+};
+
 // The first `bytes` of eight; the last word of a plane may be shorter.
 inline void store_bytes(uint64_t word, uint8_t* to, int64_t bytes) {
   bytes >= 8 ? std::memcpy(to, &word, 8) : std::memcpy(to, &word, bytes);

@@ -6,21 +6,9 @@ namespace mbq {
 namespace {
 
 using Planes = uint8_t[8][kChunkWords];
-using PlaneBlock = uint64_t __attribute__((vector_size(32)));
 
 // n codes, filled up.
 int64_t whole_steps(int64_t n) { return (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes; }
-
-struct RoundChunk {
-  MBQ_HD void operator()(uint8_t (*planes)[kChunkWords], int64_t bytes, int bits, int count, bool half_even) const {
-    for (int64_t i = 0; i < bytes; i += sizeof(PlaneBlock)) {
-      PlaneBlock blocks[8];
-      for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], &planes[p][i], sizeof(PlaneBlock));
-      round_planes(blocks, bits, count, half_even);
-      for (int p = 0; p < bits; ++p) std::memcpy(&planes[p][i], &blocks[p], sizeof(PlaneBlock));
-    }
-  }
-};
 
 Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
   const char* op = "to_planes";
@@ -72,9 +60,8 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
       std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
       fetch(from + p * plane_bytes + offset + bytes, bytes);
     }
-    if (count > bits)
-      run<RoundChunk>(static_cast<uint8_t (*)[kChunkWords]>(read), bytes, static_cast<int>(bits),
-                      static_cast<int>(count), half_even);
+    run<RoundPlanes>(static_cast<uint8_t*>(read[0]), kChunkWords, bytes, static_cast<int>(bits), static_cast<int>(count),
+                     half_even);
     join_planes(read[0], kChunkWords, static_cast<int>(bits), true, made, bytes);
     deliver(made, to + row * rows.n + begin, n, large);
   });
