@@ -1,0 +1,34 @@
+"""The integer codes of a network's quantized weights, as every form of it stores them."""
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from ..quantize.quantizers import WeightQuantizer
+
+
+def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` with a quantized weight, by name. Raises ValueError where there is none."""
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
+    if not layers:
+        raise ValueError(f"{function}: model must hold layers made by convert, not yet deployed, got "
+                         f"{type(model).__name__} without any")
+    return layers
+
+
+@torch.no_grad()
+def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes int8, scale float32 (C,)) of the layer's weight at `bits`: code * scale is what it computes with.
+
+    Raises RuntimeError where the scale has no value yet.
+    """
+    quantizer = layer.weight_quantizer
+    quantizer.check_initialised([bits])
+    kept = quantizer.kept_at(bits)
+    scale = quantizer.scales[str(kept)].detach()
+    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=kept, axis=0)
+    if bits < kept:
+        codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)
+    return codes, scale.float() * 2.0 ** (kept - bits)
