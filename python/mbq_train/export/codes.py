@@ -9,8 +9,8 @@ from ..quantize.quantizers import WeightQuantizer
 
 
 def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model` with a quantized weight, by name. Raises ValueError where there is none."""
-    layers = {name: module for name, module in model.named_modules()
+    """The layers of `model` with a quantized weight, by each name they have. Raises ValueError where there is none."""
+    layers = {name: module for name, module in model.named_modules(remove_duplicate=False)
               if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
     if not layers:
         raise ValueError(f"{function}: model must hold layers made by convert, not yet deployed, got "

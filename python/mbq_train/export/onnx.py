@@ -36,13 +36,16 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not float32.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata not strings.
         ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
         onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
         OSError: the disk is full.
     """
     _check_packages()
     _check_bits(model, bits)
+    metadata = dict(metadata or {})
+    if not all(isinstance(part, str) for item in metadata.items() for part in item):
+        raise TypeError(f"export_onnx: metadata must map strings to strings, got {metadata!r}")
     args, kwargs = arguments("export_onnx", example)
     frozen = at_one_bit_width(model, bits)
     _check_dtypes(frozen)
@@ -50,7 +53,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         set_bits(model, bits)
         try_example("export_onnx", model, example)
     program = _program(frozen, args, kwargs, dynamic_batch)
-    _tidy(program, bits, {**(metadata or {}), "mbq.bits": str(bits)})
+    _tidy(program, bits, {**metadata, "mbq.bits": str(bits)})
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
