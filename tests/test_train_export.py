@@ -72,6 +72,9 @@ def test_what_cannot_be_exported_is_an_error(images, tmp_path):
         export_store(network(images), tmp_path / "store", layout="code")
     with pytest.raises(RuntimeError, match="must have seen a training batch"):
         export_store(convert(small_network(), BITS, quantizer="double-rounding"), tmp_path / "store")
+    for make in (lambda model: export_store(model, tmp_path / "store"), deploy):
+        with pytest.raises(TypeError, match="weight of 3 must be float32, bfloat16 or float16, got torch.float64"):
+            make(network(images).double())
     assert not list(tmp_path.iterdir())
 
 

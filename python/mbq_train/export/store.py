@@ -29,7 +29,8 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
-        that cannot hold the codes. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        that cannot hold the codes. TypeError: float64 weights. RuntimeError: a scale has no value yet. OSError: the
+        disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
