@@ -23,8 +23,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
 
     A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
     to 4 bits; code * scale is what training computed with, bit for bit. An input is QuantizeLinear to 8 bits, Clip to
-    the codes of `bits` bits and DequantizeLinear, between Sub and Add for a real offset: training's division and
-    rounding, but for NaN, which has no code. BatchNorm after a layer left in float is folded into it.
+    the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
+    training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
 
     Args:
         model: what `convert` returned, float32, with first values for all scales; left as it is.
@@ -123,8 +123,7 @@ def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
     for part in (*graph, *values):
         part.metadata_props.clear()  # torch writes lines of source code, with their paths
     for node in graph if bits <= _PACKED_BITS else ():
-        stored = node.inputs[0]
-        if node.op_type == "DequantizeLinear" and stored.name in graph.initializers:
+        if node.op_type == "DequantizeLinear" and (stored := node.inputs[0]).name in graph.initializers:
             stored.const_value = ir.tensor(stored.const_value.numpy().astype(ml_dtypes.int4), name=stored.name)
             stored.dtype = ir.DataType.INT4
 
