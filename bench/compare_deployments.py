@@ -8,10 +8,10 @@ weights         layers whose weight is that of training, bit for bit
 logits          whether those of all images are, bit for bit
 layer error     the worst of all layers and batches: the layer of training is fed what the deployed layer was fed;
                 largest absolute difference of the two outputs, divided by the largest absolute output
-top-1           images with the class that training's network gives, the first network fed by the last
-flipped codes   codes of activations that differ end to end, because sums are in another order
+top-1           images with the class that the network of training gives, end to end
+flipped codes   codes of activations that differ from its, end to end, because sums are in another order
 
-It fails unless weights are the same, logits with mbq_store's weights too, errors at most 1e-5, and top-1 at least 99.9 %.
+It fails unless weights are the same, logits with mbq_store's weights too, errors at most 1e-5, top-1 at least 99.9 %.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The forms of one trained network, each at one bit-width: its weights, its logits, and what its layers take and give."""
+"""The forms of one trained network, each at one bit-width: weights, logits, and what the layers take and give."""
 
 import copy
 from typing import NamedTuple

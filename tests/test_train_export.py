@@ -100,14 +100,15 @@ def test_a_layer_under_two_names_is_stored_under_both(tmp_path):
     initialise(model[1], torch.randn(3, 6))
     export_store(model, tmp_path / "store")
     with mbq_store.open(tmp_path / "store") as store:
-        assert store.layers == ("1", "3.again") and sorted(store.rest) == ["0.bias", "0.weight", "1.bias", "3.again.bias"]
+        assert store.layers == ("1", "3.again")
+        assert sorted(store.rest) == ["0.bias", "0.weight", "1.bias", "3.again.bias"]
         assert np.array_equal(store.codes("1", 4), store.codes("3.again", 4))
 
 
 def test_networks_converted_apart(images, tmp_path):
     """One store has one second rounding; the bit-widths it was trained at are those of all parts."""
     parts = [network(images), network(images, "half_up")]
-    with pytest.raises(ValueError, match="export_store: model must have one rounding in all layers, got half_even, half_up"):
+    with pytest.raises(ValueError, match="model must have one rounding in all layers, got half_even, half_up"):
         export_store(torch.nn.Sequential(*parts), tmp_path / "store")
     other = convert(small_network(), (8, 4, 3), quantizer="double-rounding")
     initialise(other, images)

@@ -46,7 +46,7 @@ class _StoredWeight(nn.Module):
 
 
 class _RoundedInput(nn.Module):
-    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; the Clip only where 8 bits hold more codes."""
+    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; Clip only where 8 bits hold more codes."""
 
     def __init__(self, quantizer: nn.Module, bits: int):
         super().__init__()
