@@ -36,7 +36,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no strings.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
         ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
         onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
         OSError: the disk is full.
