@@ -101,7 +101,7 @@ def test_a_last_batch_smaller_than_the_world_is_left_out_on_every_rank(data):
 def test_a_coreset_is_all_that_is_seen(data):
     rows = torch.tensor([45, 3, 7, 20, 3])
     batches = list(data.train_batches(2, seed=0, epoch=0, rows=rows))
-    assert len(batches) == data.steps(2, rows=rows) == 3
+    assert len(batches) == data.steps(2, images=len(rows)) == 3
     assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == sorted(rows.tolist())
     again = list(data.train_batches(2, seed=0, epoch=0, rows=rows))
     assert all(map(same, batches, again))

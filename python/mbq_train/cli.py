@@ -11,6 +11,7 @@ from typing import Annotated
 import mbq_store
 import torch
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -39,13 +40,16 @@ _Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 def _with_options(command):
     """`command` with one command line option for each of Options, which it gets as one Options object."""
-    def run(**arguments):
+    def run(context: typer.Context, **arguments):
         with _clean_errors():
             values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
-            command(Options(**values), **arguments)
+            given = {name: value for name, value in values.items() if name != "recipe"
+                     and context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+            command(Options.for_recipe(values["recipe"], **given), **arguments)
 
     own = [parameter for name, parameter in signatures.signature(command).parameters.items() if name != "options"]
-    parameters = [_parameter(option) for option in fields(Options)] + own
+    context = signatures.Parameter("context", signatures.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(_parameter(option) for option in fields(Options)), *own]
     run.__signature__ = signatures.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__

@@ -6,20 +6,25 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 
 from ._names import look_up
-from .quantize.bits import check_bit_widths
+from .quantize.bits import FLOAT, check_bit_widths, quantized
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+RECIPES = {"plain": {}}  # with the defaults each has in place of those of Options
 QUANTIZERS, ROUNDINGS = ("learned", "double-rounding"), ("half_even", "half_up")
 
 
 def _option(default, help, **limits):
+    """limits: choices, low, high, above, below; recipe: the only one it belongs to."""
     return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class Options:
     """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
+
+    Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
+    a recipe. bits may also be given from low to high.
 
     Raises ValueError (TypeError for bits that are no sequence) for a value out of range or an unknown name, with the
     nearest one there is.
@@ -32,7 +37,9 @@ class Options:
     image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
     workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
     model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
-    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low")
+    recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
+                          choices=tuple(RECIPES))
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
     quantizer: str = _option("learned", "of weights: a scale for each bit-width, or one scale and codes rounded twice",
@@ -73,10 +80,22 @@ class Options:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     _check_number(option.name, number, limits)
-        check_bit_widths("options", self.bits)
+        if self.bits == tuple(sorted(self.bits)):
+            object.__setattr__(self, "bits", self.bits[::-1])
+        check_bit_widths("options", self.bits, float_path=True)
+        self._check_recipe()
         self._check_together()
 
+    def _check_recipe(self):
+        for option in fields(self):
+            owner, value = option.metadata.get("recipe", self.recipe), getattr(self, option.name)
+            if owner != self.recipe and value != option.default:
+                raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
+                                 f"with {self.recipe!r}")
+
     def _check_together(self):
+        if not quantized(self.bits):
+            raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
         if self.rate_epochs and self.rate != "step":
             raise ValueError(f"options: rate_epochs must be empty unless rate is step, got rate {self.rate!r}")
         if self.rate == "step" and (not self.rate_epochs or list(self.rate_epochs) != sorted(set(self.rate_epochs))):
@@ -91,6 +110,11 @@ class Options:
         if self.distill and len(self.bits) == 1:
             raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
                              f"got {self.distill}")
+
+    @classmethod
+    def for_recipe(cls, recipe: str, **given):
+        """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
+        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""

@@ -39,13 +39,13 @@ class Data(ABC):
         self.augment, self.device = augment, device
         self._mean, self._deviation = (value.float().reshape(1, -1, 1, 1).to(device) for value in (mean, deviation))
 
-    def steps(self, batch_size: int, *, rows: torch.Tensor | None = None, world: int = 1) -> int:
-        """Batches in an epoch of all training images, or of `rows`. A last one with fewer images than ranks is none."""
+    def steps(self, batch_size: int, *, images: int | None = None, world: int = 1) -> int:
+        """Batches in an epoch of `images` training images [all]. A last one with fewer images than ranks is none."""
         _check_count("train_batches", "world", world, 1)
         _check_count("train_batches", "batch_size", batch_size, 1)
         if batch_size % world:
             raise ValueError(f"train_batches: batch_size must be a multiple of world = {world}, got {batch_size}")
-        full, rest = divmod(self.train_size if rows is None else len(rows), batch_size)
+        full, rest = divmod(self.train_size if images is None else images, batch_size)
         return full + (rest >= world)
 
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0,
@@ -63,7 +63,7 @@ class Data(ABC):
         be read; RuntimeError when a worker process dies.
         """
         rows = self._check_rows(rows)
-        steps = self.steps(batch_size, rows=rows, world=world)
+        steps = self.steps(batch_size, images=len(rows), world=world)
         _check_range("rank", rank, 0, world - 1)
         if not steps:
             raise ValueError(f"train_batches: rows must be at least world = {world}, got {len(rows)}")

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from .bits import quantized
 from .quantizers import WeightQuantizer
 
 
@@ -22,7 +23,7 @@ class WeightBank:
     """
 
     def __init__(self, model: nn.Module, bits):
-        self.bits = tuple(bits)
+        self.bits = quantized(bits)  # at 32 bits a layer reads its weight as it is
         groups = defaultdict(dict)
         for module in model.modules():
             quantizer = getattr(module, "weight_quantizer", None)

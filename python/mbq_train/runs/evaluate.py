@@ -60,8 +60,8 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
     data, model = prepare(options, device)
     quantized = _quantized(folder, metadata, options, data, copy.deepcopy(model))
     load_checkpoint(folder / FLOAT_NETWORK, model)
-    bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits)
-    untrained = tuple(b for b in bits if b not in options.bits)
+    bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits, float_path=True)
+    untrained = tuple(b for b in bits if b not in (FLOAT, *options.bits))
     if untrained:
         batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
         images = [batch.images for batch, _ in zip(batches, range(_CALIBRATION_BATCHES), strict=False)]

@@ -10,6 +10,7 @@ from ..conversion.convert import plan_conversion
 from ..data import Data, load_data
 from ..models import build_model
 from ..options import Options
+from ..quantize.bits import quantized
 
 
 def check_device(name: str) -> torch.device:
@@ -55,7 +56,7 @@ def example_images(data: Data, images: int = 2) -> torch.Tensor:
 
 
 def plan_of(options: Options, data: Data, model: nn.Module):
-    return plan_conversion(model, options.bits, example=example_images(data), batch_norm=options.batch_norm,
+    return plan_conversion(model, quantized(options.bits), example=example_images(data), batch_norm=options.batch_norm,
                            keep_float=options.keep_float, learn_offset=options.learn_offset,
                            quantizer=options.quantizer, rounding=options.rounding, scale_chain=options.scale_chain,
                            shared_sum=options.shared_sum)

@@ -13,6 +13,7 @@ from .. import distributed
 from ..options import Options
 from ..quantize.bits import FLOAT
 from ..quantize.weight_bank import WeightBank
+from ..recipes import recipe_type
 from ..training.interrupt import stop_requests
 from ..training.loop import State, Training, evaluate
 from .checkpoint import VERSION, check_state, load_checkpoint, save_checkpoint, save_json
@@ -112,7 +113,7 @@ class _Run:
         self.metrics = Metrics(folder / METRICS if is_writer() else None, on_record)
         self.on_batch, self.save_every = on_batch, save_every
         self.phase, self.state, self.float_accuracy = "float", State(), math.nan
-        self.seconds = 0.0  # of the quantized phase
+        self.seconds, self.steps = 0.0, 0  # of the quantized phase
 
     def load(self, metadata: dict) -> None:
         """Stand where the checkpoint stands."""
@@ -159,7 +160,9 @@ class _Run:
             self.metrics.add({"phase": self.phase, **record})
 
         on_batch = None if self.on_batch is None else lambda *done: self.on_batch(self.phase, *done)
-        training = Training(self.model, self.data, bits, self.options, epochs=epochs, state=self.state)
+        recipe = recipe_type(self.options.recipe if self.phase == "quantized" else "plain")
+        training = Training(self.model, self.data, bits, self.options, epochs=epochs, state=self.state, recipe=recipe)
+        self.steps = training.steps
         training.run(on_epoch=on_epoch, on_batch=on_batch, save=self._save, save_every=self.save_every, stop=stop)
 
     def _save(self, state: State, phase: str | None = None) -> None:
@@ -185,9 +188,8 @@ class _Run:
     def _finish(self) -> Result:
         options, data = self.options, self.data
         accuracy = self._accuracy(options.bits)
-        steps = options.epochs * data.steps(options.batch_size, world=distributed.world_size())
         quantization = quantization_time(self.model, example_images(data, min(options.batch_size, _PROFILED_IMAGES)))
-        result = Result(accuracy, self.float_accuracy, 1000 * self.seconds / steps, quantization)
+        result = Result(accuracy, self.float_accuracy, 1000 * self.seconds / self.steps, quantization)
         self.metrics.add({"phase": "result", **asdict(result)})
         if is_writer():
             plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy)

@@ -28,31 +28,34 @@ class Stepper:
         optimizer: over the model's parameters.
         options: schedule, weight_bank, clip_norm, autocast, compile.
         soft_targets: of self-distillation, or None for the labels.
+        penalty: bit-width -> what is added to its loss, or None.
     """
 
-    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None):
+    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None,
+                 penalty=None):
         self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
-        self.soft_targets = soft_targets
+        self.soft_targets, self.penalty = soft_targets, penalty
         self.forward = torch.compile(model) if options.compile else model
         self.bank = WeightBank(model, bits) if options.weight_bank and bit_states(model) else None
         self._autocast = options.autocast == "bfloat16"
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Train on `batch`; the losses by bit-width, (K,) float32, detached.
+    def __call__(self, *batches: Batch) -> torch.Tensor:
+        """Train on one batch at all bit-widths, or on one for each; the losses by bit-width, (K,) float32, detached.
 
         Raises TrainingError, naming bit-width and layer, where the loss or a gradient is not finite, before the step is
         taken; on CUDA the loss is NaN then and the caller must look, because a step does not wait for the device.
         """
-        targets = self.soft_targets.targets(batch) if self.soft_targets else batch.labels
-        together = self.options.schedule == "accumulate"
-        groups = [self.bits] if together else [(b,) for b in self.bits]
-        return torch.stack([loss for bits in groups for loss in self._step_at(bits, batch, targets)])
+        targets = [self.soft_targets.targets(batch) if self.soft_targets else batch.labels for batch in batches]
+        work = list(zip(self.bits, *(one_for_each(values, self.bits) for values in (batches, targets)), strict=True))
+        groups = [work] if self.options.schedule == "accumulate" else [[part] for part in work]
+        return torch.stack([loss for group in groups for loss in self._step_on(group)])
 
-    def _step_at(self, bits, batch, targets) -> list[torch.Tensor]:
-        """Add the gradients of all `bits` and step once; their losses."""
+    def _step_on(self, group) -> list[torch.Tensor]:
+        """Add the gradients of all (bits, batch, targets) in `group` and step once; their losses."""
+        bits = [b for b, _, _ in group]
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: the scales of other bit-widths must not move
         with self._filled_bank():
-            losses = [self._backward_at(b, batch, targets) for b in bits]
+            losses = [self._backward_at(*part) for part in group]
         distributed.average_gradients(self.model)
         drop_idle_gradients(self.model, bits)
         norm = self._check_gradients(bits)
@@ -101,7 +104,8 @@ class Stepper:
                                 f"{first_bad_layer(self.model, batch.images)}")
         if self.soft_targets and bits == self.bits[0]:
             self.soft_targets.remember(batch, logits.detach())
-        loss.backward()
+        penalty = self.penalty(bits) if self.penalty else None
+        (loss if penalty is None else loss + penalty).backward()
         return distributed.mean(loss.detach())
 
     def _autocast_region(self):
@@ -115,6 +119,11 @@ class Stepper:
             return contextlib.nullcontext()
         # A BatchNorm per bit-width is a graph per bit-width, for whole batches and for the last one.
         return torch._dynamo.config.patch(recompile_limit=4 * len(self.bits) + 8)
+
+
+def one_for_each(values, bits) -> tuple:
+    """`values`, one for each of `bits`: a single one is that of all."""
+    return tuple(values) * len(bits) if len(values) == 1 else tuple(values)
 
 
 def switch_bits_of(model: nn.Module, bits: int) -> None:

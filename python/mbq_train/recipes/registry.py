@@ -1,0 +1,10 @@
+"""The recipes by their names in Options."""
+
+from .recipe import Recipe
+
+RECIPES = {"plain": Recipe}
+
+
+def recipe_type(name: str) -> type[Recipe]:
+    """What makes the recipe that Options calls `name`, with the arguments of Recipe."""
+    return RECIPES[name]
