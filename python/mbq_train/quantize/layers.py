@@ -26,7 +26,7 @@ class _QuantLayer:
             activations: quantize the input; False quantizes the weight alone.
             layer_name: what error messages call the layer.
             weight_quantizer: makes the quantizer of the weight, with the arguments of WeightQuantizer.
-            options: `signed`, `learn_offset` as for ActivationQuantizer.
+            options: `signed`, `learn_offset`, `own_bits` as for ActivationQuantizer.
         """
         layer = cls.__new__(cls)
         layer.__setstate__({name: copy.copy(value) if isinstance(value, (dict, set)) else value
