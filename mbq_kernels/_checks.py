@@ -4,6 +4,7 @@ import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_BITS = 8
+MAX_LSBS = 3
 MAX_LEVELS = 8  # bit-widths at once: kernels keep one set of sums for each in registers
 
 
@@ -23,6 +24,25 @@ def check_x(op: str, x, name: str = "x") -> None:
                         "got torch.float64")
 
 
+def check_entries(op: str, name: str, values, count=None) -> list:
+    """`values`, one per tensor, as a list."""
+    if isinstance(values, torch.Tensor) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{op}: {name} must be a sequence with an entry per tensor, got {type(values).__name__}")
+    values = list(values)
+    if count is not None and len(values) != count:
+        raise ValueError(f"{op}: {name} must have one entry per tensor ({count}), got {len(values)}")
+    return values
+
+
+def check_like_first(op: str, t: int, x, first) -> None:
+    """xs[t], beside the first of xs."""
+    check_x(op, x, f"xs[{t}]")
+    if x.dtype != first.dtype:
+        raise TypeError(f"{op}: xs[{t}] must have the dtype of xs[0], {first.dtype}, got {x.dtype}")
+    if x.device != first.device:
+        raise ValueError(f"{op}: xs[{t}] must be on the device of xs[0], {first.device}, got {x.device}")
+
+
 def check_out_dtype(op: str, x, out_dtype) -> None:
     if out_dtype is None:
         return
@@ -37,6 +57,15 @@ def check_bits(op: str, bits, lowest: int = 1, name: str = "bits") -> None:
         raise TypeError(f"{op}: {name} must be an integer, got {bits!r}")
     if bits < lowest or bits > MAX_BITS:
         raise ValueError(f"{op}: {name} must be between {lowest} and {MAX_BITS}, got {bits}")
+
+
+def check_lsbs(op: str, bits, k) -> None:
+    """k low bits of `bits`, with one or more above them."""
+    check_bits(op, bits)
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"{op}: k must be an integer, got {k!r}")
+    if k < 1 or k > MAX_LSBS or k >= bits:
+        raise ValueError(f"{op}: k must be between 1 and {MAX_LSBS} and less than bits, {bits}, got {k}")
 
 
 def check_bit_widths(op: str, bits) -> list[int]:
@@ -91,6 +120,15 @@ def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
         raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements ({of} has shape {tuple(x.shape)}, "
                          f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
     return to_arithmetic(parameter, x)
+
+
+def check_limit(op: str, limit, x, axis, name: str = "limit"):
+    """(limit as a constant in the dtype of the arithmetic, the axis it needs); (None, None) where there is none"""
+    axis = check_axis(op, x, axis)
+    if limit is None:
+        return None, None
+    limit = check_parameter(op, name, limit, x, axis).detach()
+    return limit, None if limit.numel() == 1 else axis
 
 
 def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torch.Tensor]:

@@ -100,3 +100,34 @@ def switching(from_bits: int, to_bits: int, half_even: bool) -> tuple[int, int, 
 def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
     """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even; integers at twice the width of codes"""
     return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+
+
+def unit_position(x, limit, half: float, centre: float):
+    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; (half, centre) = (1/2, 1/2) or (1, 0)"""
+    return torch.where(x == 0, centre, x / limit * half + centre)
+
+
+def within_unit(u):
+    """u within [0, 1], NaN to 0"""
+    return torch.clamp(torch.where(u >= 0, u, 0), max=1)
+
+
+def round_clamp_code(u, steps: float):
+    """c = min(rint(steps u), steps - 1), half to even, of u in [0, 1]; steps = 2^bits"""
+    return torch.clamp(torch.round(u * steps), max=steps - 1)
+
+
+def round_clamp_decode(code, limit, steps: float, half: float, centre: float):
+    """limit * ((code - centre top) / half / top), top = steps - 1: limit (2 c - top) / top, or c / top where limit is 1"""
+    top = steps - 1
+    return limit * ((code / half - centre / half * top) / top)
+
+
+def lsb_residual(u, steps: float, ratio: float):
+    """B = c_n(u) - 2^k c_(n-k)(u), ratio = 2^k: what is lost with k bits; every operation is exact"""
+    return round_clamp_code(u, steps) - ratio * round_clamp_code(u, steps / ratio)
+
+
+def lsb_gradient(grad, residual, slope):
+    """grad + slope sign(B): the task's gradient straight through, the penalty's beside it"""
+    return grad + torch.where(residual > 0, slope, torch.where(residual < 0, -slope, 0))
