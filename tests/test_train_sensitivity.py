@@ -19,33 +19,43 @@ def batch_for(model, images=12, classes=3):
     return torch.randn(images, 1, 8, 8, generator=draw, dtype=dtype), torch.arange(images) % classes
 
 
-def exact_traces(model, weights, images, labels):
-    """The diagonal of each weight's block, one second derivative at a time, by reverse mode over reverse mode."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    traces = {}
-    for key, weight in weights.items():
-        def objective(value, name=names[id(weight)]):
-            return F.cross_entropy(torch.func.functional_call(model, {name: value}, (images,)), labels)
+def exact(model, weights, images, labels):
+    """By weight: the trace of its block of the Hessian, and the standard deviation of v_l^T (H v)_l over random signs.
 
-        with sdpa_kernel(SDPBackend.MATH):
-            hessian = torch.autograd.functional.hessian(objective, weight.detach())
-        traces[key] = hessian.reshape(weight.numel(), weight.numel()).trace().item()
-    return traces
+    Var = 2 sum over i != j of H_ll[i, j]^2 + the squares of all other blocks in l's rows.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sizes = [weight.numel() for weight in weights.values()]
+
+    def objective(flat):
+        values = {names[id(weight)]: part.view_as(weight) for weight, part in
+                  zip(weights.values(), flat.split(sizes), strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, values, (images,)), labels)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        rows = torch.autograd.functional.hessian(objective, torch.cat([w.detach().flatten() for w in weights.values()]))
+    found, begin = {}, 0
+    for name, size, block in zip(weights, sizes, rows.split(sizes), strict=True):
+        own = block[:, begin:begin + size]
+        variance = block.square().sum() + own.square().sum() - 2 * own.diagonal().square().sum()
+        found[name], begin = (own.trace().item(), variance.sqrt().item()), begin + size
+    return found
 
 
 @pytest.mark.parametrize("make, classes", [(tiny_model, 2), (small_network, 3), (vision_transformer, 3)])
-def test_traces_agree_with_the_exact_ones(make, classes):
+def test_traces_and_their_errors_agree_with_the_exact_ones(make, classes):
     model = make().double().eval()
     images, labels = batch_for(model, classes=classes)
     model = convert(model, (8, 4), example=images)
     weights = quantized_weights(model)
-    exact = exact_traces(model_at_32_bits(model), weights, images, labels)
+    expected = exact(model_at_32_bits(model), weights, images, labels)
     found = hessian_traces(model, [(images, labels)], probes=400, tolerance=0.0)
-    assert exact.keys() == found.keys() and len(exact) >= 1
+    assert expected.keys() == found.keys() and len(expected) >= 1
     for name, trace in found.items():
+        value, deviation = expected[name]
         assert trace.parameters == weights[name].numel()
-        assert abs(trace.value - exact[name]) <= 4 * trace.error, name
-        assert trace.error <= 0.25 * abs(exact[name]), name  # or the line above would hold for anything
+        assert abs(trace.value - value) <= 4 * deviation / 400**0.5, name
+        assert trace.error == pytest.approx(deviation / 400**0.5, rel=0.2), name
 
 
 def model_at_32_bits(model):

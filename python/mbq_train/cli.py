@@ -20,11 +20,12 @@ from mbq_kernels import BackendError
 from . import distributed
 from .export import export_store
 from .options import Options
+from .quantize.bits import FLOAT
 from .runs.checkpoint import load_metadata
 from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
-from .runs.progress import progress_of
+from .runs.progress import layer_table, progress_of
 from .runs.run import Result, resume_run, train_run
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
@@ -207,8 +208,12 @@ def _clean_errors():
 def _print_result(result: Result, out: Path) -> None:
     if not distributed.is_first():
         return
-    trained = Evaluation(result.accuracy, (), result.float_accuracy, True)
+    trained = Evaluation(result.accuracy, (), result.float_accuracy, True, result.recipe.get("layer_bits", {}))
     Console().print(_accuracy_table(trained), _time_table(result))
+    if trained.layer_bits:
+        Console().print(layer_table(result.recipe))
+        typer.echo(f"{result.recipe['mean_bits']:.2f} bits a quantized weight; with what is float, all parameters are "
+                   f"{result.recipe['compression_of_all_parameters']:.2f} x smaller")
     typer.echo(f"written: {out}")
 
 
@@ -227,6 +232,9 @@ def _accuracy_table(result: Evaluation) -> Table:
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
     for bits, value in result.accuracy.items():
         name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
+        if result.layer_bits and bits != FLOAT:
+            low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
+            name = f"{low} to {high} bits, by layer"
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
 

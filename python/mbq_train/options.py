@@ -10,8 +10,9 @@ from .quantize.bits import FLOAT, check_bit_widths, quantized
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
-RECIPES = {"plain": {}}  # with the defaults each has in place of those of Options
-QUANTIZERS, ROUNDINGS = ("learned", "double-rounding"), ("half_even", "half_up")
+RECIPES = {"plain": {}, "msq": {"bits": (8,), "quantizer": "round-clamp"}}  # with the defaults each has in place of those of Options
+QUANTIZERS, ROUNDINGS = ("learned", "double-rounding", "round-clamp"), ("half_even", "half_up")
+NORMALISATIONS = ("max", "tanh")
 
 
 def _option(default, help, **limits):
@@ -42,8 +43,11 @@ class Options:
     bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
-    quantizer: str = _option("learned", "of weights: a scale for each bit-width, or one scale and codes rounded twice",
-                             choices=QUANTIZERS)
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or the "
+                             "largest weight for a scale", choices=QUANTIZERS)
+    normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
+                             choices=NORMALISATIONS)
+    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
     rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
     scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
     shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
@@ -69,6 +73,19 @@ class Options:
     compile: bool = _option(False, "torch.compile the network")
     cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
     evaluate_every: int = _option(1, "epochs between two tests", low=1)
+    target_compression: float = _option(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
+    lsb_penalty: float = _option(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
+                                 recipe="msq", low=0)
+    unit_penalty: bool = _option(False, "msq: leave 2^bits out of the penalty's gradient", recipe="msq")
+    prune_interval: int = _option(2, "msq: epochs between two prunings", recipe="msq", low=1)
+    prune_threshold: float = _option(0.3, "msq: alpha, a layer loses bits that a smaller share of its weights uses",
+                                     recipe="msq", above=0, high=1)
+    lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
+    hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
+                            recipe="msq")
+    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1)
+    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2)
+    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0)
     seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
     def __post_init__(self):
@@ -110,6 +127,25 @@ class Options:
         if self.distill and len(self.bits) == 1:
             raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
                              f"got {self.distill}")
+
+        if self.recipe == "msq":
+            self._check_msq()
+
+    def _check_msq(self):
+        if self.quantizer != "round-clamp" or len(self.bits) != 1:
+            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
+                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
+        for name in ("cuda_graph", "weight_bank"):
+            if getattr(self, name):
+                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
+        if self.lowest_bits > self.bits[0]:
+            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
+        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
+        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
+        if self.target_compression > best:
+            raise ValueError(f"options: target_compression must be at most {best:.4g}, for {prunings} prunings of "
+                             f"{most} from {self.bits[0]} bits end at {32 / best:g}, got {self.target_compression:g}; "
+                             "more epochs, a smaller prune_interval or lower lowest_bits reach further")
 
     @classmethod
     def for_recipe(cls, recipe: str, **given):

@@ -98,7 +98,7 @@ def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
 
     Args:
         model: what `convert` returned with quantizer 'round-clamp', or a module that contains it.
-        bits: 1..8 by layer name, as in `layer_bits`.
+        bits: 1..8, by the name of the layer in `model`.
 
     Raises TypeError, ValueError for a name that is no such layer and a bit-width out of range; nothing is changed then.
     """
@@ -111,9 +111,10 @@ def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
         layers[name].weight_quantizer.set_own_bits(b)
 
 
-def layer_bits(model: nn.Module) -> dict[str, int]:
-    """The weight bit-width of every layer of `model` with a RoundClampQuantizer, by its name."""
-    return {name: layer.weight_quantizer.bits for name, layer in round_clamp_layers(model).items()}
+def own_layer_bits(model: nn.Module) -> dict[str, int]:
+    """What `set_layer_bits` has given to layers of `model`, by their names."""
+    own = {name: layer.weight_quantizer.own_bits for name, layer in round_clamp_layers(model).items()}
+    return {name: bits for name, bits in own.items() if bits}
 
 
 def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Recipe: the places where a training method changes the plain loop."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,6 +9,8 @@ from torch import nn
 from .. import distributed
 from ..data import Batch, Data
 from ..options import Options
+from ..quantize.bits import bit_states
+from ..quantize.weight_bank import WeightBank
 
 
 class Recipe:
@@ -22,10 +25,21 @@ class Recipe:
         bits: bit-widths in the order they are trained in, from high to low.
         options: of the run.
         epochs: of this phase.
+        folder: of the run, for what the recipe measures or draws; None for nowhere.
+        on_probe: called while it measures before the first step, with how much is done and how much at most.
     """
 
-    def __init__(self, model: nn.Module, data: Data, bits, options: Options, epochs: int):
+    def __init__(self, model: nn.Module, data: Data, bits, options: Options, epochs: int, *,
+                 folder: Path | None = None, on_probe=None):
         self.model, self.data, self.bits, self.options, self.epochs = model, data, tuple(bits), options, epochs
+        self.folder, self.on_probe = folder, on_probe
+
+    def bank(self) -> WeightBank | None:
+        """What quantizes all weights before the forwards of a step, if anything does: its `fill` is called before them,
+        `backward` after the losses' backward, then `drop`. Called once, where the training stands before its first
+        step."""
+        wanted = self.options.weight_bank and bit_states(self.model)
+        return WeightBank(self.model, self.bits) if wanted else None
 
     def images(self, epoch: int) -> int:
         """Training images that every bit-width sees in epoch `epoch`, from 0; known before the training begins."""
@@ -50,6 +64,13 @@ class Recipe:
     def end_epoch(self, epoch: int) -> dict:
         """Called once after the last step of an epoch, by every process; what it returns goes into the metrics."""
         return {}
+
+    def summary(self) -> dict:
+        """What the result of a run says of the recipe, as a JSON object."""
+        return {}
+
+    def plot(self, records: list[dict]) -> None:
+        """Draw pictures of a finished run into `folder`, from the lines of its metrics."""
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """What a checkpoint must hold so that the recipe goes on exactly: tensors by name, and a JSON object."""

@@ -1,8 +1,9 @@
 """The recipes by their names in Options."""
 
+from .msq import Msq
 from .recipe import Recipe
 
-RECIPES = {"plain": Recipe}
+RECIPES = {"plain": Recipe, "msq": Msq}
 
 
 def recipe_type(name: str) -> type[Recipe]:

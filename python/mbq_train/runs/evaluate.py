@@ -1,7 +1,7 @@
 """evaluate_run and dry_run: what a run has reached, and what one would do."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from ..conversion.plan import Conversion
 from ..options import Options
 from ..quantize.bits import FLOAT, check_bit_widths
+from ..quantize.round_clamp import own_layer_bits
 from ..quantize.untrained import add_bits
 from ..training.loop import evaluate
 from .checkpoint import CheckpointError, load_checkpoint
@@ -22,12 +23,14 @@ _CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies in [0, 1] of a run; `untrained` are the bit-widths that were made by `add_bits`."""
+    """Test accuracies in [0, 1] of a run; `untrained` are the bit-widths that were made by `add_bits`, `layer_bits` those
+    of the weights of layers that have their own."""
 
     accuracy: dict[int, float]
     untrained: tuple[int, ...]
     float_accuracy: float
     finished: bool
+    layer_bits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
         images = [batch.images for batch, _ in zip(batches, range(_CALIBRATION_BATCHES), strict=False)]
         quantized = add_bits(quantized, untrained, images)
     return Evaluation({b: evaluate(quantized, data, b) for b in bits}, untrained, evaluate(model, data, FLOAT),
-                      metadata["phase"] == "finished")
+                      metadata["phase"] == "finished", own_layer_bits(quantized))
 
 
 def load_quantized(folder) -> nn.Module:

@@ -43,6 +43,42 @@ def plot_curves(path, records) -> None:
     _write(figure, path)
 
 
+def plot_layers(path, records) -> None:
+    """The weight bit-width of every layer after each epoch, and how many of its weights used their last bits, as a PNG;
+    from the lines of metrics.jsonl."""
+    records = [record for record in records if "layer_bits" in record]
+    figure = _figure(11, 5)
+    bits, rates = figure.subplots(1, 2)
+    for number, name in enumerate(records[0]["layer_bits"] if records else ()):
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.2}
+        bits.step([record["epoch"] for record in records], [record["layer_bits"][name] for record in records],
+                  where="post", label=name, **style)
+        used = [(record["epoch"], 100 * record["lsb_rates"][name]) for record in records if name in record["lsb_rates"]]
+        if used:
+            rates.plot(*zip(*used, strict=True), marker=".", **style)
+    bits.set_ylabel("bits of the weights")
+    rates.set_ylabel("weights that use their last bits [%]")
+    for plot in (bits, rates):
+        plot.set_xlabel("epoch")
+        plot.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=6)
+    _write(figure, path)
+
+
+def plot_sensitivities(path, rows) -> None:
+    """The sensitivity of every layer at every bit-width, as a PNG; rows: (layer, {bits: sensitivity})."""
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for bits in rows[0][1]:
+        axes.plot([name for name, _ in rows], [values[bits] for _, values in rows], ".-", label=f"{bits} bits")
+    axes.set_yscale("symlog", linthresh=max(1e-12, max(max(values.values()) for _, values in rows) * 1e-6))
+    axes.set_ylabel("mean trace of the Hessian x squared error")
+    axes.tick_params(axis="x", rotation=90, labelsize=6)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _write(figure, path)
+
+
 def plot_store(path, facts: dict) -> None:
     """Write a PNG with the relative error of every layer of a store at every bit-width, from mbq_store.inspect."""
     figure = _figure(8, 4)

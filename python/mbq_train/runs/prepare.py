@@ -59,4 +59,5 @@ def plan_of(options: Options, data: Data, model: nn.Module):
     return plan_conversion(model, quantized(options.bits), example=example_images(data), batch_norm=options.batch_norm,
                            keep_float=options.keep_float, learn_offset=options.learn_offset,
                            quantizer=options.quantizer, rounding=options.rounding, scale_chain=options.scale_chain,
-                           shared_sum=options.shared_sum)
+                           shared_sum=options.shared_sum, normalise=options.normalise,
+                           activation_bits=options.activation_bits or None)

@@ -49,7 +49,7 @@ class Training:
         options: schedule, optimizer, rates and the rest; its data, model and bits are not looked at.
         epochs: how many [options.epochs].
         state: of an earlier Training with the same arguments, to go on from.
-        recipe: a Recipe type: what the training does beyond its plain loop.
+        recipe: a Recipe type, or what makes one: what the training does beyond its plain loop.
 
     Raises:
         ValueError: bits not trained; an option that cannot be had here.
@@ -73,7 +73,8 @@ class Training:
                                             epochs=self.epochs, device=data.device)
         self._restore()
         self._prepare_scales()
-        self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets, self.recipe.penalty)
+        self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets, self.recipe.penalty,
+                               self.recipe.bank())
         images = options.batch_size // distributed.world_size()
         self._step = GraphedStep(self.stepper, images) if options.cuda_graph else self.stepper
 

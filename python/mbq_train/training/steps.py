@@ -11,7 +11,6 @@ from ..data import Batch
 from ..options import Options
 from ..quantize.bits import FLOAT, bit_states, set_bits
 from ..quantize.quantizers import clamp_scales, drop_idle_gradients
-from ..quantize.weight_bank import WeightBank
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 
@@ -29,14 +28,14 @@ class Stepper:
         options: schedule, weight_bank, clip_norm, autocast, compile.
         soft_targets: of self-distillation, or None for the labels.
         penalty: bit-width -> what is added to its loss, or None.
+        bank: a WeightBank, or what takes its place, or None.
     """
 
     def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None,
-                 penalty=None):
+                 penalty=None, bank=None):
         self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
-        self.soft_targets, self.penalty = soft_targets, penalty
+        self.soft_targets, self.penalty, self.bank = soft_targets, penalty, bank
         self.forward = torch.compile(model) if options.compile else model
-        self.bank = WeightBank(model, bits) if options.weight_bank and bit_states(model) else None
         self._autocast = options.autocast == "bfloat16"
 
     def __call__(self, *batches: Batch) -> torch.Tensor:
