@@ -193,3 +193,30 @@ def check_shape(op: str, shape) -> list[int]:
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"{op}: shape must have at least one dimension and none below 0, got {tuple(shape)}")
     return list(shape)
+
+
+def check_logits(op: str, logits, targets, ignore_index) -> None:
+    """Rows of logits along the last axis, and the class of each."""
+    check_x(op, logits, "logits")
+    if not isinstance(targets, torch.Tensor):
+        raise TypeError(f"{op}: targets must be a tensor, got {type(targets).__name__}")
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{op}: targets must be int64 or int32, got {targets.dtype}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"{op}: ignore_index must be an integer, got {ignore_index!r}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"{op}: logits must be (..., C) with at least one class, got shape {tuple(logits.shape)}")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"{op}: targets must have the shape of logits without the classes, "
+                         f"{tuple(logits.shape[:-1])}, got {tuple(targets.shape)}")
+    if targets.device != logits.device:
+        raise ValueError(f"{op}: targets must be on logits' device {logits.device}, got {targets.device}")
+
+
+def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> None:
+    """`second` is on first's device, and float64 exactly when it is."""
+    if second.device != first.device:
+        raise ValueError(f"{op}: {names[1]} must be on {names[0]}'s device {first.device}, got {second.device}")
+    if (first.dtype == torch.float64) != (second.dtype == torch.float64):
+        raise TypeError(f"{op}: {names[1]} must be float64 exactly when {names[0]} is, got {second.dtype} beside "
+                        f"{first.dtype}")

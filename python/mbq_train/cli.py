@@ -11,7 +11,6 @@ from typing import Annotated
 import mbq_store
 import torch
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +44,7 @@ def _with_options(command):
         with _clean_errors():
             values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
             given = {name: value for name, value in values.items() if name != "recipe"
-                     and context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+                     and context.get_parameter_source(name).name != "DEFAULT"}
             command(Options.for_recipe(values["recipe"], **given), **arguments)
 
     own = [parameter for name, parameter in signatures.signature(command).parameters.items() if name != "options"]
