@@ -142,8 +142,8 @@ def evaluate(
 def export(
     run: _Folder,
     store: Annotated[Path, typer.Option(help="file to write: an int8 store, as mbq_store reads it")],
-    bits: Annotated[int, typer.Option(help="with learned scales: the one bit-width to store")] = 0,
-    layout: Annotated[str, typer.Option(help="codes or planes")] = "codes",
+    bits: Annotated[int, typer.Option(help="the one bit-width to store, unless codes are rounded twice")] = 0,
+    layout: Annotated[str, typer.Option(help="codes, planes, or packed: the fewest bytes")] = "codes",
     rest: Annotated[str, typer.Option(help="float32 or bfloat16: what is not quantized")] = "float32",
 ) -> None:
     """Write the codes of a run's weights, from which every lower bit-width is read after double rounding."""

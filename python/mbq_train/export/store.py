@@ -1,7 +1,10 @@
 """export_store: the int8 store of a trained network, which mbq_store reads without torch."""
 
+from dataclasses import replace
+
 import mbq_store
 import torch
+from mbq_store.format import compact_layout
 from torch import nn
 
 import mbq_kernels
@@ -10,8 +13,10 @@ from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
 from ..quantize.quantizers import WeightQuantizer
+from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
 
 REST = ("float32", "bfloat16")
+LAYOUTS = ("codes", "planes", "packed")
 
 
 def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str = "codes", rest: str = "float32",
@@ -19,13 +24,16 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     """Write the codes of every quantized weight of `model`, their scales, and the float rest to `path`.
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
-    bit-widths of learned scales have codes of their own, of which one is stored.
+    bit-widths of other quantizers have codes of their own, of which one is stored: that which `set_layer_bits` gave, or
+    `bits`.
 
     Args:
         model: what `convert` returned, with first values for all scales.
         path: the file, written whole or not at all.
-        bits: the bit-width to store of layers with learned scales; required where there are any.
-        layout: 'codes', int8, or 'planes', of which a lower bit-width reads a part where rounding is half_up.
+        bits: the bit-width to store of layers that are not rounded twice and have none of their own; required where
+            there are any.
+        layout: 'codes', a byte each; 'planes', of which a lower bit-width reads a part where rounding is half_up; or
+            'packed', each layer in the layout that takes the fewest bytes, for layers of one bit-width.
         rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer).
         metadata: more strings for the file's header.
 
@@ -34,7 +42,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
         the codes. RuntimeError: a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
-    look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
+    look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
     layers = {name: module for name, module in model.named_modules()
               if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
     if not layers:
@@ -46,23 +54,40 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     roundings = {layer.weight_quantizer.rounding for layer in layers.values()
                  if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    trained = {layer.bits for layer in data} if own_layer_bits(model) else bit_states(model)[0].trained
     mbq_store.write(path, data, others, rounding=roundings.pop() if roundings else "half_even",
-                    trained_bits=bit_states(model)[0].trained, metadata=metadata)
+                    trained_bits=sorted(trained, reverse=True), metadata=metadata)
 
 
 @torch.no_grad()
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    if not switchable and str(bits) not in quantizer.scales:
-        raise ValueError(f"export_store: bits must be one of {', '.join(quantizer.scales)}, for {name} has learned a "
-                         f"scale for each, got {bits}")
-    bits = quantizer.high_bits if switchable else bits
+    bits = quantizer.high_bits if switchable else quantizer.own_bits or bits
+    if bits not in (*quantizer.bit_state.trained, quantizer.own_bits) or bits is None:
+        known = ", ".join(map(str, quantizer.bit_state.trained))
+        raise ValueError(f"export_store: bits must be one of {known}, for {name} has codes of its own for each, "
+                         f"got {bits}")
+    if layout == "packed" and switchable:
+        raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
+                         "mbq switch packs one bit-width of it")
+    codes, scale, offset = _encoded(layer.weight, quantizer, bits)
+    data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), _float32(scale), _float32(offset), bits=bits,
+                               signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)
+    return replace(data, layout=compact_layout(data.described(), bits) if layout == "packed" else layout)
+
+
+def _encoded(weight, quantizer: WeightQuantizer, bits: int):
+    """(codes, scale, offset or None) of a layer's weight."""
+    if isinstance(quantizer, RoundClampQuantizer):
+        return quantizer.encode(weight, bits)
     quantizer.check_initialised([bits])
     scale = quantizer.scales[str(bits)]
-    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=bits, axis=0)
-    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.detach().float().cpu().numpy(), bits=bits,
-                               layout=layout, switchable=switchable, module=type(layer).__name__)
+    return mbq_kernels.quantize_codes(weight, scale, bits=bits, axis=0), scale, None
+
+
+def _float32(tensor: torch.Tensor | None):
+    return None if tensor is None else tensor.detach().float().cpu().numpy()
 
 
 def _array(tensor: torch.Tensor, rest: str):

@@ -71,6 +71,29 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     return (((code - v).detach() + v) * step).to(x.dtype)
 
 
+def round_clamp(x, *, bits):
+    """Quantize x to `bits` bits between -max|x| and max|x|, from plain PyTorch operations and autograd.
+
+    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), 2^bits - 1);  x_hat = max|x| (2 code - top) / top, top = 2^bits - 1
+
+    The same numbers and gradients as mbq_kernels.round_clamp.
+
+    Args:
+        x: any shape, float32 or float64, not all zeros - what to quantize.
+        bits: 1 to 8.
+
+    Returns:
+        x_hat: x's shape and dtype.
+
+    Gradient: rounding is straight-through, nothing is clamped away, the maximum is a constant.
+
+    Reference: Han et al., 2025, arXiv 2507.22349.
+    """
+    limit, top = x.detach().abs().max(), 2**bits - 1
+    code = torch.clamp((2**bits * (x.detach() / limit * 0.5 + 0.5)).round(), max=top)
+    return limit * ((2 * code - top) / top) + (x - x.detach())
+
+
 def _per_channel(parameter, x, axis):
     """A scale or offset in a shape that broadcasts against x, in float32 (float64 with float64 x)."""
     parameter = parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)

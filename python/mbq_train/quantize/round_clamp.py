@@ -13,6 +13,16 @@ from .quantizers import WeightQuantizer, autocast_dtype
 NORMALISATIONS = ("max", "tanh")
 
 
+def round_clamp(x: torch.Tensor, *, bits: int) -> torch.Tensor:
+    """mbq_kernels.round_clamp of a tensor with its own largest value as the limit, a constant to autograd."""
+    return mbq_kernels.round_clamp(x, bits=bits, limit=largest(x))
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    """max|x|, a constant to autograd."""
+    return torch.linalg.vector_norm(x.detach(), math.inf)
+
+
 class RoundClampQuantizer(WeightQuantizer):
     """Weights: round-clamp on u = W / (2 max|W|) + 1/2 (Han et al., 2025, arXiv 2507.22349).
 
@@ -26,7 +36,7 @@ class RoundClampQuantizer(WeightQuantizer):
         normalise: 'max', or 'tanh': tanh(W) takes the place of W.
     """
 
-    kernel = staticmethod(mbq_kernels.round_clamp)
+    kernel = staticmethod(round_clamp)
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
                  normalise: str = "max"):
@@ -55,17 +65,15 @@ class RoundClampQuantizer(WeightQuantizer):
         """What is quantized: the weight or its tanh."""
         return weight.tanh() if self.normalise == "tanh" else weight
 
-    def encode(self, weight: torch.Tensor):
-        """(codes, scale, offset) of `weight`, on the CPU: uint8 in its shape, and floats of (C,) with
-        value = code * scale + offset."""
-        x = self.normalised(weight.detach().float())
-        limit = largest(x)
-        channels, top = weight.shape[0], 2**self.bits - 1
+    @torch.no_grad()
+    def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(codes, scale, offset): uint8 codes of `bits` bits, and what makes `weight` of them, code * scale + offset."""
+        x = self.normalised(weight.float())
+        limit, top = largest(x), 2**bits - 1
         if limit == 0:
-            return torch.zeros_like(x, dtype=torch.uint8).cpu(), torch.ones(channels), torch.zeros(channels)
-        value = mbq_kernels.round_clamp(x, bits=self.bits, limit=limit)
-        codes = ((value / limit + 1) * (top / 2)).round().to(torch.uint8)
-        return codes.cpu(), (2 * limit / top).cpu().expand(channels), -limit.cpu().expand(channels)
+            return torch.zeros_like(x, dtype=torch.uint8), torch.ones_like(limit), torch.zeros_like(limit)
+        value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
+        return ((value / limit + 1) * (top / 2)).round().to(torch.uint8), 2 * limit / top, -limit
 
     def options(self) -> dict:
         return {"bits": self.bits}
@@ -77,20 +85,15 @@ class RoundClampQuantizer(WeightQuantizer):
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        x = self.normalised(weight)
-        value = mbq_kernels.round_clamp(x, bits=self.bits, limit=largest(x))
+        value = round_clamp(self.normalised(weight), bits=self.bits)
         return value.to(autocast_dtype(weight) or weight.dtype)
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """As that of WeightQuantizer; a layer's own bit-width serves all `bits`."""
-        outs = []
-        for quantizer, weight in zip(quantizers, weights, strict=True):
-            x = quantizer.normalised(weight)
-            limit, dtype = largest(x), autocast_dtype(weight) or weight.dtype
-            outs.append([mbq_kernels.round_clamp(x, bits=quantizer.own_bits or b, limit=limit).to(dtype)
-                         for b in bits])
-        return outs
+        return [[round_clamp(quantizer.normalised(weight), bits=quantizer.own_bits or b).to(
+            autocast_dtype(weight) or weight.dtype) for b in bits]
+            for quantizer, weight in zip(quantizers, weights, strict=True)]
 
 
 def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
@@ -121,11 +124,6 @@ def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of `model` with a RoundClampQuantizer, by name."""
     return {name: module for name, module in model.named_modules()
             if isinstance(getattr(module, "weight_quantizer", None), RoundClampQuantizer)}
-
-
-def largest(x: torch.Tensor) -> torch.Tensor:
-    """max|x|, a constant to autograd."""
-    return torch.linalg.vector_norm(x.detach(), math.inf)
 
 
 def _read_layer_bits(quantizer: RoundClampQuantizer, incompatible_keys) -> None:

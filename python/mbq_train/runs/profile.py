@@ -13,8 +13,10 @@ import mbq_kernels
 from ..quantize import eager
 from ..quantize.bits import bit_states, in_mode, set_bits
 from ..quantize.quantizers import quantizers
+from ..quantize.round_clamp import round_clamp
 
-_EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round}
+_EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round,
+          round_clamp: eager.round_clamp}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class QuantizationTime:
 
 @dataclass(frozen=True)
 class _Call:
-    """A quantizer's kernel, the arguments of one call - x, scale and perhaps offset - and a gradient for its result."""
+    """A quantizer's kernel, the arguments of one call - x, perhaps scale and offset - and a gradient for its result."""
 
     kernel: object
     arguments: tuple
@@ -87,8 +89,8 @@ def _call(quantizer, x) -> _Call:
 def _check_agreement(call: _Call) -> None:
     """Both functions give the same values; the sums behind the gradients of scale and offset differ in rounding."""
     (ours, our_grads), (theirs, their_grads) = (call.run(eager) for eager in (False, True))
-    x, scale, *_ = call.arguments
-    sharing = x.numel() / scale.numel()
+    x, *parameters = call.arguments
+    sharing = x.numel() / (parameters or [x])[0].numel()
     same = torch.equal(ours, theirs) and all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-6 * math.sqrt(sharing))
         for a, b in zip(our_grads, their_grads, strict=True))
