@@ -4,7 +4,7 @@ from .conversion.convert import convert, plan_conversion
 from .conversion.plan import Conversion
 from .data import Batch, Data, DataError, load_data
 from .deployment import deploy
-from .export import export_store
+from .export import export_onnx, export_store
 from .models import Decoder, build_model
 from .options import Options
 from .quantize.attention import QuantMultiheadAttention
@@ -25,11 +25,11 @@ from .training.loop import State, Training, evaluate
 from .training.optimizers import parameter_groups
 
 __all__ = [
-    "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data",
-    "DataError", "Decoder", "DoubleRoundingQuantizer", "Evaluation", "Interrupted", "Options", "QuantConv1d",
-    "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training",
-    "TrainingError", "WeightBank", "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert",
-    "deploy", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_store", "initialise",
+    "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data", "DataError",
+    "Decoder", "DoubleRoundingQuantizer", "Evaluation", "Interrupted", "Options", "QuantConv1d", "QuantConv2d",
+    "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError",
+    "WeightBank", "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert", "deploy",
+    "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_onnx", "export_store", "initialise",
     "load_checkpoint", "load_data", "parameter_groups", "plan_conversion", "quantization_time", "resume_run",
     "save_checkpoint", "set_bits", "train_run",
 ]

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..conversion.plan import replace_modules
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
 from .codes import LAYOUTS
 from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
@@ -42,10 +43,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
         raise ValueError(f"deploy: model must hold layers made by convert, got {type(model).__name__} without any")
     workspace = Workspace()
     stored = {layer: FORMS[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in stored:
-                parent._modules[name] = stored[child]
+    replace_modules(model, stored)
     model = stored.get(model, model)
     _offer_all_bits(model, stored.values())
     return model

@@ -7,13 +7,11 @@ import torch
 from mbq_store.format import compact_layout
 from torch import nn
 
-import mbq_kernels
-
 from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.quantizers import WeightQuantizer
-from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
+from ..quantize.round_clamp import own_layer_bits
+from .codes import codes_of, quantized_layers
 
 REST = ("float32", "bfloat16")
 LAYOUTS = ("codes", "planes", "packed")
@@ -43,11 +41,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
-    if not layers:
-        raise ValueError(f"export_store: model must hold layers made by convert, got {type(model).__name__} without "
-                         "any")
+    layers = quantized_layers("export_store", model)
     data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
     others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
@@ -59,7 +53,6 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
                     trained_bits=sorted(trained, reverse=True), metadata=metadata)
 
 
-@torch.no_grad()
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
@@ -71,23 +64,11 @@ def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> m
     if layout == "packed" and switchable:
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
-    codes, scale, offset = _encoded(layer.weight, quantizer, bits)
-    data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), _float32(scale), _float32(offset), bits=bits,
+    codes, scale, offset = codes_of(layer, bits)
+    data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
+                               None if offset is None else offset.cpu().numpy(), bits=bits,
                                signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)
     return replace(data, layout=compact_layout(data.described(), bits) if layout == "packed" else layout)
-
-
-def _encoded(weight, quantizer: WeightQuantizer, bits: int):
-    """(codes, scale, offset or None) of a layer's weight."""
-    if isinstance(quantizer, RoundClampQuantizer):
-        return quantizer.encode(weight, bits)
-    quantizer.check_initialised([bits])
-    scale = quantizer.scales[str(bits)]
-    return mbq_kernels.quantize_codes(weight, scale, bits=bits, axis=0), scale, None
-
-
-def _float32(tensor: torch.Tensor | None):
-    return None if tensor is None else tensor.detach().float().cpu().numpy()
 
 
 def _array(tensor: torch.Tensor, rest: str):

@@ -27,7 +27,9 @@ class RoundClampQuantizer(WeightQuantizer):
     """Weights: round-clamp on u = W / (2 max|W|) + 1/2 (Han et al., 2025, arXiv 2507.22349).
 
     code = min(rint(2^n u), 2^n - 1), n the bit-width in use or the layer's own (`set_layer_bits`), which the state_dict
-    holds. The value goes from -max|W| to max|W|; the maximum is a constant to autograd, and nothing is learned.
+    holds. The value goes from -max|W| to max|W|; the maximum is a constant to autograd, and nothing is learned. In eval
+    mode the value is code * scale + offset, bit for bit that of a store; in training it is mbq_kernels.round_clamp's,
+    which rounds otherwise: they differ by at most 2^-22 max|W|.
 
     Args:
         bit_state: the model's.
@@ -70,10 +72,9 @@ class RoundClampQuantizer(WeightQuantizer):
         """(codes, scale, offset): uint8 codes of `bits` bits, and what makes `weight` of them, code * scale + offset."""
         x = self.normalised(weight.float())
         limit, top = largest(x), 2**bits - 1
-        if limit == 0:
-            return torch.zeros_like(x, dtype=torch.uint8), torch.ones_like(limit), torch.zeros_like(limit)
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
-        return ((value / limit + 1) * (top / 2)).round().to(torch.uint8), 2 * limit / top, -limit
+        codes = ((value / limit + 1) * (top / 2)).round().nan_to_num_(0)  # NaN: nothing but zeros, and a limit of 0
+        return codes.to(torch.uint8), torch.where(limit == 0, 1, 2 * limit / top), -limit
 
     def options(self) -> dict:
         return {"bits": self.bits}
@@ -85,7 +86,12 @@ class RoundClampQuantizer(WeightQuantizer):
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        value = round_clamp(self.normalised(weight), bits=self.bits)
+        x = self.normalised(weight)
+        if self.training:
+            value = round_clamp(x, bits=self.bits)
+        else:
+            codes, scale, offset = self.encode(weight, self.bits)
+            value = codes * scale + offset + (x - x.detach())
         return value.to(autocast_dtype(weight) or weight.dtype)
 
     @staticmethod

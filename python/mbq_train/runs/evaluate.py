@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..conversion.plan import Conversion
+from ..data import Data
 from ..options import Options
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.round_clamp import own_layer_bits
@@ -73,12 +74,15 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu") -> Evaluation:
                       metadata["phase"] == "finished", own_layer_bits(quantized))
 
 
-def load_quantized(folder) -> nn.Module:
-    """The network of a run as it was at its last checkpoint, on the CPU. Raises as `evaluate_run`."""
+def load_quantized(folder) -> tuple[nn.Module, Data]:
+    """The network of a run as it was at its last checkpoint, in eval mode on the CPU, and its data.
+
+    Raises as `evaluate_run`.
+    """
     folder = Path(folder)
     options = load_options(folder / CONFIG)
     data, model = prepare(options, torch.device("cpu"))
-    return _quantized(folder, standing(folder), options, data, model).eval()
+    return _quantized(folder, standing(folder), options, data, model).eval(), data
 
 
 def _quantized(folder: Path, metadata: dict, options: Options, data, model: nn.Module) -> nn.Module:

@@ -1,0 +1,39 @@
+"""The integer codes of a network's quantized weights, as every form of it stores them."""
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from ..quantize.quantizers import WeightQuantizer
+from ..quantize.round_clamp import RoundClampQuantizer
+
+
+def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` with a quantized weight, by name. Raises ValueError where there is none."""
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
+    if not layers:
+        raise ValueError(f"{function}: model must hold layers made by convert, not yet deployed, got "
+                         f"{type(model).__name__} without any")
+    return layers
+
+
+@torch.no_grad()
+def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or at the
+    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with in eval mode.
+
+    Raises RuntimeError where the scale has no value yet.
+    """
+    quantizer = layer.weight_quantizer
+    if isinstance(quantizer, RoundClampQuantizer):
+        codes, *parameters = quantizer.encode(layer.weight, quantizer.own_bits or bits)
+        return codes, *(parameter.expand(len(codes)).contiguous() for parameter in parameters)
+    quantizer.check_initialised([bits])
+    kept = quantizer.kept_at(bits)
+    scale = quantizer.scales[str(kept)].detach()
+    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=kept, axis=0)
+    if bits < kept:
+        codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)
+    return codes, scale.float() * 2.0 ** (kept - bits), None
