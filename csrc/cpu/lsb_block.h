@@ -18,9 +18,10 @@ struct BlockCounts {
 template <Out out, bool counts, int step, class W>
 MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict x,
                             W* __restrict to, int64_t n, BlockCounts* found) {
+  const W one = step == 0 ? limits[0] : W(0);
   int penalty = 0, nonzero = 0, outside = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const W limit = limits[i * step], position = quantizer.position(x[i], limit), u = within_unit(position);
+    const W limit = step == 0 ? one : limits[i], position = quantizer.position(x[i], limit), u = within_unit(position);
     outside |= position != u;  // NaN too
     if (out == Out::value) to[i] = quantizer.value(u, limit);
     if (out != Out::residual && !counts) continue;
@@ -56,8 +57,10 @@ struct RoundClampByColumn {
 template <bool task, int step, class W>
 MBQ_HD void lsb_gradient_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict slopes,
                              const W* __restrict grad, const W* __restrict x, W* __restrict grad_x, int64_t n) {
+  const W limit = step == 0 ? limits[0] : W(0), slope = step == 0 ? slopes[0] : W(0);
   for (int64_t i = 0; i < n; ++i)
-    grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], limits[i * step], slopes[i * step]);
+    grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i],
+                                   step == 0 ? slope : slopes[i]);
 }
 
 template <bool task, class W>
