@@ -102,8 +102,9 @@ def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
     return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
 
 
-def unit_position(x, limit, half: float, centre: float):
-    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; (half, centre) = (1/2, 1/2) or (1, 0)"""
+def unit_position(x, limit, form):
+    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; form: (half, centre, 1 / half)"""
+    half, centre, _ = form
     return torch.where(x == 0, centre, x / limit * half + centre)
 
 
@@ -117,15 +118,21 @@ def round_clamp_code(u, steps: float):
     return torch.clamp(torch.round(u * steps), max=steps - 1)
 
 
-def round_clamp_decode(code, limit, steps: float, half: float, centre: float):
-    """limit * ((code - centre top) / half / top), top = steps - 1: limit (2 c - top) / top, or c / top where limit is 1"""
+def round_clamp_decode(code, limit, steps: float, form):
+    """limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
+    _, centre, span = form
     top = steps - 1
-    return limit * ((code / half - centre / half * top) / top)
+    return limit * ((code * span - centre * span * top) / top)
 
 
-def lsb_residual(u, steps: float, ratio: float):
-    """B = c_n(u) - 2^k c_(n-k)(u), ratio = 2^k: what is lost with k bits; every operation is exact"""
-    return round_clamp_code(u, steps) - ratio * round_clamp_code(u, steps / ratio)
+def lsb_residual(u, steps: float, coarse: float, ratio: float):
+    """B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact"""
+    return round_clamp_code(u, steps) - ratio * round_clamp_code(u, coarse)
+
+
+def lsb_slope(grad_penalty, limit, factor: float):
+    """The penalty's gradient where B > 0, grad_penalty * factor / limit; factor = 2^bits * half, or half alone"""
+    return grad_penalty * factor / limit
 
 
 def lsb_gradient(grad, residual, slope):
