@@ -208,6 +208,21 @@ def test_traces_are_measured_once_for_the_same_weights(tiny_run, tmp_path, data)
     assert sensitivity.float_traces(model, data, replace(tiny_run, seed=1), folder=tmp_path) != again
 
 
+def test_the_command_shows_the_sensitivities_of_a_run(tiny_run, tmp_path):
+    train_run(tiny_run, tmp_path / "run")
+    kept = json.loads((tmp_path / "run/sensitivity.json").read_text())
+    kept["layers"]["3"]["value"] = 1234.0  # the run's own traces are shown
+    (tmp_path / "run/sensitivity.json").write_text(json.dumps(kept))
+    found = sensitivity.sensitivity_of_run(tmp_path / "run")
+    assert found.traces["3"].value == 1234.0 and list(found.at_bits) == [8, 4, 2]
+    assert 0 < found.at_bits[8]["3"] < found.at_bits[4]["3"] < found.at_bits[2]["3"]
+    shown = CliRunner().invoke(app, ["sensitivity", str(tmp_path / "run"), "--bits", "6,3"])
+    assert shown.exit_code == 0 and "1.23e+03" in shown.output and "at 3 bits" in shown.output.replace("\n", " ")
+    assert (tmp_path / "run/sensitivity.png").stat().st_size > 1000
+    missing = CliRunner().invoke(app, ["sensitivity", str(tmp_path / "none")])
+    assert missing.exit_code == 2 and "no such file" in missing.output
+
+
 def test_negative_and_zero_traces_let_a_layer_lose_two_bits(data, monkeypatch):
     monkeypatch.setattr(sensitivity, "hessian_traces", lambda model, batches, **options: {
         name: Trace(value, 0.1, 10) for name, value in zip(("0", "3", "7", "9"), (-5.0, 0.0, 1e6, 1.0), strict=True)})

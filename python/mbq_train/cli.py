@@ -1,4 +1,4 @@
-"""The command `mbq`: train, resume, eval, export, switch, inspect, info."""
+"""The command `mbq`: train, resume, eval, sensitivity, export, switch, inspect, info."""
 
 import contextlib
 import inspect as signatures
@@ -26,6 +26,7 @@ from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
 from .runs.progress import layer_table, progress_of
 from .runs.run import Result, resume_run, train_run
+from .runs.sensitivity import Sensitivities, sensitivity_of_run
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 
@@ -139,6 +140,24 @@ def evaluate(
 
 
 @app.command()
+def sensitivity(
+    run: _Folder,
+    bits: Annotated[str, typer.Option(help="bit-widths, from high to low; empty: the run's")] = "",
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+) -> None:
+    """Measure how much the loss of a run's float network grows when a layer is quantized: HAWQ-V2's sensitivity."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        parts = [part for part in bits.split(",") if part]
+        with progress_of(load_options(run / CONFIG)) as callbacks:
+            found = sensitivity_of_run(run, bits=_integers("bits", parts) if parts else None, device=device,
+                                       on_probe=callbacks["on_probe"])
+        Console().print(_sensitivity_table(found))
+        typer.echo(f"written: {run / 'sensitivity.json'}, {run / 'sensitivity.png'}")
+
+
+@app.command()
 def export(
     run: _Folder,
     store: Annotated[Path | None, typer.Option(help="file to write: an int8 store, as mbq_store reads it")] = None,
@@ -246,6 +265,17 @@ def _accuracy_table(result: Evaluation) -> Table:
             low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
             name = f"{low} to {high} bits, by layer"
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
+    return table
+
+
+def _sensitivity_table(found: Sensitivities) -> Table:
+    table = Table("layer", "weights", "trace", "standard error", *(f"at {b} bits" for b in found.at_bits),
+                  title="Sensitivity", caption="trace of the Hessian's block; at b bits: trace a weight, at least 0, "
+                  "times the squared error of the weights")
+    table.columns[0].no_wrap = True
+    for name, trace in found.traces.items():
+        values = (f"{values[name]:.2e}" for values in found.at_bits.values())
+        table.add_row(name, f"{trace.parameters:,}", f"{trace.value:.3g}", f"{trace.error:.2g}", *values)
     return table
 
 

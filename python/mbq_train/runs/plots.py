@@ -65,13 +65,13 @@ def plot_layers(path, records) -> None:
     _write(figure, path)
 
 
-def plot_sensitivities(path, rows) -> None:
-    """The sensitivity of every layer at every bit-width, as a PNG; rows: (layer, {bits: sensitivity})."""
+def plot_sensitivities(path, at_bits) -> None:
+    """Write a PNG with the sensitivity of every layer, by bit-width and name; one of 0 has no point."""
     figure = _figure(8, 4)
     axes = figure.subplots()
-    for bits in rows[0][1]:
-        axes.plot([name for name, _ in rows], [values[bits] for _, values in rows], ".-", label=f"{bits} bits")
-    axes.set_yscale("symlog", linthresh=max(1e-12, max(max(values.values()) for _, values in rows) * 1e-6))
+    for bits, values in at_bits.items():
+        axes.plot(list(values), [value or float("nan") for value in values.values()], ".-", label=f"{bits} bits")
+    axes.set_yscale("log")
     axes.set_ylabel("mean trace of the Hessian x squared error")
     axes.tick_params(axis="x", rotation=90, labelsize=6)
     axes.grid(alpha=0.3)

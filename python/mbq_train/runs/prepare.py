@@ -55,8 +55,9 @@ def example_images(data: Data, images: int = 2) -> torch.Tensor:
     return next(data.test_batches(min(images, data.test_size))).images
 
 
-def plan_of(options: Options, data: Data, model: nn.Module):
-    return plan_conversion(model, quantized(options.bits), example=example_images(data), batch_norm=options.batch_norm,
+def plan_of(options: Options, data: Data, model: nn.Module, bits=None):
+    """What the options make of `model`, at their bit-widths or others."""
+    return plan_conversion(model, bits or quantized(options.bits), example=example_images(data), batch_norm=options.batch_norm,
                            keep_float=options.keep_float, learn_offset=options.learn_offset,
                            quantizer=options.quantizer, rounding=options.rounding, scale_chain=options.scale_chain,
                            shared_sum=options.shared_sum, normalise=options.normalise,

@@ -1,8 +1,8 @@
-"""The Hessian's traces of a run's float network, measured once."""
+"""The Hessian's traces of a run's float network, measured once, and the sensitivities of its layers."""
 
 import hashlib
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,11 +11,46 @@ from torch import nn
 from .. import distributed
 from ..data import Data
 from ..options import Options
-from ..sensitivity import Trace, hessian_traces
-from .checkpoint import CheckpointError, load_json, save_json
+from ..quantize.bits import FLOAT, check_bit_widths, quantized, set_bits
+from ..quantize.quantizers import initialise
+from ..sensitivity import Trace, hessian_traces, perturbations, sensitivities
+from .checkpoint import CheckpointError, load_checkpoint, load_json, save_json
+from .folder import CONFIG, FLOAT_NETWORK, SENSITIVITY, TRACES, load_options
+from .plots import plot_sensitivities
+from .prepare import check_device, plan_of, prepare
 
-SENSITIVITY = "sensitivity.json"
 _BATCH = 32
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """Of every layer to quantize: its trace, and its sensitivity by bit-width."""
+
+    traces: dict[str, Trace]
+    at_bits: dict[int, dict[str, float]]
+
+
+def sensitivity_of_run(folder, *, bits=None, device: str = "cpu", on_probe=None) -> Sensitivities:
+    """The sensitivities of a run's float network at `bits` [default: the run's, or 8, 4 and 2 where it has only one].
+
+    Scales are those that the run's quantizer begins with. Traces are kept in the run's sensitivity.json, a picture goes
+    to sensitivity.png. Raises ValueError, naming the file, where the run has no float network yet.
+    """
+    folder, device = Path(folder), check_device(device)
+    options = load_options(folder / CONFIG)
+    if bits is None:
+        bits = quantized(options.bits) if len(quantized(options.bits)) > 1 else (8, 4, 2)
+    data, model = prepare(options, device)
+    load_checkpoint(folder / FLOAT_NETWORK, model)
+    model = plan_of(options, data, model, check_bit_widths("sensitivity_of_run", bits)).apply()
+    traces = float_traces(model, data, options, folder=folder, on_probe=on_probe)
+    initialise(model, next(data.train_batches(options.batch_size, seed=options.seed, epoch=0)).images)
+    found = {}
+    for b in bits:
+        set_bits(model, b)
+        found[b] = sensitivities(traces, perturbations(model))
+    plot_sensitivities(folder / SENSITIVITY, found)
+    return Sensitivities(traces, found)
 
 
 def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path | None = None,
@@ -27,7 +62,7 @@ def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path
     """
     made_from = {"weights": _digest(model), "data": [data.name, data.train_size], "images": options.hessian_images,
                  "probes": options.hessian_probes, "tolerance": options.hessian_tolerance, "seed": options.seed}
-    path = None if folder is None else folder / SENSITIVITY
+    path = None if folder is None else folder / TRACES
     if path is not None and (kept := _read(path, made_from)) is not None:
         return kept
     traces = hessian_traces(model, _batches(data, options), probes=options.hessian_probes, seed=options.seed,
@@ -63,10 +98,11 @@ def _read(path: Path, made_from: dict) -> dict[str, Trace] | None:
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 of the network's state but for what its quantizers hold."""
+    """SHA-256 of the state of the network's 32-bit path."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        if "_quantizer." not in name:
+        other_norm = ".by_bits." in name and f".by_bits.{FLOAT}." not in name
+        if "_quantizer." not in name and not other_norm:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

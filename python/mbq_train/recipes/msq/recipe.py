@@ -6,6 +6,7 @@ import torch
 
 from ...quantize.bits import FLOAT
 from ...quantize.round_clamp import own_layer_bits, set_layer_bits
+from ...runs.folder import LAYERS
 from ...runs.plots import plot_layers
 from ...runs.sensitivity import float_traces
 from ...sensitivity import Trace, perturbations, quantized_weights, sensitivities
@@ -70,7 +71,7 @@ class Msq(Recipe):
 
     def plot(self, records: list[dict]) -> None:
         if self.folder is not None:
-            plot_layers(self.folder / "layers.png", records)
+            plot_layers(self.folder / LAYERS, records)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """The bit-widths are in the model."""
