@@ -124,7 +124,7 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     launch_all(launch, round_clamp_kernel < out, counts, T, Result, many ? kBatch<Work> : 1 >, jobs,
                [](const Work& job) { return blocks_of(job.walk); });
   });
-  if (counts) sum_counts<many>(launch, each, *task_counts, lsbs.counts);
+  if constexpr (counts) sum_counts<many>(launch, each, *task_counts, lsbs.counts);
   return lsbs;
 }
 
