@@ -91,7 +91,7 @@ inline Tensor checked_penalties(const std::vector<Weight>& each, const Tensor& g
 
 // Results of a forward call; what was not asked for is empty.
 struct __attribute__((visibility("hidden"))) Lsbs {
-  std::vector<Tensor> outs;  // values or residuals
+  std::vector<Tensor> outs;    // values or residuals
   std::vector<Tensor> counts;  // penalties and rates
 };
 

@@ -307,6 +307,9 @@ struct DoubleRound {
   }
 };
 
+// What a loop over least significant bits writes for every element, beside what it counts.
+enum class LsbOut { nothing, value, residual };
+
 // Round-clamp at one bit-width and the k bits it may lose: what the loops over least significant bits run. factor is
 // lsb_slope's.
 template <class T>

@@ -38,7 +38,7 @@ def near_edges(bits, dtype):
 def test_ties_and_ends(device, dtype, bits):
     u = near_edges(bits, dtype)
     oracles.assert_same(mbq.round_clamp(u.to(device), bits=bits), lsb_oracles.values(u, None, None, bits))
-    for limit in (torch.tensor(1.0), torch.tensor(3.0), torch.tensor(1e-40), torch.tensor(2e38)):
+    for limit in torch.tensor([1.0, 3.0] + ([1e-40, 2e38] if dtype == torch.float32 else [])):
         x = ((2 * u.float() - 1) * limit).to(dtype)
         x = x[x.float().abs() <= limit]
         wanted = lsb_oracles.values(x, limit, None, bits)

@@ -19,6 +19,10 @@ def dequantize(codes, scale, bits=4):
     return mbq.dequantize_codes(codes, scale, to_bits=bits, axis=0, rounding="half_up")
 
 
+def residual(codes, scale, bits=4):
+    return mbq.extract_lsb(codes.float(), bits=bits, limit=scale + 128, axis=0)
+
+
 def pack(codes, scale, bits=4):
     """There and back, at a bit-width that packs whatever `bits` is."""
     packed = mbq.pack_codes(mbq.switch_bits(codes, to_bits=4), bits=4)
@@ -31,7 +35,7 @@ def planes(codes, scale, bits=4):
 
 
 OPS = {"quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
-       "to_planes": planes}
+       "to_planes": planes, "extract_lsb": residual}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -44,6 +48,7 @@ RAW = {
     "quantize_codes_forward": lambda c, s: (c.float(), s, s, 4, False, 0),
     "switch_bits_forward": lambda c, s: (c, 8, 4, True),
     "dequantize_codes_forward": lambda c, s: (c, s, 8, 4, 0, torch.bfloat16, False),
+    "extract_lsb_forward": lambda c, s: (c.float(), s + 128, 4, 2, 0),
     "pack_codes_forward": lambda c, s: (c.clamp(-8, 7), 4, True),
     "unpack_codes_forward": lambda c, s: (random_planes(c)[0], 1, False, list(c.shape)),
     "to_planes_forward": lambda c, s: (c, 8),
@@ -84,6 +89,7 @@ MALFORMED = {
     "integer x": ("quantize_codes_forward", (CODES, SCALE, None, 4, True, 0)),
     "3 bits packed": ("pack_codes_forward", (CODES, 3, True)),
     "signed codes as unsigned": ("pack_codes_forward", (CODES, 4, False)),
+    "k": ("extract_lsb_forward", (CODES.float(), SCALE + 128, 4, 4, 0)),
     "no axis": ("pack_codes_forward", (CODES[0, 0], 4, True)),
     "too few bytes": ("unpack_codes_forward", (PLANES[0], 2, True, [3, 700])),
     "0 bits": ("unpack_codes_forward", (PLANES[0], 0, True, [3, 700])),
@@ -99,7 +105,7 @@ MALFORMED = {
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
     with pytest.raises(RuntimeError, match="^(quantize_codes|switch_bits|dequantize_codes|(un)?pack_codes|to_planes|"
-                                           "from_planes): "):
+                                           "from_planes|extract_lsb): "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

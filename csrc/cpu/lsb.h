@@ -35,11 +35,11 @@ void store_counts(const std::vector<Weight>& each, const std::vector<Found>& fou
   }
 }
 
-// Values or residuals of every x, and with `counts` their penalties and rates; `list`: in tensors of one element each.
-template <Out out, bool counts>
-Lsbs lsb_forward(const std::vector<Weight>& each, bool list = false) {
+// Values or residuals of every x, and with `counts` their penalties and rates; many: those are lists.
+template <LsbOut out, bool counts, bool many = false>
+Lsbs lsb_forward(const std::vector<Weight>& each) {
   Lsbs lsbs;
-  if (counts) lsbs.counts = allocate_counts(each, list);
+  if (counts) lsbs.counts = allocate_counts(each, many);
   dispatch_floats(each[0].op, each[0].x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using Loop = RoundClampWork<out, counts, T>;
@@ -50,8 +50,8 @@ Lsbs lsb_forward(const std::vector<Weight>& each, bool list = false) {
     for (size_t t = 0; t < each.size(); ++t) {
       check_limits<wide_t<T>>(each[t]);
       typename Loop::Result* to = nullptr;
-      if (out != Out::nothing) {
-        const auto dtype = out == Out::residual ? ScalarType::Char : each[t].x.scalar_type();
+      if (out != LsbOut::nothing) {
+        const auto dtype = out == LsbOut::residual ? ScalarType::Char : each[t].x.scalar_type();
         lsbs.outs.push_back(allocate_like(each[t].x, dtype));
         to = static_cast<typename Loop::Result*>(lsbs.outs.back().mutable_data_ptr());
       }
@@ -78,7 +78,7 @@ std::vector<W> slopes_of(const Weight& weight, const Tensor& grad_penalties, siz
 }
 
 // Gradients of every x: of its penalty, and with `task` of its value too, of which `grads` are the upstream ones.
-template <bool task>
+template <bool task, bool many = false>
 std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vector<Tensor>& grads,
                                  const Tensor& grad_penalties, bool unit_gradient) {
   const std::vector<Tensor> upstream = aligned_each(each, grads);

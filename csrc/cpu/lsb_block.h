@@ -5,9 +5,6 @@
 
 namespace mbq {
 
-// What is written for every element.
-enum class Out { nothing, value, residual };
-
 // Of one block: the sum of |B|, how many B are not 0, and whether u was outside [0, 1] or NaN anywhere. Integers: their
 // sums are exact in any order, so that the compiler may choose one.
 struct BlockCounts {
@@ -15,7 +12,7 @@ struct BlockCounts {
 };
 
 // n elements with a limit each (step 1) or one for all (step 0).
-template <Out out, bool counts, int step, class W>
+template <LsbOut out, bool counts, int step, class W>
 MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict x,
                             W* __restrict to, int64_t n, BlockCounts* found) {
   const W one = step == 0 ? limits[0] : W(0);
@@ -23,17 +20,17 @@ MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict 
   for (int64_t i = 0; i < n; ++i) {
     const W limit = step == 0 ? one : limits[i], position = quantizer.position(x[i], limit), u = within_unit(position);
     outside |= position != u;  // NaN too
-    if (out == Out::value) to[i] = quantizer.value(u, limit);
-    if (out != Out::residual && !counts) continue;
+    if (out == LsbOut::value) to[i] = quantizer.value(u, limit);
+    if (out != LsbOut::residual && !counts) continue;
     const W residual = quantizer.residual(u);
-    if (out == Out::residual) to[i] = residual;
+    if (out == LsbOut::residual) to[i] = residual;
     penalty += static_cast<int>(residual < 0 ? -residual : residual);
     nonzero += residual != 0;
   }
   found->penalty += penalty, found->nonzero += nonzero, found->outside |= outside;
 }
 
-template <Out out, bool counts, class W>
+template <LsbOut out, bool counts, class W>
 struct RoundClampByRun {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
     const RoundClamp<W> quantizer = level.quantizer;
@@ -45,7 +42,7 @@ struct RoundClampByRun {
   }
 };
 
-template <Out out, bool counts, class W>
+template <LsbOut out, bool counts, class W>
 struct RoundClampByColumn {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
     const RoundClamp<W> quantizer = level.quantizer;

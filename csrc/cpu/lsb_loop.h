@@ -34,9 +34,9 @@ std::vector<Level<RoundClamp<W>, W>> level_of(const Weight& weight, const W* slo
   return {{weight.quantizer<W>(unit_gradient), limits, slopes}};
 }
 
-template <Out out, bool counts, class T, class W = wide_t<T>>
+template <LsbOut out, bool counts, class T, class W = wide_t<T>>
 struct RoundClampWork : Work<RoundClamp<W>, W> {
-  using Result = std::conditional_t<out == Out::residual, int8_t, T>;
+  using Result = std::conditional_t<out == LsbOut::residual, int8_t, T>;
   const T* x;
   Result* to;
   Found* found;
@@ -56,11 +56,11 @@ struct RoundClampWork : Work<RoundClamp<W>, W> {
         const int64_t begin = task.begin + row * task.stride;
         const Block block = this->within(task.block, begin);
         const W* xs = load(x + begin, wide_x, block.n());
-        W* target = out == Out::nothing ? nullptr : results.target(to + begin);
+        W* target = out == LsbOut::nothing ? nullptr : results.target(to + begin);
         BlockCounts sums;
         this->walk.by_run ? run<RoundClampByRun<out, counts, W>>(this->at(0, block), block, xs, target, &sums)
                           : run<RoundClampByColumn<out, counts, W>>(this->at(0, block), block, xs, target, &sums);
-        if (out != Out::nothing) results.finish(to + begin, block.n());
+        if (out != LsbOut::nothing) results.finish(to + begin, block.n());
         penalty += sums.penalty, nonzero += sums.nonzero;
         if (sums.outside) found->note_outside(begin + first_outside(begin, xs, block.n()));
       }

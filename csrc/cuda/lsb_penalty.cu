@@ -9,7 +9,7 @@ constexpr const char* kOp = "lsb_penalty";
 
 std::tuple<Tensor, Tensor> lsb_penalty_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
                                                int64_t k, std::optional<int64_t> axis) {
-  const Lsbs lsbs = lsb_forward<Out::nothing, true>({Weight(kOp, x, limit, axis, bits, k)});
+  const Lsbs lsbs = lsb_forward<LsbOut::nothing, true>({Weight(kOp, x, limit, axis, bits, k)});
   return {lsbs.counts[0], lsbs.counts[1]};
 }
 

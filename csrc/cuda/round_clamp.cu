@@ -7,7 +7,7 @@ namespace {
 
 Tensor round_clamp_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
                            std::optional<int64_t> axis) {
-  return lsb_forward<Out::value, false>({Weight("round_clamp", x, limit, axis, bits, 0)}).outs[0];
+  return lsb_forward<LsbOut::value, false>({Weight("round_clamp", x, limit, axis, bits, 0)}).outs[0];
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ constexpr const char* kOp = "round_clamp_lsb";
 
 std::tuple<Tensor, Tensor, Tensor> round_clamp_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit,
                                                            int64_t bits, int64_t k, std::optional<int64_t> axis) {
-  const Lsbs lsbs = lsb_forward<Out::value, true>({Weight(kOp, x, limit, axis, bits, k)});
+  const Lsbs lsbs = lsb_forward<LsbOut::value, true>({Weight(kOp, x, limit, axis, bits, k)});
   return {lsbs.outs[0], lsbs.counts[0], lsbs.counts[1]};
 }
 

@@ -9,7 +9,7 @@ constexpr const char* kOp = "round_clamp_lsb_foreach";
 std::tuple<std::vector<Tensor>, Tensor, Tensor> round_clamp_lsb_foreach_forward(
     std::vector<Tensor> xs, std::vector<Tensor> limits, std::vector<int64_t> bits, std::vector<int64_t> k,
     std::vector<int64_t> axes) {
-  const Lsbs lsbs = lsb_forward<Out::value, true>(weights_of_each(kOp, xs, limits, bits, k, axes), true);
+  const Lsbs lsbs = lsb_forward<LsbOut::value, true, true>(weights_of_each(kOp, xs, limits, bits, k, axes));
   return {lsbs.outs, lsbs.counts[0], lsbs.counts[1]};
 }
 
@@ -17,7 +17,8 @@ std::vector<Tensor> round_clamp_lsb_foreach_backward(std::vector<Tensor> grads, 
                                                      std::vector<Tensor> xs, std::vector<Tensor> limits,
                                                      std::vector<int64_t> bits, std::vector<int64_t> k,
                                                      std::vector<int64_t> axes, bool unit_gradient) {
-  return lsb_backward<true>(weights_of_each(kOp, xs, limits, bits, k, axes), grads, grad_penalties, unit_gradient);
+  return lsb_backward<true, true>(weights_of_each(kOp, xs, limits, bits, k, axes), grads, grad_penalties,
+                                  unit_gradient);
 }
 
 }  // namespace
