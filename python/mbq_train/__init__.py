@@ -2,6 +2,7 @@
 
 from .conversion.convert import convert, plan_conversion
 from .conversion.plan import Conversion
+from .coreset import GradNorms, GradNormScorer
 from .data import Batch, Data, DataError, load_data
 from .deployment import deploy
 from .export import export_store
@@ -26,8 +27,8 @@ from .training.optimizers import parameter_groups
 
 __all__ = [
     "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data",
-    "DataError", "Decoder", "DoubleRoundingQuantizer", "Evaluation", "Interrupted", "Options", "QuantConv1d",
-    "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training",
+    "DataError", "Decoder", "DoubleRoundingQuantizer", "Evaluation", "GradNormScorer", "GradNorms", "Interrupted",
+    "Options", "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training",
     "TrainingError", "WeightBank", "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert",
     "deploy", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_store", "initialise",
     "load_checkpoint", "load_data", "parameter_groups", "plan_conversion", "quantization_time", "resume_run",

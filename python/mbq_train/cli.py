@@ -141,7 +141,7 @@ def evaluate(
 def export(
     run: _Folder,
     store: Annotated[Path, typer.Option(help="file to write: an int8 store, as mbq_store reads it")],
-    bits: Annotated[int, typer.Option(help="with learned scales: the one bit-width to store")] = 0,
+    bits: Annotated[int, typer.Option(help="without double rounding: the one bit-width to store")] = 0,
     layout: Annotated[str, typer.Option(help="codes or planes")] = "codes",
     rest: Annotated[str, typer.Option(help="float32 or bfloat16: what is not quantized")] = "float32",
 ) -> None:

@@ -11,7 +11,7 @@ from .quantize.bits import FLOAT, check_bit_widths, quantized
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
 RECIPES = {"plain": {}}  # with the defaults each has in place of those of Options
-QUANTIZERS, ROUNDINGS = ("learned", "double-rounding"), ("half_even", "half_up")
+QUANTIZERS, ROUNDINGS = ("learned", "double-rounding", "any-precision"), ("half_even", "half_up")
 
 
 def _option(default, help, **limits):
@@ -42,8 +42,9 @@ class Options:
     bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
-    quantizer: str = _option("learned", "of weights: a scale for each bit-width, or one scale and codes rounded twice",
-                             choices=QUANTIZERS)
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
+                             "none (tanh)", choices=QUANTIZERS)
+    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
     rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
     scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
     shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")

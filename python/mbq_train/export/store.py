@@ -19,19 +19,20 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     """Write the codes of every quantized weight of `model`, their scales, and the float rest to `path`.
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
-    bit-widths of learned scales have codes of their own, of which one is stored.
+    bit-widths of other quantizers have codes of their own, of which one is stored. A weight correction is folded into
+    scale and offset.
 
     Args:
         model: what `convert` returned, with first values for all scales.
         path: the file, written whole or not at all.
-        bits: the bit-width to store of layers with learned scales; required where there are any.
+        bits: the bit-width to store of layers without double rounding; required where there are any.
         layout: 'codes', int8, or 'planes', of which a lower bit-width reads a part where rounding is half_up.
         rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer).
         metadata: more strings for the file's header.
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
-        the codes. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
@@ -54,15 +55,27 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    if not switchable and str(bits) not in quantizer.scales:
-        raise ValueError(f"export_store: bits must be one of {', '.join(quantizer.scales)}, for {name} has learned a "
-                         f"scale for each, got {bits}")
+    if switchable and quantizer.correction:
+        raise ValueError(f"export_store: {name} must have no weight correction, which differs between bit-widths and "
+                         "the codes do not have, got it on")
+    trained = quantizer.bit_state.trained
+    if not switchable and bits not in trained:
+        raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
+                         f"trained, got {bits}")
     bits = quantizer.high_bits if switchable else bits
     quantizer.check_initialised([bits])
-    scale = quantizer.scales[str(bits)]
-    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=bits, axis=0)
-    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.detach().float().cpu().numpy(), bits=bits,
-                               layout=layout, switchable=switchable, module=type(layer).__name__)
+    x, scale, offset, signed = quantizer.stored(layer.weight, bits)
+    axis = 0 if scale.dim() else None
+    codes = mbq_kernels.quantize_codes(x, scale, offset, bits=bits, signed=signed, axis=axis)
+    if quantizer.correction:
+        scale, offset = mbq_kernels.fold_correction(x, scale, offset, bits=bits, signed=signed, axis=axis)
+    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), _float32(scale),
+                               None if offset is None else _float32(offset), bits=bits, signed=signed, layout=layout,
+                               switchable=switchable, module=type(layer).__name__)
+
+
+def _float32(tensor: torch.Tensor):
+    return tensor.detach().float().cpu().numpy()
 
 
 def _array(tensor: torch.Tensor, rest: str):
