@@ -10,7 +10,12 @@ from .quantize.bits import FLOAT, check_bit_widths, quantized
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
-RECIPES = {"plain": {}}  # with the defaults each has in place of those of Options
+SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
+RECIPES = {  # with the defaults each has in place of those of Options
+    "plain": {},
+    "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
+               "batch_norm": "shared"},
+}
 QUANTIZERS, ROUNDINGS = ("learned", "double-rounding", "any-precision"), ("half_even", "half_up")
 
 
@@ -69,6 +74,15 @@ class Options:
     autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
     compile: bool = _option(False, "torch.compile the network")
     cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
+    prune_rate: float = _option(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
+                                recipe="emqnet")
+    score: str = _option("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
+    score_epochs: int = _option(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
+    sampling: str = _option("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
+    temperature: float = _option(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
+    resample: bool = _option(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
+    rescore_every: int = _option(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
+    shared_scores: bool = _option(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
     evaluate_every: int = _option(1, "epochs between two tests", low=1)
     seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
@@ -93,6 +107,8 @@ class Options:
             if owner != self.recipe and value != option.default:
                 raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
                                  f"with {self.recipe!r}")
+        if self.recipe == "emqnet":
+            self._check_emqnet()
 
     def _check_together(self):
         if not quantized(self.bits):
@@ -116,6 +132,14 @@ class Options:
     def for_recipe(cls, recipe: str, **given):
         """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
+
+    def _check_emqnet(self):
+        least = {"random": 0}.get(self.sampling, 3 if self.score == "tdds" else 1)
+        if self.score_epochs < least:
+            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
+                             f"score {self.score!r}, got {self.score_epochs}")
+        if self.score_epochs >= self.epochs:
+            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""

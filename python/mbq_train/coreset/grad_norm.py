@@ -10,6 +10,7 @@ from torch import nn
 
 import mbq_kernels
 
+from .._names import look_up
 from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, parameters_of, scored_layers, wide_type
@@ -44,23 +45,25 @@ class GradNormScorer:
             it is in; BatchNorm must be in eval mode.
         weights: of quantized layers 'quantized', the gradient in the weight as it was multiplied, or 'latent', that in
             the float weight behind it: through the clip mask and the correction.
+        layers: names of the layers whose parameters count [all].
         strict: parameters whose gradient is not known are an error; otherwise a warning, and they do not count.
 
     Raises:
-        ValueError: an unknown `weights`; with strict, parameters of other layers than Linear, Conv1d, Conv2d,
+        ValueError: an unknown name in `weights` or `layers`; with strict, parameters of other layers than Linear, Conv1d, Conv2d,
         Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm and subclasses; no such layer at all.
     """
 
-    def __init__(self, model: nn.Module, *, weights: str = "quantized", strict: bool = True):
+    def __init__(self, model: nn.Module, *, weights: str = "quantized", layers=None, strict: bool = True):
         if weights not in WEIGHTS:
             raise ValueError(f"GradNormScorer: weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
         self.model, self.latent = model, weights == "latent"
-        self.layers = scored_layers(model)
+        self.layers = _chosen(scored_layers(model), layers)
         self._unproved = set(self.layers)  # layers not yet seen to compute what their supported base does
         self._watch = True  # in the first call
         known = {id(p) for layer in self.layers for p in parameters_of(layer)}
         learned = {id(p) for quantizer in quantizers(model) for p in quantizer.parameters()}
-        counted = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in learned}
+        counted = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in learned
+                   and (layers is None or id(p) in known)}
         missing = {name: p.numel() for name, p in counted.items() if id(p) not in known}
         total = sum(p.numel() for p in counted.values())
         self.left_out = sum(missing.values()) / max(total, 1)
@@ -85,7 +88,7 @@ class GradNormScorer:
             RuntimeError: a layer's input was changed in place, a subclass does not compute what its base does, or a
             parameter is used outside of its layer. NaN or infinite gradients are NaN or infinite norms.
         """
-        counted = [p for p in self.model.parameters() if p.requires_grad]
+        counted = [p for p in self.model.parameters() if p.requires_grad]  # of all layers: none gets a gradient
         calls = Calls(self.layers, counted, latent=self.latent, unproved=self._unproved, watch=self._watch)
         try:
             for parameter in counted:
@@ -103,6 +106,13 @@ class GradNormScorer:
                 parameter.requires_grad_(True)
         self._watch = False
         return _norms(calls.squares, losses.detach(), el2n, outputs.detach())
+
+
+def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
+    if names is None:
+        return layers
+    by_name = {name: layer for layer, name in layers.items()}
+    return {look_up("GradNormScorer", by_name, name, argument="layers"): name for name in names}
 
 
 def _norms(squares, losses, el2n, outputs) -> GradNorms:

@@ -1,8 +1,9 @@
 """The recipes by their names in Options."""
 
+from .emqnet import EmqNet
 from .recipe import Recipe
 
-RECIPES = {"plain": Recipe}
+RECIPES = {"plain": Recipe, "emqnet": EmqNet}
 
 
 def recipe_type(name: str) -> type[Recipe]:
