@@ -14,8 +14,10 @@ from .ops.fake_quantize_multi import fake_quantize_multi
 from .ops.pack_codes import pack_codes, unpack_codes
 from .ops.quantize_codes import quantize_codes
 from .ops.sample_grad_norm_batch_norm import sample_grad_norm_batch_norm
+from .ops.sample_grad_norm_conv2d import sample_grad_norm_conv1d, sample_grad_norm_conv2d
 from .ops.sample_grad_norm_embedding import sample_grad_norm_embedding
 from .ops.sample_grad_norm_layer_norm import sample_grad_norm_layer_norm
+from .ops.sample_grad_norm_linear import sample_grad_norm_linear
 from .ops.switch_bits import switch_bits
 from .ops.switched_linear import switched_linear
 from .ops.to_planes import from_planes, to_planes
@@ -24,7 +26,8 @@ __version__ = "0.1.0"
 __all__ = ["BackendError", "backends", "correct_weight_bias", "cross_entropy_el2n", "dequantize_codes", "double_round",
            "el2n", "fake_quantize", "fake_quantize_affine", "fake_quantize_corrected", "fake_quantize_foreach",
            "fake_quantize_multi", "fold_correction", "from_planes", "pack_codes", "quantize_codes",
-           "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "switch_bits",
+           "sample_grad_norm_batch_norm", "sample_grad_norm_conv1d", "sample_grad_norm_conv2d",
+           "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_linear", "switch_bits",
            "switched_linear", "to_planes", "unpack_codes", "use_backend"]
 
 force_backend_from_environment()
