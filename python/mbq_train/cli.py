@@ -1,4 +1,4 @@
-"""The command `mbq`: train, resume, eval, export, switch, inspect, info."""
+"""The command `mbq`: train, resume, eval, score, transfer, ablate, export, switch, inspect, info."""
 
 import contextlib
 import inspect as signatures
@@ -19,12 +19,15 @@ from mbq_kernels import BackendError
 from . import distributed
 from .export import export_store
 from .options import Options
+from .quantize.bits import FLOAT
+from .runs.ablate import Ablation, ablate
 from .runs.checkpoint import load_metadata
 from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
 from .runs.progress import progress_of
 from .runs.run import Result, resume_run, train_run
+from .runs.score import ScoredRun, score_run, transfer_run
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 
@@ -34,7 +37,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads; small networks gain nothing from more")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 _SaveEvery = Annotated[float, typer.Option(min=0, help="seconds between two checkpoints within an epoch")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")]
 _Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+_Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low; empty: all")]
 
 
 def _with_options(command):
@@ -79,6 +84,12 @@ def _integers(name: str, parts) -> tuple[int, ...]:
         raise ValueError(f"mbq: {name} must be integers separated by commas, got {','.join(parts)!r}") from None
 
 
+def _bits(text: str) -> tuple[int, ...] | None:
+    """Bit-widths from their text, from high to low; None for none."""
+    parts = [part for part in text.split(",") if part]
+    return _integers("bits", parts) if parts else None
+
+
 @app.command()
 @_with_options
 def train(
@@ -87,7 +98,7 @@ def train(
     device: _Device = "cpu",
     save_every: _SaveEvery = 300.0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    overwrite: _Overwrite = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what would be converted and held in memory")] = False,
 ) -> None:
     """Train a float network, then one network at every bit-width, and compare their accuracies.
@@ -124,17 +135,62 @@ def resume(
 def evaluate(
     run: _Folder,
     bits: Annotated[str, typer.Option(help="bit-widths, trained or not, from high to low; empty: the trained")] = "",
+    adapt_bn: Annotated[bool, typer.Option("--adapt-bn", help="estimate BatchNorm's statistics anew for each")] = False,
     threads: _Threads = 1,
     device: _Device = "cpu",
 ) -> None:
     """Measure the accuracy of a run at every bit-width."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        parts = [part for part in bits.split(",") if part]
-        result = evaluate_run(run, bits=_integers("bits", parts) if parts else None, device=device)
+        result = evaluate_run(run, bits=_bits(bits), device=device, adapt=adapt_bn)
         Console().print(_accuracy_table(result))
         if not result.finished:
             typer.echo("this run is not finished: these are its numbers at the last checkpoint")
+
+
+@app.command()
+def score(
+    run: _Folder,
+    by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
+    bits: _Trained = "",
+    out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
+    images: Annotated[int, typer.Option(min=1, help="hardest and easiest images to show")] = 16,
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+) -> None:
+    """Score every training image: scores.parquet, scores.png, and the hardest and easiest images in images.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        result = score_run(run, score=by, bits=_bits(bits), out=out, images=images, device=device)
+        Console().print(_score_table(result, by))
+        typer.echo(f"written: {run if out is None else out}")
+
+
+@app.command()
+def transfer(run: _Folder, bits: _Trained = "", threads: _Threads = 1, device: _Device = "cpu") -> None:
+    """Measure what bit-widths share, angles of gradients and linear probes: transfer.json and transfer.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        Console().print(*_transfer_tables(transfer_run(run, bits=_bits(bits), device=device)))
+        typer.echo(f"written: {run}")
+
+
+@app.command("ablate")
+@_with_options
+def ablate_command(
+    options: Options, *,
+    measure: Annotated[str, typer.Option(help="bit-widths to measure, trained or not; empty: the trained")] = "",
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+    out: Annotated[Path, typer.Option(help="folder of both runs")] = Path("runs/ablation"),
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train with and without weight correction, and measure both with and without adapted BatchNorm."""
+    torch.set_num_threads(threads)
+    with progress_of(options) as callbacks:
+        result = ablate(options, out, bits=_bits(measure), device=device, overwrite=overwrite, **callbacks)
+    Console().print(_ablation_table(result))
+    typer.echo(f"written: {out}")
 
 
 @app.command()
@@ -225,9 +281,42 @@ def _accuracy_table(result: Evaluation) -> Table:
                   caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
     for bits, value in result.accuracy.items():
-        name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
+        name = _network(bits) + (", not trained" if bits in result.untrained else "")
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
+
+
+def _score_table(result: ScoredRun, name: str) -> Table:
+    table = Table("network", "mean", "deviation", "largest", title=f"Scores ({name})")
+    for bits, scores in result.scores.items():
+        table.add_row(_network(bits), *(f"{value:.4g}" for value in (scores.mean(), scores.std(), scores.max())))
+    return table
+
+
+def _transfer_tables(facts: dict) -> tuple[Table, Table]:
+    names = [_network(bits) for bits in facts["bits"]]
+    angles = Table("layer", *names[1:], title=f"Degrees between the gradients of {names[0]} and others")
+    for layer, matrix in facts["angles"].items():
+        angles.add_row(layer, *(f"{value:.1f}" for value in matrix[0][1:]))
+    probe = Table("probe fitted on", *names, title="Test accuracy (%) of linear probes on the features of")
+    for name, row in zip(names, facts["probe"], strict=True):
+        probe.add_row(name, *(f"{100 * value:.2f}" for value in row))
+    return angles, probe
+
+
+def _ablation_table(result: Ablation) -> Table:
+    first = next(iter(result.cells.values()))
+    names = [_network(bits) + ("*" if bits in first.untrained else "") for bits in first.accuracy]
+    table = Table("weight correction", "adapted BatchNorm", *names, title="Test accuracy (%)",
+                  caption="*: not trained" if first.untrained else None)
+    for (correction, adapt), cell in result.cells.items():
+        table.add_row(*("yes" if on else "no" for on in (correction, adapt)),
+                      *(f"{100 * value:.2f}" for value in cell.accuracy.values()))
+    return table
+
+
+def _network(bits: int) -> str:
+    return "float path" if bits == FLOAT else f"{bits} bits"
 
 
 def _store_table(facts: dict) -> Table:
