@@ -11,7 +11,7 @@ from mbq_train.coreset.scores import TddsScores, averaged
 from mbq_train.recipes.emqnet import EmqNet
 from mbq_train.training.interrupt import Interrupted, StopRequest
 from mbq_train.training.loop import Training
-from networks import one_thread, tiny_model  # noqa: F401
+from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
 from small_data import halves
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -214,6 +214,14 @@ def test_a_stopped_run_draws_the_same_images(data, options):
     for stop_at in (11, 18, 23):  # in phase 1, after it, in an epoch of phase 2
         parts, same = go(stop_at)
         assert parts == whole and all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_the_recipe_on_a_transformer_with_learned_scales(data):
+    model, records = convert(vision_transformer(), BITS[1:], weight_correction=True), []
+    with pytest.warns(RuntimeWarning, match="of the parameters do not count.*token, positions"):
+        training(model, data, quantizer="learned").run(on_epoch=records.append)
+    assert [record["epoch"] for record in records if "scores" in record] == [2]
+    assert records[-1]["loss"][4] < records[0]["loss"][4]
 
 
 def test_options_of_the_recipe_are_checked_together():
