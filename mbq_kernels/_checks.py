@@ -155,3 +155,29 @@ def check_shape(op: str, shape) -> list[int]:
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"{op}: shape must have at least one dimension and none below 0, got {tuple(shape)}")
     return list(shape)
+
+
+def check_samples(op: str, activations, grad_outputs, bias) -> None:
+    """Activations and gradients of a batch of samples that go together, whatever their shapes."""
+    check_x(op, activations, "activations")
+    check_x(op, grad_outputs, "grad_outputs")
+    check_flag(op, "bias", bias)
+    if arithmetic_dtype(grad_outputs) != arithmetic_dtype(activations):
+        raise TypeError(f"{op}: grad_outputs must be float64 exactly when activations are, got {grad_outputs.dtype} "
+                        f"for {activations.dtype}")
+    if grad_outputs.device != activations.device:
+        raise ValueError(f"{op}: grad_outputs must be on activations' device {activations.device}, "
+                         f"got {grad_outputs.device}")
+
+
+def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
+    """The factor in the arithmetic's dtype, once its shape and device fit; None stays."""
+    if weight_factor is None:
+        return None
+    check_float(op, "weight_factor", weight_factor)
+    if weight_factor.device != activations.device:
+        raise ValueError(f"{op}: weight_factor must be on activations' device {activations.device}, "
+                         f"got {weight_factor.device}")
+    if tuple(weight_factor.shape) != shape:
+        raise ValueError(f"{op}: weight_factor must have the weight's shape {shape}, got {tuple(weight_factor.shape)}")
+    return to_arithmetic(weight_factor.detach(), activations)
