@@ -1,4 +1,4 @@
-"""Accuracy against training time of EMQNet's coresets: all images, random, EL2N and GraNd sampling, and less time for all.
+"""Accuracy against training time of EMQNet's coresets: all images, random, EL2N and GraNd sampling, all for less time.
 
     python bench/coreset_accuracy.py results.json          # runs what results.json lacks, then prints the table
     python bench/coreset_accuracy.py results.json --table  # prints what there is
@@ -38,7 +38,8 @@ def main(results: Path, table: bool = False, seeds: int = 5,
                       train_limit=train_limit)
     rows = json.loads(results.read_text()) if results.exists() else []
     for seed in range(0 if table else seeds):
-        missing = [name for name in (FULL, *METHODS, SHORT) if (name, seed) not in {(r["method"], r["seed"]) for r in rows}]
+        done = {r["method"] for r in rows if r["seed"] == seed}
+        missing = [name for name in (FULL, *METHODS, SHORT) if name not in done]
         if missing:
             images = load_data(options.data, train_limit=options.train_limit or None)
             start = float_network(images, replace(options, seed=seed))
@@ -65,9 +66,9 @@ def measured(name: str, images, start, options: Options, rows) -> dict:
         epochs = max(1, round(epochs * grand["seconds"] / full["seconds"]))
     recipe = recipe_type("emqnet") if name in METHODS else Recipe
     options = replace(options, **METHODS.get(name, {}), epochs=max(epochs, options.score_epochs + 1))
-    model = convert(copy.deepcopy(start), [b for b in options.bits if b != 32], example=next(images.test_batches(2)).images,
-                    quantizer=options.quantizer, weight_correction=options.weight_correction,
-                    batch_norm=options.batch_norm)
+    model = convert(copy.deepcopy(start), [b for b in options.bits if b != 32],
+                    example=next(images.test_batches(2)).images, quantizer=options.quantizer,
+                    weight_correction=options.weight_correction, batch_norm=options.batch_norm)
     torch.manual_seed(options.seed)
     training, records = Training(model, images, options.bits, options, epochs=epochs, recipe=recipe), []
     begin = time.process_time()
@@ -88,7 +89,8 @@ def measured(name: str, images, start, options: Options, rows) -> dict:
 def lines_of(rows) -> list[str]:
     """A table in Markdown, and what it says of the claims."""
     bits = list(rows[0]["accuracy"])
-    lines = [f"| trained on | epochs | seconds | scoring (%) | {' | '.join(f'{b} bits' for b in bits)} | mean | seeds |",
+    names = " | ".join(f"{b} bits" for b in bits)
+    lines = [f"| trained on | epochs | seconds | scoring (%) | {names} | mean | seeds |",
              "|---" * (6 + len(bits)) + "|"]
     by_method = {name: sorted((r for r in rows if r["method"] == name), key=lambda r: r["seed"])
                  for name in (FULL, *METHODS, SHORT)}

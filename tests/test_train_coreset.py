@@ -113,7 +113,7 @@ def test_every_kind_of_sampling_draws_different_rows_without_replacement():
 def test_bad_scores_are_refused_and_named(value):
     scores = torch.ones(9)
     scores[[2, 3, 5, 7]] = value
-    with pytest.raises(ValueError, match=r"scores must be finite and at least 0, got others for 4 images: 2 \(.*, ...$"):
+    with pytest.raises(ValueError, match=r"must be finite and at least 0, got others for 4 images: 2 \(.*, ...$"):
         draw_rows(scores, 3, generator())
     with pytest.raises(ValueError, match="got others for 4 images"):
         CoresetSampler(scores, prune_rate=0.5)

@@ -127,7 +127,7 @@ def test_adapt_bn_averages_the_statistics_of_one_bit_width(batch_norm):
     torch.testing.assert_close(model.state_dict()[prefix + "running_var"], variance)
     norm = model[1] if batch_norm == "shared" else model[1].by_bits["2"]
     assert model.training and norm.momentum == 0.1 and model[3].weight_quantizer.bit_state.bits == 4
-    with pytest.raises(ValueError, match="adapt_bn: batches must hold images for the statistics of BatchNorm, got none"):
+    with pytest.raises(ValueError, match="adapt_bn: batches must hold images for the statistics"):
         adapt_bn(model, 2, [])
 
 
@@ -139,8 +139,8 @@ def test_eval_can_adapt_batch_norm_at_trained_and_untrained_bit_widths(run):
 
 
 def test_ablate_trains_two_networks_and_measures_four(tmp_path):
-    shown = mbq("ablate", "--recipe", "emqnet", "--prune-rate", 0.5, "--score-epochs", 1, *TINY, "--measure", "32,4,3,2",
-                "--out", tmp_path / "ablation")
+    shown = mbq("ablate", "--recipe", "emqnet", "--prune-rate", 0.5, "--score-epochs", 1, *TINY, "--measure",
+                "32,4,3,2", "--out", tmp_path / "ablation")
     assert "3 bits*" in shown and "not trained" in shown
     facts = json.loads((tmp_path / "ablation/ablation.json").read_text())
     assert [(cell["correction"], cell["adaptation"]) for cell in facts["cells"]] == [

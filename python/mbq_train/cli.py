@@ -19,15 +19,15 @@ from mbq_kernels import BackendError
 from . import distributed
 from .export import export_store
 from .options import Options
-from .quantize.bits import FLOAT
-from .runs.ablate import Ablation, ablate
+from .runs.ablate import ablate
 from .runs.checkpoint import load_metadata
 from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
 from .runs.progress import progress_of
 from .runs.run import Result, resume_run, train_run
-from .runs.score import ScoredRun, score_run, transfer_run
+from .runs.score import score_run, transfer_run
+from .runs.tables import ablation_table, network_name, score_table, transfer_tables
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 
@@ -162,7 +162,7 @@ def score(
     with _clean_errors():
         torch.set_num_threads(threads)
         result = score_run(run, score=by, bits=_bits(bits), out=out, images=images, device=device)
-        Console().print(_score_table(result, by))
+        Console().print(score_table(result, by))
         typer.echo(f"written: {run if out is None else out}")
 
 
@@ -171,7 +171,7 @@ def transfer(run: _Folder, bits: _Trained = "", threads: _Threads = 1, device: _
     """Measure what bit-widths share, angles of gradients and linear probes: transfer.json and transfer.png."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        Console().print(*_transfer_tables(transfer_run(run, bits=_bits(bits), device=device)))
+        Console().print(*transfer_tables(transfer_run(run, bits=_bits(bits), device=device)))
         typer.echo(f"written: {run}")
 
 
@@ -189,7 +189,7 @@ def ablate_command(
     torch.set_num_threads(threads)
     with progress_of(options) as callbacks:
         result = ablate(options, out, bits=_bits(measure), device=device, overwrite=overwrite, **callbacks)
-    Console().print(_ablation_table(result))
+    Console().print(ablation_table(result))
     typer.echo(f"written: {out}")
 
 
@@ -281,42 +281,9 @@ def _accuracy_table(result: Evaluation) -> Table:
                   caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
     for bits, value in result.accuracy.items():
-        name = _network(bits) + (", not trained" if bits in result.untrained else "")
+        name = network_name(bits) + (", not trained" if bits in result.untrained else "")
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
-
-
-def _score_table(result: ScoredRun, name: str) -> Table:
-    table = Table("network", "mean", "deviation", "largest", title=f"Scores ({name})")
-    for bits, scores in result.scores.items():
-        table.add_row(_network(bits), *(f"{value:.4g}" for value in (scores.mean(), scores.std(), scores.max())))
-    return table
-
-
-def _transfer_tables(facts: dict) -> tuple[Table, Table]:
-    names = [_network(bits) for bits in facts["bits"]]
-    angles = Table("layer", *names[1:], title=f"Degrees between the gradients of {names[0]} and others")
-    for layer, matrix in facts["angles"].items():
-        angles.add_row(layer, *(f"{value:.1f}" for value in matrix[0][1:]))
-    probe = Table("probe fitted on", *names, title="Test accuracy (%) of linear probes on the features of")
-    for name, row in zip(names, facts["probe"], strict=True):
-        probe.add_row(name, *(f"{100 * value:.2f}" for value in row))
-    return angles, probe
-
-
-def _ablation_table(result: Ablation) -> Table:
-    first = next(iter(result.cells.values()))
-    names = [_network(bits) + ("*" if bits in first.untrained else "") for bits in first.accuracy]
-    table = Table("weight correction", "adapted BatchNorm", *names, title="Test accuracy (%)",
-                  caption="*: not trained" if first.untrained else None)
-    for (correction, adapt), cell in result.cells.items():
-        table.add_row(*("yes" if on else "no" for on in (correction, adapt)),
-                      *(f"{100 * value:.2f}" for value in cell.accuracy.values()))
-    return table
-
-
-def _network(bits: int) -> str:
-    return "float path" if bits == FLOAT else f"{bits} bits"
 
 
 def _store_table(facts: dict) -> Table:

@@ -115,8 +115,8 @@ class Calls:
         expected = base_output(layer, x.detach())
         if expected is not None and not (expected.shape == out.shape and torch.allclose(
                 expected.to(out.dtype), out.detach(), rtol=1e-3, atol=1e-5, equal_nan=True)):
-            raise RuntimeError(f"GradNormScorer: {self.layers[layer]} must compute what its base class does, got another "
-                               f"result from {type(layer).__name__}")
+            raise RuntimeError(f"GradNormScorer: {self.layers[layer]} must compute what its base class does, got "
+                               f"another result from {type(layer).__name__}")
         self.unproved.discard(layer)
 
     def _on_grad(self, call, keys, grad) -> None:

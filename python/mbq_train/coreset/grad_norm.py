@@ -49,8 +49,8 @@ class GradNormScorer:
         strict: parameters whose gradient is not known are an error; otherwise a warning, and they do not count.
 
     Raises:
-        ValueError: an unknown name in `weights` or `layers`; with strict, parameters of other layers than Linear, Conv1d, Conv2d,
-        Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm and subclasses; no such layer at all.
+        ValueError: an unknown name in `weights` or `layers`; with strict, parameters of other layers than Linear,
+        Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm and subclasses; no such layer at all.
     """
 
     def __init__(self, model: nn.Module, *, weights: str = "quantized", layers=None, strict: bool = True):
@@ -71,8 +71,8 @@ class GradNormScorer:
             raise ValueError(f"GradNormScorer: parameters must be those of {SUPPORTED}, got {', '.join(missing)} "
                              "(strict=False leaves them out)")
         if missing:
-            warnings.warn(f"GradNormScorer: {self.left_out:.1%} of the parameters do not count, for their gradients are "
-                          f"not known: {', '.join(missing)}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"GradNormScorer: {self.left_out:.1%} of the parameters do not count, for their gradients "
+                          f"are not known: {', '.join(missing)}", RuntimeWarning, stacklevel=2)
 
     def __call__(self, inputs, targets: torch.Tensor, *, loss: Callable | None = None) -> GradNorms:
         """The norms for a batch.

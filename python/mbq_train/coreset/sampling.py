@@ -67,7 +67,7 @@ def check_scores(scores: torch.Tensor) -> None:
 
 
 def _best_of_classes(keys, labels, count: int) -> torch.Tensor:
-    """The rows with the largest keys of every class, each by its share; what rounding leaves goes to the largest rest."""
+    """The rows with the largest keys of every class, each by its share; what rounding leaves goes by the rest."""
     sizes = labels.bincount()
     exact = sizes.double() * count / len(labels)
     quota = exact.floor().long()

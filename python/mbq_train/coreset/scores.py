@@ -11,7 +11,7 @@ from .. import distributed
 from .._names import look_up
 from ..conversion.call_order import call_order
 from ..data import Data
-from ..quantize.bits import FLOAT, bit_states, in_mode, set_bits
+from ..quantize.bits import in_mode, switch_bits_of
 from .grad_norm import GradNormScorer
 from .layer_norms import scored_layers
 
@@ -52,7 +52,7 @@ class TddsScores:
     """Scores from how an image's prediction moves over the epochs: Temporal Dual-Depth Scoring, for every bit-width.
 
     d_t = |sum_c p_t log(p_t / p_(t-1))|; R_t = deviation of d over the last 10 epochs, times the root of their number;
-    score = 0.9 R_t + 0.1 score (Zhang et al., 2024, arXiv 2311.13613; window and decay of its public code, our reading).
+    score = 0.9 R_t + 0.1 score (Zhang et al., 2024, arXiv 2311.13613; the two constants of its public code).
 
     `update` after every epoch; `scores` needs three of them. Holds images x classes half floats for each bit-width.
     """
@@ -106,8 +106,7 @@ def _of_all(model, data: Data, bits, rows_of, batch_size: int, autocast: bool) -
     region = torch.autocast(data.device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
     with in_mode(model, training=False), region:
         for b in bits:
-            if b != FLOAT or bit_states(model):
-                set_bits(model, b)
+            switch_bits_of(model, b)
             found, values = [], []
             for batch in data.still_batches(batch_size, rank=distributed.rank(), world=distributed.world_size()):
                 found.append(batch.rows)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..conversion.call_order import call_order
 from ..data import Data
-from ..quantize.bits import FLOAT, bit_states, in_mode, set_bits
+from ..quantize.bits import in_mode, switch_bits_of
 from .layer_norms import scored_layers
 
 
@@ -21,8 +21,8 @@ def gradient_angles(model: nn.Module, batches, bits) -> dict[str, torch.Tensor]:
         batches: (images, labels, ...) tuples, such as `Data.still_batches` gives; the losses are added over all.
         bits: K bit-widths, 32 for the float path.
 
-    Returns {name of a layer: (K, K) float64 on the CPU}, in the order in which layers are called; 90 where a gradient is
-    0. Raises ValueError for no batches.
+    Returns {name of a layer: (K, K) float64 on the CPU}, in the order in which layers are called; 90 where a gradient
+    is 0. Raises ValueError for no batches.
     """
     batches = [(batch[0], batch[1]) for batch in batches]
     if not batches:
@@ -33,7 +33,7 @@ def gradient_angles(model: nn.Module, batches, bits) -> dict[str, torch.Tensor]:
     sums = {b: [torch.zeros_like(weight, dtype=torch.float64) for weight in weights] for b in bits}
     with in_mode(model, training=False):
         for b in bits:
-            _switch(model, b)
+            switch_bits_of(model, b)
             for images, labels in batches:
                 loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
                 gradients = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -73,7 +73,7 @@ def _features(model, layer, batches, bits: int):
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1).float().cpu()))
     try:
         with in_mode(model, training=False):
-            _switch(model, bits)
+            switch_bits_of(model, bits)
             for batch in batches:
                 model(batch.images)
                 labels.append(batch.labels.cpu())
@@ -88,8 +88,3 @@ def _angles(gradients: torch.Tensor) -> torch.Tensor:
     own = gradients.norm(dim=1).cpu() > 0
     angles.diagonal()[own] = 0  # acos is steep there
     return angles
-
-
-def _switch(model, bits: int) -> None:
-    if bits != FLOAT or bit_states(model):
-        set_bits(model, bits)

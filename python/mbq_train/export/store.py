@@ -32,7 +32,8 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
-        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk
+        is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")

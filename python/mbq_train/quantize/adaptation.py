@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .batch_norm import BATCH_NORMS, BitBatchNorm
-from .bits import FLOAT, bit_states, in_mode, set_bits
+from .bits import in_mode, switch_bits_of
 
 
 @torch.no_grad()
@@ -34,8 +34,7 @@ def estimate_statistics(model: nn.Module, bits: int, batches, norms) -> None:
     norms = [norm for norm in norms if norm.running_mean is not None]
     momentum, seen = [norm.momentum for norm in norms], 0
     with in_mode(model, training=False), torch.no_grad():
-        if bits != FLOAT or bit_states(model):
-            set_bits(model, bits)
+        switch_bits_of(model, bits)
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative average

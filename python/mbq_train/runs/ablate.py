@@ -18,7 +18,8 @@ class Ablation:
     cells: dict[tuple[bool, bool], Evaluation]
 
 
-def ablate(options: Options, folder, *, bits=None, device: str = "cpu", overwrite: bool = False, **callbacks) -> Ablation:
+def ablate(options: Options, folder, *, bits=None, device: str = "cpu", overwrite: bool = False,
+           **callbacks) -> Ablation:
     """Train with and without weight correction, and measure both with and without adapt_bn.
 
     Args:

@@ -91,8 +91,8 @@ def _call(quantizer, x) -> _Call:
 
 
 def _check_agreement(call: _Call) -> None:
-    """Both functions give the same values; the sums behind gradients of scale and offset, and behind corrections, differ
-    in rounding."""
+    """Both functions give the same values; the sums behind gradients of scale and offset, and behind corrections,
+    differ in rounding."""
     (ours, our_grads), (theirs, their_grads) = (call.run(eager) for eager in (False, True))
     x, *parameters = call.arguments
     sharing = x.numel() / (parameters[0].numel() if parameters else 1)
