@@ -134,7 +134,7 @@ class Options:
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
 
     def _check_emqnet(self):
-        least = {"random": 0}.get(self.sampling, 3 if self.score == "tdds" else 1)
+        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
         if self.score_epochs < least:
             raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
                              f"score {self.score!r}, got {self.score_epochs}")
