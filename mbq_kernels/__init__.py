@@ -19,8 +19,10 @@ from .ops.round_clamp import round_clamp
 from .ops.round_clamp_lsb import round_clamp_lsb
 from .ops.round_clamp_lsb_foreach import round_clamp_lsb_foreach
 from .ops.sample_grad_norm_batch_norm import sample_grad_norm_batch_norm
+from .ops.sample_grad_norm_conv2d import sample_grad_norm_conv1d, sample_grad_norm_conv2d
 from .ops.sample_grad_norm_embedding import sample_grad_norm_embedding
 from .ops.sample_grad_norm_layer_norm import sample_grad_norm_layer_norm
+from .ops.sample_grad_norm_linear import sample_grad_norm_linear
 from .ops.switch_bits import switch_bits
 from .ops.switched_linear import switched_linear
 from .ops.to_planes import from_planes, to_planes
@@ -30,7 +32,8 @@ __all__ = ["BackendError", "backends", "correct_weight_bias", "cross_entropy_el2
            "el2n", "extract_lsb", "fake_quantize", "fake_quantize_affine", "fake_quantize_corrected",
            "fake_quantize_foreach", "fake_quantize_multi", "fold_correction", "from_planes", "lsb_penalty",
            "pack_codes", "quantize_codes", "round_clamp", "round_clamp_lsb", "round_clamp_lsb_foreach",
-           "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "switch_bits",
+           "sample_grad_norm_batch_norm", "sample_grad_norm_conv1d", "sample_grad_norm_conv2d",
+           "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_linear", "switch_bits",
            "switched_linear", "to_planes", "unpack_codes", "use_backend"]
 
 force_backend_from_environment()

@@ -220,3 +220,29 @@ def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> Non
     if (first.dtype == torch.float64) != (second.dtype == torch.float64):
         raise TypeError(f"{op}: {names[1]} must be float64 exactly when {names[0]} is, got {second.dtype} beside "
                         f"{first.dtype}")
+
+
+def check_samples(op: str, activations, grad_outputs, bias) -> None:
+    """Activations and gradients of a batch of samples that go together, whatever their shapes."""
+    check_x(op, activations, "activations")
+    check_x(op, grad_outputs, "grad_outputs")
+    check_flag(op, "bias", bias)
+    if arithmetic_dtype(grad_outputs) != arithmetic_dtype(activations):
+        raise TypeError(f"{op}: grad_outputs must be float64 exactly when activations are, got {grad_outputs.dtype} "
+                        f"for {activations.dtype}")
+    if grad_outputs.device != activations.device:
+        raise ValueError(f"{op}: grad_outputs must be on activations' device {activations.device}, "
+                         f"got {grad_outputs.device}")
+
+
+def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
+    """The factor in the arithmetic's dtype, once its shape and device fit; None stays."""
+    if weight_factor is None:
+        return None
+    check_float(op, "weight_factor", weight_factor)
+    if weight_factor.device != activations.device:
+        raise ValueError(f"{op}: weight_factor must be on activations' device {activations.device}, "
+                         f"got {weight_factor.device}")
+    if tuple(weight_factor.shape) != shape:
+        raise ValueError(f"{op}: weight_factor must have the weight's shape {shape}, got {tuple(weight_factor.shape)}")
+    return to_arithmetic(weight_factor.detach(), activations)

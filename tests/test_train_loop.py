@@ -57,7 +57,8 @@ def test_a_step_after_each_bit_width_moves_the_scales_of_that_bit_width_alone(da
     def watch(self, group):
         before = {b: scale.detach().clone() for b, scale in scales.items()}
         losses = step(self, group)
-        seen.append((tuple(bits for bits, _, _ in group), [b for b, scale in scales.items() if not torch.equal(scale, before[b])]))
+        moved = [b for b, scale in scales.items() if not torch.equal(scale, before[b])]
+        seen.append((tuple(bits for bits, _, _ in group), moved))
         return losses
 
     monkeypatch.setattr(steps.Stepper, "_step_on", watch)

@@ -20,8 +20,8 @@ OPTIONS = Options(bits=BITS, epochs=3, batch_size=8, learning_rate=0.01)
 class Subsets(Recipe):
     """Every bit-width has its own half of the images, with a step less in every epoch; the weights are drawn to 0."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.drawn, self.strength, self.seen = {b: torch.zeros(self.data.train_size) for b in self.bits}, 0.5, []
 
     def images(self, epoch):

@@ -2,11 +2,14 @@
 
 from .conversion.convert import convert, plan_conversion
 from .conversion.plan import Conversion
+from .coreset import CoresetSampler, GradNorms, GradNormScorer, draw_rows, score_images
 from .data import Batch, Data, DataError, load_data
 from .deployment import deploy
 from .export import export_onnx, export_store
 from .models import Decoder, build_model
 from .options import Options
+from .quantize.adaptation import adapt_bn
+from .quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight
 from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, set_bits
@@ -25,11 +28,12 @@ from .training.loop import State, Training, evaluate
 from .training.optimizers import parameter_groups
 
 __all__ = [
-    "ActivationQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "Data", "DataError",
-    "Decoder", "DoubleRoundingQuantizer", "Evaluation", "Interrupted", "Options", "QuantConv1d", "QuantConv2d",
-    "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError",
-    "WeightBank", "WeightQuantizer", "add_bits", "build_model", "clamp_scales", "convert", "deploy",
+    "ActivationQuantizer", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch", "BitBatchNorm", "BitState",
+    "CheckpointError", "Conversion", "CoresetSampler", "Data", "DataError", "Decoder", "DoubleRoundingQuantizer",
+    "Evaluation", "GradNormScorer", "GradNorms", "Interrupted", "Options", "QuantConv1d", "QuantConv2d", "QuantLinear",
+    "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError", "WeightBank",
+    "WeightQuantizer", "adapt_bn", "add_bits", "build_model", "clamp_scales", "convert", "deploy", "draw_rows",
     "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_onnx", "export_store", "initialise",
     "load_checkpoint", "load_data", "parameter_groups", "plan_conversion", "quantization_time", "resume_run",
-    "save_checkpoint", "set_bits", "train_run",
+    "save_checkpoint", "score_images", "set_bits", "train_run",
 ]

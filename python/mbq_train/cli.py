@@ -1,4 +1,4 @@
-"""The command `mbq`: train, resume, eval, sensitivity, export, switch, inspect, info."""
+"""The command `mbq`: train, resume, eval, sensitivity, score, transfer, ablate, export, switch, inspect, info."""
 
 import contextlib
 import inspect as signatures
@@ -20,13 +20,16 @@ from . import distributed
 from .export import export_onnx, export_store
 from .options import Options
 from .quantize.bits import FLOAT
+from .runs.ablate import ablate
 from .runs.checkpoint import load_metadata
 from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
 from .runs.progress import layer_table, progress_of
 from .runs.run import Result, resume_run, train_run
-from .runs.sensitivity import Sensitivities, sensitivity_of_run
+from .runs.score import score_run, transfer_run
+from .runs.sensitivity import sensitivity_of_run
+from .runs.tables import ablation_table, network_name, score_table, sensitivity_table, transfer_tables
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 
@@ -36,7 +39,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads; small networks gain nothing from more")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 _SaveEvery = Annotated[float, typer.Option(min=0, help="seconds between two checkpoints within an epoch")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")]
 _Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+_Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low; empty: all")]
 
 
 def _with_options(command):
@@ -81,6 +86,12 @@ def _integers(name: str, parts) -> tuple[int, ...]:
         raise ValueError(f"mbq: {name} must be integers separated by commas, got {','.join(parts)!r}") from None
 
 
+def _bits(text: str) -> tuple[int, ...] | None:
+    """Bit-widths from their text, from high to low; None for none."""
+    parts = [part for part in text.split(",") if part]
+    return _integers("bits", parts) if parts else None
+
+
 @app.command()
 @_with_options
 def train(
@@ -89,7 +100,7 @@ def train(
     device: _Device = "cpu",
     save_every: _SaveEvery = 300.0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    overwrite: _Overwrite = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what would be converted and held in memory")] = False,
 ) -> None:
     """Train a float network, then one network at every bit-width, and compare their accuracies.
@@ -126,14 +137,14 @@ def resume(
 def evaluate(
     run: _Folder,
     bits: Annotated[str, typer.Option(help="bit-widths, trained or not, from high to low; empty: the trained")] = "",
+    adapt_bn: Annotated[bool, typer.Option("--adapt-bn", help="estimate BatchNorm's statistics anew for each")] = False,
     threads: _Threads = 1,
     device: _Device = "cpu",
 ) -> None:
     """Measure the accuracy of a run at every bit-width."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        parts = [part for part in bits.split(",") if part]
-        result = evaluate_run(run, bits=_integers("bits", parts) if parts else None, device=device)
+        result = evaluate_run(run, bits=_bits(bits), device=device, adapt=adapt_bn)
         Console().print(_accuracy_table(result))
         if not result.finished:
             typer.echo("this run is not finished: these are its numbers at the last checkpoint")
@@ -149,12 +160,56 @@ def sensitivity(
     """Measure how much the loss of a run's float network grows when a layer is quantized: HAWQ-V2's sensitivity."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        parts = [part for part in bits.split(",") if part]
         with progress_of(load_options(run / CONFIG)) as callbacks:
-            found = sensitivity_of_run(run, bits=_integers("bits", parts) if parts else None, device=device,
+            found = sensitivity_of_run(run, bits=_bits(bits), device=device,
                                        on_probe=callbacks["on_probe"])
-        Console().print(_sensitivity_table(found))
+        Console().print(sensitivity_table(found))
         typer.echo(f"written: {run / 'sensitivity.json'}, {run / 'sensitivity.png'}")
+
+
+@app.command()
+def score(
+    run: _Folder,
+    by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
+    bits: _Trained = "",
+    out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
+    images: Annotated[int, typer.Option(min=1, help="hardest and easiest images to show")] = 16,
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+) -> None:
+    """Score every training image: scores.parquet, scores.png, and the hardest and easiest images in images.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        result = score_run(run, score=by, bits=_bits(bits), out=out, images=images, device=device)
+        Console().print(score_table(result, by))
+        typer.echo(f"written: {run if out is None else out}")
+
+
+@app.command()
+def transfer(run: _Folder, bits: _Trained = "", threads: _Threads = 1, device: _Device = "cpu") -> None:
+    """Measure what bit-widths share, angles of gradients and linear probes: transfer.json and transfer.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        Console().print(*transfer_tables(transfer_run(run, bits=_bits(bits), device=device)))
+        typer.echo(f"written: {run}")
+
+
+@app.command("ablate")
+@_with_options
+def ablate_command(
+    options: Options, *,
+    measure: Annotated[str, typer.Option(help="bit-widths to measure, trained or not; empty: the trained")] = "",
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+    out: Annotated[Path, typer.Option(help="folder of both runs")] = Path("runs/ablation"),
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train with and without weight correction, and measure both with and without adapted BatchNorm."""
+    torch.set_num_threads(threads)
+    with progress_of(options) as callbacks:
+        result = ablate(options, out, bits=_bits(measure), device=device, overwrite=overwrite, **callbacks)
+    Console().print(ablation_table(result))
+    typer.echo(f"written: {out}")
 
 
 @app.command()
@@ -163,7 +218,7 @@ def export(
     store: Annotated[Path | None, typer.Option(help="file to write: an int8 store, as mbq_store reads it")] = None,
     onnx: Annotated[Path | None, typer.Option(help="file to write: ONNX, at the one bit-width --bits")] = None,
     bits: Annotated[int, typer.Option(help="the bit-width, but for the store of codes that are rounded "
-                                           "twice, and of layers that have their own")] = 0,
+                                           "twice, and for layers that have their own")] = 0,
     layout: Annotated[str, typer.Option(help="of the store: codes, planes, or packed, the fewest bytes")] = "codes",
     rest: Annotated[str, typer.Option(help="of the store: float32 or bfloat16, what is not quantized")] = "float32",
     batch: Annotated[int, typer.Option(min=0, help="of ONNX: images in a batch; 0: any number")] = 0,
@@ -260,22 +315,11 @@ def _accuracy_table(result: Evaluation) -> Table:
                   caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
     for bits, value in result.accuracy.items():
-        name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
+        name = network_name(bits) + (", not trained" if bits in result.untrained else "")
         if result.layer_bits and bits != FLOAT:
             low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
             name = f"{low} to {high} bits, by layer"
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
-    return table
-
-
-def _sensitivity_table(found: Sensitivities) -> Table:
-    table = Table("layer", "weights", "trace", "standard error", *(f"at {b} bits" for b in found.at_bits),
-                  title="Sensitivity", caption="trace of the Hessian's block; at b bits: trace a weight, at least 0, "
-                  "times the squared error of the weights")
-    table.columns[0].no_wrap = True
-    for name, trace in found.traces.items():
-        values = (f"{values[name]:.2e}" for values in found.at_bits.values())
-        table.add_row(name, f"{trace.parameters:,}", f"{trace.value:.3g}", f"{trace.error:.2g}", *values)
     return table
 
 

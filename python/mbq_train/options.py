@@ -10,9 +10,15 @@ from .quantize.bits import FLOAT, check_bit_widths, quantized
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
-RECIPES = {"plain": {}, "msq": {"bits": (8,), "quantizer": "round-clamp"}}  # with the defaults each has in place of those of Options
-QUANTIZERS, ROUNDINGS = ("learned", "double-rounding", "round-clamp"), ("half_even", "half_up")
-NORMALISATIONS = ("max", "tanh")
+SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
+RECIPES = {  # with the defaults each has in place of those of Options
+    "plain": {},
+    "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
+               "batch_norm": "shared"},
+    "msq": {"bits": (8,), "quantizer": "round-clamp"},
+}
+QUANTIZERS = ("learned", "double-rounding", "any-precision", "round-clamp")
+ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
 
 
 def _option(default, help, **limits):
@@ -43,8 +49,9 @@ class Options:
     bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
-    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or the "
-                             "largest weight for a scale", choices=QUANTIZERS)
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
+                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS)
+    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
     normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
                              choices=NORMALISATIONS)
     activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
@@ -72,6 +79,15 @@ class Options:
     autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
     compile: bool = _option(False, "torch.compile the network")
     cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
+    prune_rate: float = _option(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
+                                recipe="emqnet")
+    score: str = _option("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
+    score_epochs: int = _option(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
+    sampling: str = _option("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
+    temperature: float = _option(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
+    resample: bool = _option(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
+    rescore_every: int = _option(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
+    shared_scores: bool = _option(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
     evaluate_every: int = _option(1, "epochs between two tests", low=1)
     target_compression: float = _option(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
     lsb_penalty: float = _option(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
@@ -109,6 +125,8 @@ class Options:
             if owner != self.recipe and value != option.default:
                 raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
                                  f"with {self.recipe!r}")
+        if self.recipe == "emqnet":
+            self._check_emqnet()
 
     def _check_together(self):
         if not quantized(self.bits):
@@ -151,6 +169,14 @@ class Options:
     def for_recipe(cls, recipe: str, **given):
         """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
+
+    def _check_emqnet(self):
+        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
+        if self.score_epochs < least:
+            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
+                             f"score {self.score!r}, got {self.score_epochs}")
+        if self.score_epochs >= self.epochs:
+            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""

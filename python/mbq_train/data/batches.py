@@ -78,6 +78,22 @@ class Data(ABC):
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """All test images once, in their order, not augmented. Raises as train_batches."""
 
+    def still_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Every training image once, in their order, as test images are: not augmented. With several processes batch
+        number rank, rank + world, ... Raises as train_batches."""
+        _check_count("still_batches", "batch_size", batch_size, 1)
+        _check_range("rank", rank, 0, world - 1)
+        return self._still(torch.arange(self.train_size).split(batch_size)[rank::world])
+
+    @abstractmethod
+    def _still(self, batches: tuple[torch.Tensor, ...]):
+        """Batches of these rows of the training set."""
+
+    @property
+    @abstractmethod
+    def train_labels(self) -> torch.Tensor:
+        """(train_size,) int64, on the CPU."""
+
     @abstractmethod
     def _train(self, batches: tuple[torch.Tensor, ...], seed: int, epoch: int, start: int, mine: slice):
         """Batches `start` on; batches: the rows of all of an epoch; mine: this rank's part of each."""

@@ -32,8 +32,13 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
         return codes, *(parameter.expand(len(codes)).contiguous() for parameter in parameters)
     quantizer.check_initialised([bits])
     kept = quantizer.kept_at(bits)
-    scale = quantizer.scales[str(kept)].detach()
-    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=kept, axis=0)
+    x, scale, offset, signed = quantizer.stored(layer.weight, kept)
+    options = {"bits": kept, "signed": signed, "axis": 0 if scale.dim() else None}
+    codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
+    if quantizer.correction and kept == bits:
+        scale, offset = mbq_kernels.fold_correction(x, scale, offset, **options)
     if bits < kept:
         codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)
-    return codes, scale.float() * 2.0 ** (kept - bits), None
+    scale, offset = (None if parameter is None else parameter.float().expand(len(codes)).contiguous()
+                     for parameter in (scale, offset))
+    return codes, scale * 2.0 ** (kept - bits), offset

@@ -23,7 +23,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
     bit-widths of other quantizers have codes of their own, of which one is stored: that which `set_layer_bits` gave, or
-    `bits`.
+    `bits`. A weight correction is folded into scale and offset.
 
     Args:
         model: what `convert` returned, with first values for all scales.
@@ -37,7 +37,8 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
-        the codes. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk
+        is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
@@ -56,12 +57,15 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
+    trained = quantizer.bit_state.trained
     bits = quantizer.high_bits if switchable else quantizer.own_bits or bits
-    if bits not in (*quantizer.bit_state.trained, quantizer.own_bits) or bits is None:
-        known = ", ".join(map(str, quantizer.bit_state.trained))
-        raise ValueError(f"export_store: bits must be one of {known}, for {name} has codes of its own for each, "
-                         f"got {bits}")
-    if layout == "packed" and switchable:
+    if bits not in (*trained, quantizer.own_bits) or bits is None:
+        raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
+                         f"trained, got {bits}")
+    if switchable and quantizer.correction:
+        raise ValueError(f"export_store: {name} must have no weight correction, which differs between bit-widths and "
+                         "the codes do not have, got it on")
+    if switchable and layout == "packed":
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
     codes, scale, offset = codes_of(layer, bits)

@@ -53,6 +53,12 @@ def bit_states(model: nn.Module) -> list[BitState]:
     return list({id(state): state for state in states if isinstance(state, BitState)}.values())
 
 
+def switch_bits_of(model: nn.Module, bits: int) -> None:
+    """set_bits, but a float network is its own 32-bit path."""
+    if bits != FLOAT or bit_states(model):
+        set_bits(model, bits)
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool):
     """`model` in training or eval mode inside the block; afterwards every module's mode and the bit-width are as

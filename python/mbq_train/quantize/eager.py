@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .any_precision import grid, normalised
 from .bits import code_range
 
 
@@ -92,6 +93,36 @@ def round_clamp(x, *, bits):
     limit, top = x.detach().abs().max(), 2**bits - 1
     code = torch.clamp((2**bits * (x.detach() / limit * 0.5 + 0.5)).round(), max=top)
     return limit * ((2 * code - top) / top) + (x - x.detach())
+
+
+def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):
+    """fake_quantize, then every channel (axis 0) with the mean and deviation of x (Kim et al., 2025, arXiv 2510.20673).
+
+    Statistics are constants in the gradient. The same numbers as mbq_kernels.fake_quantize_corrected to rounding.
+    """
+    return corrected(fake_quantize(x, scale, offset, bits=bits, signed=signed, axis=axis), x)
+
+
+def corrected_double_round(x, scale, **options):
+    """double_round, then as fake_quantize_corrected."""
+    return corrected(double_round(x, scale, **options), x)
+
+
+def any_precision(weight, *, bits, correction=False):
+    """quantize.any_precision.any_precision, from the same normalised weight."""
+    x, reach = normalised(weight)
+    quantize = fake_quantize_corrected if correction else fake_quantize
+    return quantize(x, *grid(reach, bits), bits=bits, signed=False)
+
+
+def corrected(x_hat, x):
+    """sd(x) / sd(x_hat) * (x_hat - mean(x_hat)) + mean(x) in every channel; a constant one becomes mean(x)."""
+    rows, wanted = x_hat.flatten(1), x.detach().flatten(1)
+    deviation, mean = torch.std_mean(rows.detach(), dim=1, keepdim=True)
+    wanted_deviation, wanted_mean = torch.std_mean(wanted, dim=1, keepdim=True)
+    constant = deviation <= 1e-6 * rows.detach().abs().amax(dim=1, keepdim=True)
+    factor = torch.where(constant, 0.0, wanted_deviation / (deviation + 1e-8))
+    return (factor * (rows - mean) + wanted_mean).view_as(x_hat)
 
 
 def _per_channel(parameter, x, axis):

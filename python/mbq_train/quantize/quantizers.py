@@ -142,12 +142,19 @@ class WeightQuantizer(_Quantizer):
         bit_state: the model's.
         weight: (C, ...), floating point - gives the number of channels, device and dtype.
         layer_name: what error messages call the layer.
+        correction: give every channel of the quantized weight the mean and deviation that it has in float, at every
+            bit-width, so that one BatchNorm can serve all of them (Kim et al., 2025, arXiv 2510.20673).
     """
 
     axis = 0
+    corrected_kernel = staticmethod(mbq_kernels.fake_quantize_corrected)
 
-    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer"):
+    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
+                 correction: bool = False):
         super().__init__(bit_state, (weight.shape[0],), signed=True, layer_name=layer_name, like=weight)
+        self.correction = correction
+        if correction:
+            self.kernel = self.corrected_kernel
         self.held = {}  # {bits: quantized weight}: what a WeightBank has made ready, empty without one
 
     def forward(self, weight):
@@ -158,11 +165,19 @@ class WeightQuantizer(_Quantizer):
     def _first_values(self, weight, hi):
         return first_scale(weight.abs().flatten(1).mean(dim=1), math.sqrt(hi) / 2), None
 
+    def stored(self, weight, bits: int):
+        """(x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
+        return weight, self.scales[str(bits)], None, True
+
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """Of every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the weights share a dtype
         and a device."""
         scales = [[quantizer.scales[str(b)] for b in bits] for quantizer in quantizers]
+        if quantizers[0].correction:
+            return [mbq_kernels.fake_quantize_corrected(weight, of_weight, bits=bits, axis=0,
+                                                        out_dtype=autocast_dtype(weight))
+                    for weight, of_weight in zip(weights, scales, strict=True)]
         return mbq_kernels.fake_quantize_foreach(weights, scales, bits=bits, axis=0,
                                                  out_dtype=autocast_dtype(weights[0]))
 

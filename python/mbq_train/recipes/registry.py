@@ -1,9 +1,10 @@
 """The recipes by their names in Options."""
 
+from .emqnet import EmqNet
 from .msq import Msq
 from .recipe import Recipe
 
-RECIPES = {"plain": Recipe, "msq": Msq}
+RECIPES = {"plain": Recipe, "emqnet": EmqNet, "msq": Msq}
 
 
 def recipe_type(name: str) -> type[Recipe]:

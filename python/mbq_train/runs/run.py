@@ -74,7 +74,8 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     with processes(device) as device:
         data, model = prepare(options, device)
         plan = plan_of(options, data, copy.deepcopy(model))
-        check_state(plan.apply())  # an error now, not after float training
+        check_state(plan.apply())  # errors now, not after float training
+        recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
         if on_plan is not None:
             on_plan(plan, WeightBank(plan.model, options.bits).nbytes if options.weight_bank else 0)
 

@@ -10,7 +10,7 @@ from torch import nn
 from .. import distributed
 from ..data import Data
 from ..options import Options
-from ..quantize.bits import check_bit_widths, in_mode
+from ..quantize.bits import check_bit_widths, in_mode, switch_bits_of
 from ..quantize.quantizers import initialise, quantizers
 from ..recipes import Recipe
 from .cuda_graph import GraphedStep
@@ -18,7 +18,7 @@ from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 from .interrupt import Interrupted, StopRequest
 from .optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at, set_rate
-from .steps import Stepper, one_for_each, switch_bits_of
+from .steps import Stepper, one_for_each
 
 _LOOK_EVERY = 32  # steps between two looks at the losses on CUDA: each look waits for the device
 

@@ -9,7 +9,7 @@ from torch import nn
 from .. import distributed
 from ..data import Batch
 from ..options import Options
-from ..quantize.bits import FLOAT, bit_states, set_bits
+from ..quantize.bits import bit_states, switch_bits_of
 from ..quantize.quantizers import clamp_scales, drop_idle_gradients
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
@@ -112,7 +112,6 @@ class Stepper:
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._autocast, cache_enabled=False)
 
-
     def _compile_region(self):
         if not self.options.compile:
             return contextlib.nullcontext()
@@ -123,9 +122,3 @@ class Stepper:
 def one_for_each(values, bits) -> tuple:
     """`values`, one for each of `bits`: a single one is that of all."""
     return tuple(values) * len(bits) if len(values) == 1 else tuple(values)
-
-
-def switch_bits_of(model: nn.Module, bits: int) -> None:
-    """set_bits, but a float network is its own 32-bit path."""
-    if bits != FLOAT or bit_states(model):
-        set_bits(model, bits)
