@@ -14,6 +14,7 @@ from mbq_train.recipes.msq.bank import LsbBank
 from mbq_train.recipes.msq.pruner import Pruner
 from mbq_train.runs import prepare, sensitivity
 from mbq_train.sensitivity import Trace
+from mbq_train.training.divergence import TrainingError
 from mbq_train.training.loop import Training
 from networks import interruptible, one_thread, small_network, tiny_model  # noqa: F401
 from small_data import halves
@@ -242,6 +243,19 @@ def test_transformers_and_mobile_networks_through_the_same_command(tmp_path, mod
     store = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--layout",
                                      "packed"])
     assert store.exit_code == 0, store.output
+
+
+def test_weights_that_leave_the_numbers_are_named(data):
+    options = replace(SMALL, optimizer="sgd", learning_rate=3e38, lsb_penalty=1.0, weight_decay=0.0)
+    with pytest.raises(TrainingError, match="must be finite"):
+        Training(network(), data, (8,), options, recipe=Msq).run()
+
+
+def test_in_bfloat16_and_compiled_the_bits_fall_too(data):
+    for options in (replace(SMALL, autocast="bfloat16"), replace(SMALL, compile=True, epochs=6)):
+        training = Training(network(), data, (8,), options, recipe=Msq)
+        training.run()
+        assert training.recipe.pruner.compression >= 8
 
 
 def test_no_warning_where_the_target_is_reached(data):

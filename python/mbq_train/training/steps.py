@@ -80,7 +80,7 @@ class Stepper:
             yield
             return
         try:
-            with self._autocast_region():
+            with self._bad_parameters_named(), self._autocast_region():
                 self.bank.fill()
             yield
             self.bank.backward()
@@ -89,14 +89,8 @@ class Stepper:
 
     def _backward_at(self, bits: int, batch: Batch, targets) -> torch.Tensor:
         switch_bits_of(self.model, bits)
-        try:
-            with self._autocast_region(), self._compile_region():
-                logits = self.forward(batch.images)
-        except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
-            if (name := first_bad_parameter(self.model)) is None:
-                raise
-            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {name} at {bits} bits "
-                                f"({error})") from error
+        with self._bad_parameters_named(), self._autocast_region(), self._compile_region():
+            logits = self.forward(batch.images)
         loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise TrainingError(f"train: loss must be finite, got {loss.item()} at {bits} bits; it begins in "
@@ -106,6 +100,16 @@ class Stepper:
         penalty = self.penalty(bits) if self.penalty else None
         (loss if penalty is None else loss + penalty).backward()
         return distributed.mean(loss.detach())
+
+    @contextlib.contextmanager
+    def _bad_parameters_named(self):
+        """A quantizer refuses a scale that is NaN, before there is a loss."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (name := first_bad_parameter(self.model)) is None:
+                raise
+            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {name} ({error})") from error
 
     def _autocast_region(self):
         # Without the cache of casts: a step changes the weights, and a captured graph must cast by itself.
