@@ -124,7 +124,7 @@ def test_bits_fall_until_the_target_and_then_stay(data):
     reached = next(i for i, value in enumerate(compressions) if value >= 8.0)
     assert 0 < reached < 7 and all(width == widths[reached] for width in widths[reached:])
     assert set(records[0]["lsb_rates"]) == set(widths[0]) and records[-1]["lsb_rates"] == {}
-    assert own_layer_bits(model) == widths[-1] and training.recipe.bank_.low_bits == {}
+    assert own_layer_bits(model) == widths[-1] and training.recipe.lsb_bank.low_bits == {}
     summary = training.recipe.summary()
     counts = {name: layer.weight.numel() for name, layer in round_clamp_layers(model).items()}
     stored = sum(counts[name] * bits for name, bits in widths[-1].items())

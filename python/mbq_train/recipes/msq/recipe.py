@@ -27,10 +27,10 @@ class Msq(Recipe):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.traces = None
-        self.bank_ = LsbBank(self.model, unit_gradient=self.options.unit_penalty)
-        bits = dict.fromkeys(self.bank_.layers, self.bits[0]) | own_layer_bits(self.model)
+        self.lsb_bank = LsbBank(self.model, unit_gradient=self.options.unit_penalty)
+        bits = dict.fromkeys(self.lsb_bank.layers, self.bits[0]) | own_layer_bits(self.model)
         set_layer_bits(self.model, bits)
-        parameters = {name: layer.weight.numel() for name, layer in self.bank_.layers.items()}
+        parameters = {name: layer.weight.numel() for name, layer in self.lsb_bank.layers.items()}
         self.pruner = Pruner(parameters, bits, target=self.options.target_compression,
                              threshold=self.options.prune_threshold, floor=self.options.lowest_bits)
 
@@ -39,16 +39,16 @@ class Msq(Recipe):
         if self.traces is None:
             self._measure()
         self._set_penalty()
-        return self.bank_
+        return self.lsb_bank
 
     def penalty(self, bits: int) -> torch.Tensor | None:
-        if bits == FLOAT or self.bank_.penalty is None:
+        if bits == FLOAT or self.lsb_bank.penalty is None:
             return None
-        return self.options.lsb_penalty * self.bank_.penalty
+        return self.options.lsb_penalty * self.lsb_bank.penalty
 
     def end_epoch(self, epoch: int) -> dict:
         """Prune where the epoch says so; bit-widths, rates before the pruning and compression for the metrics."""
-        pruner, rates = self.pruner, self.bank_.rates()
+        pruner, rates = self.pruner, self.lsb_bank.rates()
         if (epoch + 1) % self.options.prune_interval == 0 and epoch + 1 < self.epochs and not pruner.done:
             set_layer_bits(self.model, pruner.prune(rates))
             pruner.set_sensitivities(self._sensitivities())
@@ -94,4 +94,4 @@ class Msq(Recipe):
         return sensitivities(self.traces, perturbations(self.model)) if self.traces else {}
 
     def _set_penalty(self) -> None:
-        self.bank_.low_bits = {} if self.pruner.done else self.pruner.low_bits
+        self.lsb_bank.low_bits = {} if self.pruner.done else self.pruner.low_bits
