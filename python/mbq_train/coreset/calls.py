@@ -106,7 +106,7 @@ class Calls:
         if layer in self.unproved:
             self._prove(layer, x, out)
         keys = [id(p) for p in parameters_of(layer) if id(p) in self.counted]
-        if not keys:
+        if not keys or not torch.is_grad_enabled():  # a forward may switch gradients off for a part
             return None
         if not out.requires_grad:
             out = _Start.apply(out, torch.zeros((), requires_grad=True))
