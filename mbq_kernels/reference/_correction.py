@@ -15,9 +15,9 @@ class Moments(NamedTuple):
 
 
 def moments(x, axis: int | None) -> Moments:
-    rows = (x.reshape(1, x.numel()) if axis is None else x.movedim(axis, 0).flatten(1)).double()
+    rows = (x.reshape(1, x.numel()) if axis is None else x.movedim(axis, 0).unsqueeze(-1).flatten(1)).double()
     mean = rows.mean(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    return Moments(mean, rows.std(1) if rows.shape[1] > 1 else torch.zeros_like(mean))
+    return Moments(mean, rows.std(1) if rows.numel() > len(rows) else torch.zeros_like(mean))
 
 
 def ratio_of_deviations(quantized: Moments, reference: Moments, eps: float):
