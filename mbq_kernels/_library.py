@@ -19,16 +19,6 @@ import torch.utils._pytree as pytree
 NAMES = ("reference", "cpu", "cuda", "triton")  # every backend there is
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _COMPILED = Path(__file__).with_name("_C.so")
-# Ops that have no kernel of a backend by design (tests/test_architecture.py says why): where that backend is forced,
-# they run what they would run without.
-WITHOUT: dict[str, set[str]] = {
-    "cpu": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-            "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-    "cuda": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-             "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-    "triton": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-               "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-}
 
 _library = torch.library.Library("mbq", "DEF")
 _fallbacks = torch.library.Library("mbq", "IMPL")
@@ -152,15 +142,15 @@ def use_backend(backend: str):
     """Run every op on `backend` inside the `with` block, whatever the device's default is.
 
     The whole process is affected, all threads. Raises ValueError for an unknown name and BackendError when the backend
-    can run on no device here, at once; a tensor of a device the backend does not take raises BackendError at the call.
+    can run no op here, at once; an op the backend lacks, or a tensor of a device it does not take, raises BackendError
+    at the call.
     """
     if backend not in NAMES:
         raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
-    for op in set(_raw_names) - WITHOUT.get(backend, set()):
-        reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
-        if None not in reasons.values():
-            detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-            raise BackendError(f"use_backend: {backend} cannot run {op} here ({detail})")
+    reasons = {(op, device): why_not(backend, op, device) for op in _raw_names for device in _PREFERENCE}
+    if None not in reasons.values():
+        detail = "; ".join(f"{device}: {reasons[ops()[0], device]}" for device in _PREFERENCE)
+        raise BackendError(f"use_backend: {backend} cannot run {ops()[0]} here, nor any other op ({detail})")
     previous = _forced
     _force(backend)
     try:
@@ -182,8 +172,6 @@ def _override(backend: str) -> torch.library.Library:
     with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for op, raws in _raw_names.items():
-            if op in WITHOUT.get(backend, set()):
-                continue
             for device in _PREFERENCE:
                 reason = why_not(backend, op, device)
                 if reason is None and backend == backends(op, device)[0]:
