@@ -19,16 +19,6 @@ import torch.utils._pytree as pytree
 NAMES = ("reference", "cpu", "cuda", "triton")  # every backend there is
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _COMPILED = Path(__file__).with_name("_C.so")
-# Ops that have no kernel of a backend by design (tests/test_architecture.py says why): where that backend is forced,
-# they run what they would run without.
-WITHOUT: dict[str, set[str]] = {
-    "cpu": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-            "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-    "cuda": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-             "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-    "triton": {"correct_weight_bias", "cross_entropy_el2n", "el2n", "fake_quantize_corrected",
-               "sample_grad_norm_batch_norm", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"},
-}
 
 _library = torch.library.Library("mbq", "DEF")
 _fallbacks = torch.library.Library("mbq", "IMPL")
@@ -182,8 +172,6 @@ def _override(backend: str) -> torch.library.Library:
     with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for op, raws in _raw_names.items():
-            if op in WITHOUT.get(backend, set()):
-                continue
             for device in _PREFERENCE:
                 reason = why_not(backend, op, device)
                 if reason is None and backend == backends(op, device)[0]:

@@ -114,6 +114,18 @@ def test_test_batches_come_in_order_and_are_never_augmented(data):
     assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 3 for i in range(46, 55)]
 
 
+def test_still_batches_are_the_training_images_in_order_not_augmented(data):
+    batches = list(data.still_batches(8))
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(46))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]).cpu(), data.train_labels)
+    assert all(map(same, batches, data.still_batches(8)))
+    parts = [list(data.still_batches(8, rank=rank, world=4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+    assert all(same(batch, parts[number % 4][number // 4]) for number, batch in enumerate(batches))
+    with pytest.raises(ValueError, match="still_batches: rank must be in 0..3, got 4"):
+        data.still_batches(8, rank=4, world=4)
+
+
 @pytest.mark.parametrize("options, error, match", [
     ({"batch_size": 0}, ValueError, "train_batches: batch_size must be at least 1, got 0"),
     ({"batch_size": 6, "world": 4}, ValueError, "train_batches: batch_size must be a multiple of world = 4, got 6"),

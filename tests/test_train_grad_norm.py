@@ -248,6 +248,22 @@ def test_frozen_parameters_and_unused_layers_do_not_count(trained_norms):
     assert not model[3].weight.requires_grad and model[7].weight.requires_grad
 
 
+class Halfway(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x.flatten(1))
+        return self.head(x.relu())
+
+
+def test_a_part_without_gradients_does_not_count():
+    torch.manual_seed(0)
+    assert list(check(Halfway(), *images()).layers) == ["head"]
+
+
 def check_frozen(model, x, y):
     norms = GradNormScorer(model)(x, y)
     torch.testing.assert_close(norms.total, oracle(model, x, y), rtol=1e-5, atol=1e-7)

@@ -65,7 +65,21 @@ def clamped_foreach(x, scale, bits=4):
     return row(scale, *values, penalties, rates)
 
 
-OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
+def cross_entropy(x, scale, bits=4):
+    targets = torch.arange(scale.numel(), device=x.device) * bits % x.shape[-1]
+    return mbq.cross_entropy_el2n(x, targets, label_smoothing=0.1)[0] * scale
+
+
+def corrected(x, scale, bits=4):
+    return torch.stack(mbq.fake_quantize_corrected(x, [scale, scale * 2], bits=[bits, 2], axis=0))
+
+
+def correct(x, scale, bits=4):
+    return mbq.correct_weight_bias(x * bits, x.abs(), detach_stats=False)[:, 0] * scale
+
+
+OPS = {"cross_entropy_el2n": cross_entropy, "correct_weight_bias": correct, "fake_quantize_corrected": corrected,
+       "fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
        "fake_quantize_foreach": foreach, "double_round": double, "switched_linear": switched, "round_clamp": clamped,
        "lsb_penalty": penalty, "round_clamp_lsb": clamped_lsb, "round_clamp_lsb_foreach": clamped_foreach}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
@@ -85,6 +99,15 @@ def test_every_op_is_here():
     assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
 
 
+def rows(x):
+    """(N, C); of no elements, no rows"""
+    return x.flatten(1) if x.numel() else x.reshape(0, 1)
+
+
+def classes(x):
+    return torch.arange(len(rows(x)), device=x.device) % rows(x).shape[1]
+
+
 CODES = torch.randint(-128, 128, (4, 33), dtype=torch.int8)
 PLANES = torch.randint(0, 256, (8, 4, 5), dtype=torch.uint8)
 
@@ -95,6 +118,18 @@ def bounded(x):
 
 
 RAW = {
+    "cross_entropy_el2n_forward": lambda x, s: (rows(x), classes(x), -100, 0.1),
+    "cross_entropy_el2n_backward":
+        lambda x, s: (rows(x).sum(1), rows(x), classes(x), rows(x)[:, :1].expand(-1, 2), -100, 0.0),
+    "correct_weight_bias_forward": lambda x, s: (x, x * 2, 0, 1e-8),
+    "correct_weight_bias_backward": lambda x, s: (x, x, x * 2, torch.stack([s] * 6), 0, 1e-8),
+    "fake_quantize_corrected_fold":
+        lambda x, s: (x, torch.stack([s, s]), torch.stack([s, s]), x * 2, [4, 1], True, 0),
+    "fake_quantize_corrected_forward":
+        lambda x, s: (x, torch.stack([s, s]), None, torch.stack([torch.stack([s, s])] * 3), [4, 1], True, 0, None),
+    "fake_quantize_corrected_backward":
+        lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), torch.stack([torch.stack([s, s])] * 3),
+                      [4, 1], True, 0, 1.0),
     "switched_linear_forward": lambda x, s: (matrix(x), CODES.to(x.device), s, s * 2, 8, 4, True),
     "switched_linear_backward": lambda x, s: (matrix(x)[:, :4], PLANES.to(x.device), s, 33, 8, 4, False),
     "fake_quantize_forward": lambda x, s: (x, s, s * 0, 4, True, 0, torch.bfloat16),

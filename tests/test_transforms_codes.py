@@ -1,4 +1,4 @@
-"""The integer ops, which have no gradient, under opcheck, torch.compile, torch.export and vmap."""
+"""The ops without a gradient, of codes and of scores, under opcheck, torch.compile, torch.export and vmap."""
 
 import pytest
 import torch
@@ -34,7 +34,25 @@ def planes(codes, scale, bits=4):
     return split, mbq.from_planes(split, bits=bits, shape=codes.shape)
 
 
-OPS = {"quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
+def error_norms(codes, scale, bits=4):
+    return mbq.el2n(codes.float(), torch.arange(len(codes), device=codes.device) % codes.shape[-1])
+
+
+def of_embedding(codes, scale, bits=4):
+    return mbq.sample_grad_norm_embedding(codes.int() % bits, codes.unsqueeze(-1) * scale, padding_idx=0)
+
+
+def of_layer_norm(codes, scale, bits=4):
+    return mbq.sample_grad_norm_layer_norm(codes.float(), codes * scale[0], normalized_shape=codes.shape[-1])
+
+
+def of_batch_norm(codes, scale, bits=4):
+    return mbq.sample_grad_norm_batch_norm(codes.float(), codes * scale[0])
+
+
+OPS = {"el2n": error_norms, "sample_grad_norm_embedding": of_embedding, "sample_grad_norm_layer_norm": of_layer_norm,
+       "sample_grad_norm_batch_norm": of_batch_norm,
+       "quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
        "to_planes": planes, "extract_lsb": residual}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
@@ -44,7 +62,21 @@ def random_planes(codes):
                          device=codes.device)
 
 
+def rows(codes):
+    """(N, C) in float; of no codes, no rows"""
+    return codes.float().flatten(1) if codes.numel() else codes.float().reshape(0, 1)
+
+
+def cube(codes):
+    """(N, P, 1) in float"""
+    return codes.float().flatten(1).unsqueeze(-1)
+
+
 RAW = {
+    "el2n_forward": lambda c, s: (rows(c), torch.zeros(len(rows(c)), dtype=torch.int64, device=c.device), -100),
+    "sample_grad_norm_embedding_forward": lambda c, s: (cube(c)[..., 0].long(), cube(c) * s, 3),
+    "sample_grad_norm_layer_norm_forward": lambda c, s: (cube(c), cube(c) * 2, True, True),
+    "sample_grad_norm_batch_norm_forward": lambda c, s: (cube(c), cube(c) * 2, True, False),
     "quantize_codes_forward": lambda c, s: (c.float(), s, s, 4, False, 0),
     "switch_bits_forward": lambda c, s: (c, 8, 4, True),
     "dequantize_codes_forward": lambda c, s: (c, s, 8, 4, 0, torch.bfloat16, False),

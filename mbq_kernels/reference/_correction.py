@@ -15,15 +15,31 @@ class Moments(NamedTuple):
 
 
 def moments(x, axis: int | None) -> Moments:
-    rows = (x.reshape(1, x.numel()) if axis is None else x.movedim(axis, 0).flatten(1)).double()
+    rows = (x.reshape(1, x.numel()) if axis is None else x.movedim(axis, 0).unsqueeze(-1).flatten(1)).double()
     mean = rows.mean(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    return Moments(mean, rows.std(1) if rows.shape[1] > 1 else torch.zeros_like(mean))
+    return Moments(mean, rows.std(1) if rows.numel() > len(rows) else torch.zeros_like(mean))
+
+
+def moments_of(pivot, total, squares, count: int) -> Moments:
+    """From the sums of x - pivot and of its square over `count` elements."""
+    if count < 2:
+        return Moments(pivot + total, torch.zeros_like(total))
+    variance = (squares - total * total / count) / (count - 1)
+    return Moments(pivot + total / count, variance.clamp(min=0).sqrt())
 
 
 def ratio_of_deviations(quantized: Moments, reference: Moments, eps: float):
     """sd(reference) / (sd(quantized) + eps), 0 where quantized is constant"""
     constant = quantized.deviation <= CONSTANT * quantized.mean.abs()
     return torch.where(constant, 0, reference.deviation / (quantized.deviation + eps))
+
+
+def correction_rows(quant: Moments, ref: Moments, eps: float, dtype):
+    """(6, C): factor, centre, shift, sd(quant), mean(ref), sd(ref); y = (x - centre) * factor + shift"""
+    factor = ratio_of_deviations(quant, ref, eps)
+    centre = quant.mean.to(dtype)  # as it is taken off; what its rounding leaves goes into the shift
+    shift = ref.mean + factor * (centre - quant.mean)
+    return torch.stack([factor, centre, shift, quant.deviation, ref.mean, ref.deviation]).to(dtype)
 
 
 def fold(codes: Moments, reference: Moments, scale):

@@ -20,19 +20,18 @@ def targets_of(op: str, logits, targets, ignore_index: int):
 def row_results(logits, target, smoothing: float = 0.0):
     """(loss, el2n, top, log_sum) of every row"""
     x, at = widen(logits), target.unsqueeze(1)
-    logit, classes = x.gather(1, at).squeeze(1), x.shape[1]
-    rest = x.scatter(1, at, -torch.inf)
+    logit, rest = x.gather(1, at).squeeze(1), x.scatter(1, at, -torch.inf)
     others = rest.amax(1)
     e = sm.exponential(rest - torch.where(others == -torch.inf, 0, others).unsqueeze(1))
     loss, el2n, top, log_sum = sm.row_result(others, e.sum(1), e.square().sum(1), logit)
     if smoothing:
-        loss = (1 - smoothing) * loss + smoothing * (log_sum + (top - x.mean(1)))
+        loss = sm.smoothed_loss(loss, top, log_sum, x.mean(1), smoothing)
         el2n = gaps(x, target, top, log_sum, smoothing).square().sum(1).sqrt()
     return loss, el2n, top, log_sum
 
 
 def gaps(x, target, top, log_sum, smoothing: float):
     """softmax - target distribution, which is d loss / d logits"""
-    top, log_sum, at, classes = top.unsqueeze(1), log_sum.unsqueeze(1), target.unsqueeze(1), x.shape[1]
-    of_target = sm.target_gap(x.gather(1, at), top, log_sum, smoothing, classes)
-    return sm.class_gap(x, top, log_sum, smoothing, classes).scatter(1, at, of_target)
+    top, log_sum, at, uniform = top.unsqueeze(1), log_sum.unsqueeze(1), target.unsqueeze(1), smoothing / x.shape[1]
+    of_target = sm.target_gap(x.gather(1, at), top, log_sum, smoothing, uniform)
+    return sm.class_gap(x, top, log_sum, uniform).scatter(1, at, of_target)

@@ -3,17 +3,13 @@
 import torch
 
 from ._channels import channel_size, channel_sum, per_channel, widen
-from ._correction import moments, ratio_of_deviations
+from ._correction import correction_rows, moments
 
 
 @torch.no_grad()
 def correct_weight_bias_forward(w_quant, w_ref, axis, eps):
     wide = widen(w_quant)
-    quant, ref = moments(wide, axis), moments(w_ref, axis)
-    factor = ratio_of_deviations(quant, ref, eps)
-    centre = quant.mean.to(wide.dtype)  # as it is taken off; what its rounding leaves goes into the shift
-    shift = ref.mean + factor * (centre - quant.mean)
-    rows = torch.stack([factor, centre, shift, quant.deviation, ref.mean, ref.deviation]).to(wide.dtype)
+    rows = correction_rows(moments(wide, axis), moments(w_ref, axis), eps, wide.dtype)
     value = (wide - per_channel(rows[1], wide, axis)) * per_channel(rows[0], wide, axis)
     return torch.empty_like(w_quant).copy_(value + per_channel(rows[2], wide, axis)), rows
 

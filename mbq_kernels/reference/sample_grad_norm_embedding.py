@@ -10,9 +10,9 @@ TILE = 1 << 20  # elements of the sums that are kept at once
 def slots(indices):
     """A number for every position, the same one for equal indices of a sample, from 0 up"""
     ordered, order = indices.sort(dim=1, stable=True)
-    new = torch.zeros_like(ordered)
+    new = torch.zeros_like(order)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return torch.empty_like(ordered).scatter_(1, order, new.cumsum(1))
+    return torch.empty_like(order).scatter_(1, order, new.cumsum(1))
 
 
 @torch.no_grad()

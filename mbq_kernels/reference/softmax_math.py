@@ -29,11 +29,16 @@ def row_result(others, total, squares, logit):
     return loss, el2n, torch.where(ahead, logit, others), log_sum
 
 
-def class_gap(x, top, log_sum, smoothing: float, classes: int):
-    """d loss / d x of a class that is not the target: p - smoothing / classes"""
-    return exponential((x - top) - log_sum) - smoothing / classes
+def class_gap(x, top, log_sum, uniform: float):
+    """d loss / d x of a class that is not the target, p - uniform; uniform = smoothing / classes"""
+    return exponential((x - top) - log_sum) - uniform
 
 
-def target_gap(x, top, log_sum, smoothing: float, classes: int):
-    """d loss / d x of the target: (p - 1) + smoothing - smoothing / classes"""
-    return torch.expm1((x - top) - log_sum) + (smoothing - smoothing / classes)
+def target_gap(x, top, log_sum, smoothing: float, uniform: float):
+    """d loss / d x of the target: (p - 1) + (smoothing - uniform)"""
+    return torch.expm1((x - top) - log_sum) + (smoothing - uniform)
+
+
+def smoothed_loss(loss, top, log_sum, mean, smoothing: float):
+    """The loss of the smoothed target, from that of the plain one and the mean of all logits"""
+    return (1 - smoothing) * loss + smoothing * (log_sum + (top - mean))

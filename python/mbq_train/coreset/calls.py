@@ -9,19 +9,25 @@ from torch import nn
 
 from ..quantize.batch_norm import BATCH_NORMS
 from .by_hand import ByHand
-from .layer_norms import LINEAR, NormForm, base_output, form_of, parameters_of, wide
-
-_CHUNK = 2**22  # elements of gradients of single samples that are in memory at once, where nothing else will do
+from .layer_norms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer: what its parameters met, the version of that tensor, and the gradient once it is there."""
+    """One call of a layer: what its parameters met, the version of that tensor, how many parameters still need it, and
+    the gradient once it is there."""
 
     layer: nn.Module
-    x: torch.Tensor
+    x: torch.Tensor | None
     version: int
+    needed: int
     grad: torch.Tensor | None = None
+
+    def used(self) -> None:
+        """One parameter is done. The graph holds this object until the backward ends, but not what was in it."""
+        self.needed -= 1
+        if not self.needed:
+            self.x = self.grad = None
 
 
 class _Start(torch.autograd.Function):
@@ -100,12 +106,12 @@ class Calls:
         if layer in self.unproved:
             self._prove(layer, x, out)
         keys = [id(p) for p in parameters_of(layer) if id(p) in self.counted]
-        if not keys:
+        if not keys or not torch.is_grad_enabled():  # a forward may switch gradients off for a part
             return None
         if not out.requires_grad:
             out = _Start.apply(out, torch.zeros((), requires_grad=True))
         kept = form_of(layer).prepare(layer, x.detach(), out)
-        call = _Call(layer, kept, kept._version)
+        call = _Call(layer, kept, kept._version, len(keys))
         for key in keys:
             self.calls[key].append(call)
         out.register_hook(lambda grad: self._on_grad(call, keys, grad))
@@ -147,10 +153,13 @@ class Calls:
             value = self._of_several(calls)
         else:
             both = bias is not None and self.calls.get(id(bias), ()) == calls
-            if both:
-                del self.calls[id(bias)]
             value = form_of(layer).squares(layer, calls[0].x, calls[0].grad, weight=True, bias=both,
                                            factor=self._factor(layer))
+            if both:
+                del self.calls[id(bias)]
+                calls[0].used()
+        for call in calls:
+            call.used()
         self.squares.append((self.layers[layer], value))
 
     def _of_several(self, calls):
@@ -162,7 +171,7 @@ class Calls:
         factors = [self._factor(call.layer) for call in calls]
         pairs = [form.matrices(call.layer, call.x, call.grad) for form, call in zip(forms, calls, strict=True)]
         if any(factor is not factors[0] for factor in factors):
-            return _explicit(pairs, factors)
+            return explicit_squares(pairs, factors)
         x, grad = (torch.cat(side, dim=2) for side in zip(*pairs, strict=True))
         factor = None if factors[0] is None else factors[0].reshape(len(x), grad.shape[3], x.shape[3])
         return sum(LINEAR.squares(None, x[i], grad[i], weight=True, bias=False,
@@ -178,17 +187,3 @@ class Calls:
                 weight = layer.weight.detach().requires_grad_()
                 self._factors[layer] = torch.autograd.grad(quantizer(weight).sum(), weight)[0]
         return self._factors[layer]
-
-
-def _explicit(pairs, factors) -> torch.Tensor:
-    """Where quantizers of tied weights differ: sums of factor * gradient, for a few samples at a time."""
-    (groups, samples, _, width), height = pairs[0][0].shape, pairs[0][1].shape[3]
-    chunk = max(1, _CHUNK // (groups * height * width))
-    squares = []
-    for begin in range(0, samples, chunk):
-        total = 0
-        for (x, grad), factor in zip(pairs, factors, strict=True):
-            part = torch.einsum("gnto,gnti->ngoi", *(wide(v[:, begin:begin + chunk]) for v in (grad, x)))
-            total = total + (part if factor is None else part * factor.reshape(part.shape[1:]))
-        squares.append(total.square().flatten(1).sum(dim=1))
-    return torch.cat(squares)

@@ -12,6 +12,8 @@ import mbq_kernels
 from ..conversion.convertible import parts
 from ..quantize.batch_norm import BATCH_NORMS
 
+_CHUNK = 2**22  # elements of gradients of single samples that are in memory at once, where nothing else will do
+
 
 class LinearForm:
     """y = x @ weight.T + bias, with the batch first: the gradient is sum_t grad_t x_t^T."""
@@ -144,6 +146,20 @@ def scored_layers(model: nn.Module) -> dict[nn.Module, str]:
     hidden = {part for module in model.modules() for part in parts(module)}
     return {module: name for name, module in model.named_modules()
             if module not in hidden and form_of(module) and any(True for _ in module.parameters(recurse=False))}
+
+
+def explicit_squares(pairs, factors) -> torch.Tensor:
+    """Where quantizers of tied weights differ: sums of factor * gradient, for a few samples at a time."""
+    (groups, samples, _, width), height = pairs[0][0].shape, pairs[0][1].shape[3]
+    chunk = max(1, _CHUNK // (groups * height * width))
+    squares = []
+    for begin in range(0, samples, chunk):
+        total = 0
+        for (x, grad), factor in zip(pairs, factors, strict=True):
+            part = torch.einsum("gnto,gnti->ngoi", *(wide(v[:, begin:begin + chunk]) for v in (grad, x)))
+            total = total + (part if factor is None else part * factor.reshape(part.shape[1:]))
+        squares.append(total.square().flatten(1).sum(dim=1))
+    return torch.cat(squares)
 
 
 def parameters_of(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:

@@ -64,10 +64,10 @@ class Data(ABC):
         """
         rows = self._check_rows(rows)
         steps = self.steps(batch_size, images=len(rows), world=world)
-        _check_range("rank", rank, 0, world - 1)
+        _check_range("train_batches", "rank", rank, 0, world - 1)
         if not steps:
             raise ValueError(f"train_batches: rows must be at least world = {world}, got {len(rows)}")
-        _check_range("start", start, 0, steps)
+        _check_range("train_batches", "start", start, 0, steps)
         generator = seeded("order", seed, epoch)
         order = self._arrange(rows[torch.randperm(len(rows), generator=generator)], generator)
         batches = list(order.split(batch_size)[:steps])
@@ -82,7 +82,7 @@ class Data(ABC):
         """Every training image once, in their order, as test images are: not augmented. With several processes batch
         number rank, rank + world, ... Raises as train_batches."""
         _check_count("still_batches", "batch_size", batch_size, 1)
-        _check_range("rank", rank, 0, world - 1)
+        _check_range("still_batches", "rank", rank, 0, world - 1)
         return self._still(torch.arange(self.train_size).split(batch_size)[rank::world])
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Data(ABC):
             raise ValueError(f"train_batches: rows must have one dimension and an element, got {tuple(rows.shape)}")
         rows = rows.cpu()
         for row in (rows.min(), rows.max()):
-            _check_range("rows", int(row), 0, self.train_size - 1)
+            _check_range("train_batches", "rows", int(row), 0, self.train_size - 1)
         return rows
 
 
@@ -141,6 +141,6 @@ def _check_count(function: str, name: str, value: int, least: int) -> None:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
 
 
-def _check_range(name: str, value: int, least: int, most: int) -> None:
+def _check_range(function: str, name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise ValueError(f"train_batches: {name} must be in {least}..{most}, got {value}")
+        raise ValueError(f"{function}: {name} must be in {least}..{most}, got {value}")
