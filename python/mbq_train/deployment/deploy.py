@@ -1,5 +1,6 @@
 """deploy: leave of a trained network's weights the integer codes alone."""
 
+import torch
 from torch import nn
 
 from ..conversion.plan import replace_modules
@@ -28,7 +29,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
 
     Raises:
         ValueError: an unknown layout; a layer whose bit-widths have codes of their own; no layer to replace.
-        RuntimeError: a scale has no value yet. Nothing is changed then.
+        TypeError: float64 weights. RuntimeError: a scale has no value yet. Nothing is changed then.
 
     Reference: Huang et al., 2025, arXiv 2502.01199, section 3.
     """
@@ -42,6 +43,9 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
         if not hasattr(layer.weight_quantizer, "high_bits"):
             raise ValueError(f"deploy: {name or 'the model'} must have a DoubleRoundingQuantizer, got "
                              f"{type(layer.weight_quantizer).__name__}, whose bit-widths have codes of their own")
+        if layer.weight.dtype == torch.float64:
+            raise TypeError(f"deploy: weight of {name or 'the model'} must be float32, bfloat16 or float16, got "
+                            "torch.float64")
     if not layers:
         raise ValueError(f"deploy: model must hold layers made by convert, got {type(model).__name__} without any")
     workspace = Workspace()

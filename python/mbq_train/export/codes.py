@@ -10,12 +10,18 @@ from ..quantize.round_clamp import RoundClampQuantizer
 
 
 def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model` with a quantized weight, by name. Raises ValueError where there is none."""
-    layers = {name: module for name, module in model.named_modules()
+    """The layers of `model` with a quantized weight, by each name they have.
+
+    Raises ValueError where there is none, TypeError for float64, whose products float32 scales do not give.
+    """
+    layers = {name: module for name, module in model.named_modules(remove_duplicate=False)
               if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
     if not layers:
         raise ValueError(f"{function}: model must hold layers made by convert, not yet deployed, got "
                          f"{type(model).__name__} without any")
+    for name, layer in layers.items():
+        if layer.weight.dtype == torch.float64:
+            raise TypeError(f"{function}: weight of {name} must be float32, bfloat16 or float16, got torch.float64")
     return layers
 
 

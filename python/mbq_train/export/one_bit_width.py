@@ -20,10 +20,10 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     Raises ValueError where nothing is quantized, RuntimeError where a scale has no value yet.
     """
     model = copy.deepcopy(model).cpu().eval()
-    layers = quantized_layers("export_onnx", model)
+    layers = set(quantized_layers("export_onnx", model).values())
     for quantizer in quantizers(model):
         quantizer.check_initialised([bits])
-    for layer in layers.values():
+    for layer in layers:
         layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits))
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):
@@ -48,7 +48,7 @@ class _StoredWeight(nn.Module):
 
 
 class _RoundedInput(nn.Module):
-    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; the Clip only where 8 bits hold more codes."""
+    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; Clip only where 8 bits hold more codes."""
 
     def __init__(self, quantizer: nn.Module, bits: int):
         super().__init__()

@@ -22,10 +22,10 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
     A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
-    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4, with an
-    Add for its offset, at the bit-width the layer has of its own where it has one. An input is QuantizeLinear to 8 bits, Clip to
-    the codes of `bits` bits and DequantizeLinear, between Sub and Add for a real offset: training's division and
-    rounding, but for NaN, which has no code. BatchNorm after a layer left in float is folded into it.
+    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4 with an
+    Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip to
+    the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
+    training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
 
     Args:
         model: what `convert` returned, float32, with first values for all scales; left as it is.
@@ -37,13 +37,16 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not float32.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
         ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
         onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
         OSError: the disk is full.
     """
     _check_packages()
     _check_bits(model, bits)
+    metadata = dict(metadata or {})
+    if not all(isinstance(part, str) for item in metadata.items() for part in item):
+        raise TypeError(f"export_onnx: metadata must map strings to strings, got {metadata!r}")
     args, kwargs = arguments("export_onnx", example)
     frozen = at_one_bit_width(model, bits)
     _check_dtypes(frozen)
@@ -51,7 +54,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         set_bits(model, bits)
         try_example("export_onnx", model, example)
     program = _program(frozen, args, kwargs, dynamic_batch)
-    _tidy(program, bits, {**(metadata or {}), "mbq.bits": str(bits)})
+    _tidy(program, bits, {**metadata, "mbq.bits": str(bits)})
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
@@ -121,14 +124,12 @@ def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
     for part in (*graph, *values):
         part.metadata_props.clear()  # torch writes lines of source code, with their paths
     for node in graph:
-        stored = node.inputs[0]
-        if node.op_type != "DequantizeLinear" or stored.name not in graph.initializers:
+        if node.op_type != "DequantizeLinear" or (stored := node.inputs[0]).name not in graph.initializers:
             continue
         codes = stored.const_value.numpy()
         signed = codes.dtype.kind == "i"
-        if codes.max(initial=0) < 2 ** (_PACKED_BITS - signed):
-            packed = ml_dtypes.int4 if signed else ml_dtypes.uint4
-            stored.const_value = ir.tensor(codes.astype(packed), name=stored.name)
+        if -2 ** (_PACKED_BITS - 1) <= codes.min(initial=0) and codes.max(initial=0) < 2 ** (_PACKED_BITS - signed):
+            stored.const_value = ir.tensor(codes.astype(ml_dtypes.int4 if signed else ml_dtypes.uint4), name=stored.name)
             stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
 
 

@@ -36,9 +36,9 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
         metadata: more strings for the file's header.
 
     Raises:
-        ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
-        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk
-        is full.
+        ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
+        that cannot hold the codes; double rounding with a weight correction. TypeError: float64 weights. RuntimeError:
+        a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
@@ -47,11 +47,20 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
     others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
-    roundings = {layer.weight_quantizer.rounding for layer in layers.values()
-                 if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
-    trained = {layer.bits for layer in data} if own_layer_bits(model) else bit_states(model)[0].trained
-    mbq_store.write(path, data, others, rounding=roundings.pop() if roundings else "half_even",
-                    trained_bits=sorted(trained, reverse=True), metadata=metadata)
+    trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
+    if own_layer_bits(model):
+        trained = {layer.bits for layer in data}
+    mbq_store.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
+                    metadata=metadata)
+
+
+def _rounding(layers: dict[str, nn.Module]) -> str:
+    """That of all layers with double rounding: a store has one."""
+    found = {layer.weight_quantizer.rounding for layer in layers.values()
+             if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    if len(found) > 1:
+        raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")
+    return found.pop() if found else "half_even"
 
 
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
