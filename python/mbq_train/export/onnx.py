@@ -54,7 +54,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         set_bits(model, bits)
         try_example("export_onnx", model, example)
     program = _program(frozen, args, kwargs, dynamic_batch)
-    _tidy(program, bits, {**metadata, "mbq.bits": str(bits)})
+    _tidy(program, {**metadata, "mbq.bits": str(bits)})
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
@@ -110,7 +110,7 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
                          f"({type(error).__name__}: {str(error).partition(chr(10))[0]}{hint})") from error
 
 
-def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
+def _tidy(program, metadata: dict[str, str]) -> None:
     """Pack 4-bit codes, and leave nothing in the file of the place where it was made."""
     import ml_dtypes
     import onnx_ir as ir
