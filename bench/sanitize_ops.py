@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from mbq_kernels import (backends, double_round, fake_quantize, fake_quantize_affine, fake_quantize_foreach,
-                         fake_quantize_multi, use_backend)
+from mbq_kernels import (backends, double_round, extract_lsb, fake_quantize, fake_quantize_affine, fake_quantize_foreach,
+                         fake_quantize_multi, lsb_penalty, round_clamp, round_clamp_lsb_foreach, use_backend)
 
 SHAPES = ((1,), (7,), (257,), (4099,), (3, 5, 7), (2, 33, 9, 9), (5, 0), (64, 1031))
 
@@ -28,7 +28,20 @@ def run(x, axis):
                *fake_quantize_foreach([x] * 100, [[scale]] * 100, [[offset]] * 100, bits=[4], axis=axis)[99],
                fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]
     torch.autograd.grad(outputs, (x, scale, offset), [torch.ones_like(y) for y in outputs])
+    run_lsb(x, axis)
     assert x.numel() == 0 or all(y.isfinite().all() for y in outputs)
+
+
+def run_lsb(x, axis):
+    other = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
+    limit = x.detach().abs().float()
+    limit = torch.full((1 if axis is None else x.shape[axis],), 9.0, device="cuda") if 0 in x.shape else limit.amax(other)
+    options = {"limit": limit, "axis": axis}
+    values, penalties, _ = round_clamp_lsb_foreach([x] * 300, bits=8, k=2, limits=[limit] * 300, axis=axis)
+    outputs = [round_clamp(x, bits=4, **options), lsb_penalty(x, bits=4, **options)[0], values[299], penalties]
+    torch.autograd.grad(outputs, x, [torch.ones_like(y) for y in outputs])
+    residual = extract_lsb(x, bits=8, k=3, **options)
+    assert x.numel() == 0 or residual.abs().amax() <= 7
 
 
 def main(names: list[str]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import lsb_rivals as lsb
 from rivals import (BREVITAS, COMPILED, COMPILED_DOUBLE, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED,
                     TORCH_LEARNABLE)
 
@@ -32,6 +33,11 @@ TARGETS = (
     Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
     Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
     Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
+    Target("cpu", "lsb_penalty-*-float32-forward+backward", (lsb.EAGER,), 20),
+    Target("cpu", "lsb_penalty-*-float32-forward+backward", (lsb.COMPILED,), 1.0),
+    Target("cpu", "round_clamp_lsb*-float32-forward+backward", (lsb.COMPILED, lsb.NETWORK), 1.0),
+    Target("cuda", "*lsb*-4096x4096-*", COPY, 0.90),
+    Target("cuda", "round_clamp*-4096x4096-*", COPY, 0.90),
     *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
       for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
     Target("cpu", "switched_linear-*-rows1-*", ("dequantize + linear",), 1.0),

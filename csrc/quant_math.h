@@ -167,6 +167,58 @@ MBQ_HD Int switch_code(Int code, Switch s) {
   return clamp(static_cast<Int>((code + s.bias + (quotient & s.odd)) >> s.shift), lo, hi);
 }
 
+// How x becomes u in [0, 1]: a weight in [-limit, limit] by {1/2, 1/2, 2}, u itself by {1, 0, 1} and limit 1.
+template <class T>
+struct UnitForm {
+  T half, centre, span;  // span = 1 / half
+};
+
+// u = x / limit * half + centre, which for x = 0 is centre at limit 0 too
+template <class T>
+MBQ_HD T unit_position(T x, T limit, UnitForm<T> form) {
+  const T u = divide(x, limit) * form.half + form.centre;
+  return x == T(0) ? form.centre : u;
+}
+
+// u within [0, 1], NaN to 0
+template <class T>
+MBQ_HD T within_unit(T u) {
+  const T raised = u >= T(0) ? u : T(0);
+  return raised > T(1) ? T(1) : raised;
+}
+
+// c = min(rint(steps u), steps - 1), half to even, of u in [0, 1]; steps = 2^bits
+template <class T>
+MBQ_HD T round_clamp_code(T u, T steps) {
+  const T level = round_even(u * steps);
+  return level < steps ? level : steps - 1;
+}
+
+// limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1
+template <class T>
+MBQ_HD T round_clamp_decode(T code, T limit, T steps, UnitForm<T> form) {
+  const T top = steps - 1;
+  return limit * divide(code * form.span - form.centre * form.span * top, top);
+}
+
+// B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact
+template <class T>
+MBQ_HD T lsb_residual(T u, T steps, T coarse, T ratio) {
+  return round_clamp_code(u, steps) - ratio * round_clamp_code(u, coarse);
+}
+
+// The penalty's gradient where B > 0, grad_penalty * factor / limit; factor = 2^bits * half, or half alone
+template <class T>
+MBQ_HD T lsb_slope(T grad_penalty, T limit, T factor) {
+  return divide(grad_penalty * factor, limit);
+}
+
+// grad + slope sign(B): the task's gradient straight through, the penalty's beside it
+template <class T>
+MBQ_HD T lsb_gradient(T grad, T residual, T slope) {
+  return grad + (residual > T(0) ? slope : (residual < T(0) ? -slope : T(0)));
+}
+
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
 // integer_shift: the shift stands for an integer, which NaN cannot.
 template <class T>
@@ -207,6 +259,25 @@ struct DoubleRound {
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T) const {
     const T v = scaled(x, scale, T(0));
     return gradient_terms(grad, v * again.inv_ratio, code(v), range);
+  }
+};
+
+// What a loop over least significant bits writes for every element, beside what it counts.
+enum class LsbOut { nothing, value, residual };
+
+// Round-clamp at one bit-width and the k bits it may lose: what the loops over least significant bits run. factor is
+// lsb_slope's.
+template <class T>
+struct RoundClamp {
+  UnitForm<T> form;
+  T steps, coarse, ratio, factor;
+  MBQ_HD T position(T x, T limit) const { return unit_position(x, limit, form); }
+  MBQ_HD T value(T u, T limit) const {
+    return round_clamp_decode(round_clamp_code(u, steps), limit, steps, form);
+  }
+  MBQ_HD T residual(T u) const { return lsb_residual(u, steps, coarse, ratio); }
+  MBQ_HD T gradient(T grad, T x, T limit, T slope) const {
+    return lsb_gradient(grad, residual(within_unit(position(x, limit))), slope);
   }
 };
 

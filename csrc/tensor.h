@@ -87,6 +87,16 @@ inline bool is_dense(const Tensor& x) {
   return true;
 }
 
+// The index, in the order of its dimensions, of the element at place `at` in the memory of a dense x.
+inline int64_t index_at(const Tensor& dense, int64_t at) {
+  int64_t index = 0, below = dense.numel();
+  for (int64_t d = 0; d < dense.dim(); ++d) {
+    below /= dense.size(d);
+    if (dense.size(d) > 1) index += at / dense.stride(d) % dense.size(d) * below;
+  }
+  return index;
+}
+
 inline Layout layout_of(const char* op, const Tensor& dense, std::optional<int64_t> axis) {
   if (!axis) return {1, 1, dense.numel()};
   check(0 <= *axis && *axis < dense.dim(), op, ": axis must be between 0 and ", dense.dim(), ", got ", *axis);

@@ -4,6 +4,7 @@ import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_BITS = 8
+MAX_LSBS = 3
 MAX_LEVELS = 8  # bit-widths at once: kernels keep one set of sums for each in registers
 
 
@@ -23,6 +24,25 @@ def check_x(op: str, x, name: str = "x") -> None:
                         "got torch.float64")
 
 
+def check_entries(op: str, name: str, values, count=None) -> list:
+    """`values`, one per tensor, as a list."""
+    if isinstance(values, torch.Tensor) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{op}: {name} must be a sequence with an entry per tensor, got {type(values).__name__}")
+    values = list(values)
+    if count is not None and len(values) != count:
+        raise ValueError(f"{op}: {name} must have one entry per tensor ({count}), got {len(values)}")
+    return values
+
+
+def check_like_first(op: str, t: int, x, first) -> None:
+    """xs[t], beside the first of xs."""
+    check_x(op, x, f"xs[{t}]")
+    if x.dtype != first.dtype:
+        raise TypeError(f"{op}: xs[{t}] must have the dtype of xs[0], {first.dtype}, got {x.dtype}")
+    if x.device != first.device:
+        raise ValueError(f"{op}: xs[{t}] must be on the device of xs[0], {first.device}, got {x.device}")
+
+
 def check_out_dtype(op: str, x, out_dtype) -> None:
     if out_dtype is None:
         return
@@ -37,6 +57,15 @@ def check_bits(op: str, bits, lowest: int = 1, name: str = "bits") -> None:
         raise TypeError(f"{op}: {name} must be an integer, got {bits!r}")
     if bits < lowest or bits > MAX_BITS:
         raise ValueError(f"{op}: {name} must be between {lowest} and {MAX_BITS}, got {bits}")
+
+
+def check_lsbs(op: str, bits, k) -> None:
+    """k low bits of `bits`, with one or more above them."""
+    check_bits(op, bits)
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"{op}: k must be an integer, got {k!r}")
+    if k < 1 or k > MAX_LSBS or k >= bits:
+        raise ValueError(f"{op}: k must be between 1 and {MAX_LSBS} and less than bits, {bits}, got {k}")
 
 
 def check_bit_widths(op: str, bits) -> list[int]:
@@ -91,6 +120,15 @@ def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
         raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements ({of} has shape {tuple(x.shape)}, "
                          f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
     return to_arithmetic(parameter, x)
+
+
+def check_limit(op: str, limit, x, axis, name: str = "limit"):
+    """(limit as a constant in the dtype of the arithmetic, the axis it needs); (None, None) where there is none"""
+    axis = check_axis(op, x, axis)
+    if limit is None:
+        return None, None
+    limit = check_parameter(op, name, limit, x, axis).detach()
+    return limit, None if limit.numel() == 1 else axis
 
 
 def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torch.Tensor]:
@@ -155,3 +193,56 @@ def check_shape(op: str, shape) -> list[int]:
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"{op}: shape must have at least one dimension and none below 0, got {tuple(shape)}")
     return list(shape)
+
+
+def check_logits(op: str, logits, targets, ignore_index) -> None:
+    """Rows of logits along the last axis, and the class of each."""
+    check_x(op, logits, "logits")
+    if not isinstance(targets, torch.Tensor):
+        raise TypeError(f"{op}: targets must be a tensor, got {type(targets).__name__}")
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{op}: targets must be int64 or int32, got {targets.dtype}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"{op}: ignore_index must be an integer, got {ignore_index!r}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"{op}: logits must be (..., C) with at least one class, got shape {tuple(logits.shape)}")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"{op}: targets must have the shape of logits without the classes, "
+                         f"{tuple(logits.shape[:-1])}, got {tuple(targets.shape)}")
+    if targets.device != logits.device:
+        raise ValueError(f"{op}: targets must be on logits' device {logits.device}, got {targets.device}")
+
+
+def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> None:
+    """`second` is on first's device, and float64 exactly when it is."""
+    if second.device != first.device:
+        raise ValueError(f"{op}: {names[1]} must be on {names[0]}'s device {first.device}, got {second.device}")
+    if (first.dtype == torch.float64) != (second.dtype == torch.float64):
+        raise TypeError(f"{op}: {names[1]} must be float64 exactly when {names[0]} is, got {second.dtype} beside "
+                        f"{first.dtype}")
+
+
+def check_samples(op: str, activations, grad_outputs, bias) -> None:
+    """Activations and gradients of a batch of samples that go together, whatever their shapes."""
+    check_x(op, activations, "activations")
+    check_x(op, grad_outputs, "grad_outputs")
+    check_flag(op, "bias", bias)
+    if arithmetic_dtype(grad_outputs) != arithmetic_dtype(activations):
+        raise TypeError(f"{op}: grad_outputs must be float64 exactly when activations are, got {grad_outputs.dtype} "
+                        f"for {activations.dtype}")
+    if grad_outputs.device != activations.device:
+        raise ValueError(f"{op}: grad_outputs must be on activations' device {activations.device}, "
+                         f"got {grad_outputs.device}")
+
+
+def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
+    """The factor in the arithmetic's dtype, once its shape and device fit; None stays."""
+    if weight_factor is None:
+        return None
+    check_float(op, "weight_factor", weight_factor)
+    if weight_factor.device != activations.device:
+        raise ValueError(f"{op}: weight_factor must be on activations' device {activations.device}, "
+                         f"got {weight_factor.device}")
+    if tuple(weight_factor.shape) != shape:
+        raise ValueError(f"{op}: weight_factor must have the weight's shape {shape}, got {tuple(weight_factor.shape)}")
+    return to_arithmetic(weight_factor.detach(), activations)

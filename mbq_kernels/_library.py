@@ -142,15 +142,15 @@ def use_backend(backend: str):
     """Run every op on `backend` inside the `with` block, whatever the device's default is.
 
     The whole process is affected, all threads. Raises ValueError for an unknown name and BackendError when the backend
-    can run on no device here, at once; a tensor of a device the backend does not take raises BackendError at the call.
+    can run no op here, at once; an op the backend lacks, or a tensor of a device it does not take, raises BackendError
+    at the call.
     """
     if backend not in NAMES:
         raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")
-    for op in _raw_names:
-        reasons = {device: why_not(backend, op, device) for device in _PREFERENCE}
-        if None not in reasons.values():
-            detail = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-            raise BackendError(f"use_backend: {backend} cannot run {op} here ({detail})")
+    reasons = {(op, device): why_not(backend, op, device) for op in _raw_names for device in _PREFERENCE}
+    if None not in reasons.values():
+        detail = "; ".join(f"{device}: {reasons[ops()[0], device]}" for device in _PREFERENCE)
+        raise BackendError(f"use_backend: {backend} cannot run {ops()[0]} here, nor any other op ({detail})")
     previous = _forced
     _force(backend)
     try:

@@ -72,7 +72,7 @@ def variants():
                 **inputs, **present, "out_ptrs": many(y)}, {"VALUE": value, "ONE_SCALE": op == "double_round", **shape, **missing}
             yield (op, "backward", *name), elementwise.backward_kernel, {
                 **inputs, **present, "grad_ptrs": many(y), "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
-                "factors": many("fp32")}, {"TERMS": terms, "ONE_SCALE": op == "double_round", **shape, **missing}
+                "factors": many("fp32")}, {"TERMS": terms, "ONE_SCALE": op == "double_round", "grad_scale_ptr": None, **shape, **missing}
 
 
 if __name__ == "__main__":

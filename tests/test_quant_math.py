@@ -16,7 +16,8 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
-          "affine_gradient_terms", "second_encode", "double_decode", "switch_code"]
+          "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "unit_position", "within_unit", "round_clamp_code",
+          "round_clamp_decode", "lsb_residual", "lsb_slope", "lsb_gradient"]
 CODES = ["to_fields", "from_fields", "gather_fields", "spread_fields"]  # of code_math, beside each quant_math
 
 

@@ -87,9 +87,9 @@ def test_a_finished_run_is_kept_unless_told_otherwise(finished, tmp_path):
     (["--data", "digit"], "load_data: "),
     (["--data", "/nothing/here"], "load_data: "),
     (["--augment", "flop"], "load_data: "),
-    (["--bits", "4,8"], "options: bits must go from high to low without repeats, got (4, 8)"),
+    (["--bits", "4,8,2"], "options: bits must go from high to low without repeats, got (4, 8, 2)"),
     (["--bits", "8,x"], "mbq: bits must be integers separated by commas, got '8,x'"),
-    (["--bits", "16"], "options: bits must be between 1 and 8, got 16"),
+    (["--bits", "16"], "options: bits must be between 1 and 8, or 32, got 16"),
     (["--float-epochs", "0"], "options: float_epochs must be finite and at least 1, got 0"),
     (["--learning-rate", "nan"], "options: learning_rate must be finite and above 0, got nan"),
     (["--batch-norm", "shard"], "options: batch_norm must be one of per_bit, shared, got 'shard' (did you mean"),
@@ -132,7 +132,7 @@ def test_eval_names_what_is_wrong_with_a_run(finished, tmp_path):
     for change, message in (({"version": 0}, "version must be 2, got 0"),
                             ({"epochs": "3"}, "epochs must be of type int"),
                             ({"extra": 1}, "have unknown extra"),
-                            ({"bits": [2, 8]}, "bits must go from high to low")):
+                            ({"bits": [4, 8, 2]}, "bits must go from high to low")):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         assert message in stderr()
     (folder / "config.json").write_text("{")

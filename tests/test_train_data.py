@@ -101,7 +101,7 @@ def test_a_last_batch_smaller_than_the_world_is_left_out_on_every_rank(data):
 def test_a_coreset_is_all_that_is_seen(data):
     rows = torch.tensor([45, 3, 7, 20, 3])
     batches = list(data.train_batches(2, seed=0, epoch=0, rows=rows))
-    assert len(batches) == data.steps(2, rows=rows) == 3
+    assert len(batches) == data.steps(2, images=len(rows)) == 3
     assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == sorted(rows.tolist())
     again = list(data.train_batches(2, seed=0, epoch=0, rows=rows))
     assert all(map(same, batches, again))
@@ -112,6 +112,18 @@ def test_test_batches_come_in_order_and_are_never_augmented(data):
     assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(9))
     assert [batch.total for batch in batches] == [4, 4, 1] and all(map(same, batches, again))
     assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 3 for i in range(46, 55)]
+
+
+def test_still_batches_are_the_training_images_in_order_not_augmented(data):
+    batches = list(data.still_batches(8))
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(46))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]).cpu(), data.train_labels)
+    assert all(map(same, batches, data.still_batches(8)))
+    parts = [list(data.still_batches(8, rank=rank, world=4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+    assert all(same(batch, parts[number % 4][number // 4]) for number, batch in enumerate(batches))
+    with pytest.raises(ValueError, match="still_batches: rank must be in 0..3, got 4"):
+        data.still_batches(8, rank=4, world=4)
 
 
 @pytest.mark.parametrize("options, error, match", [

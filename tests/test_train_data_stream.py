@@ -55,6 +55,14 @@ def test_test_images_are_the_centre_of_the_resized_image(folder):
     torch.testing.assert_close(batch.images[0], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_still_batches_are_the_centres_of_the_training_images(folder):
+    data = load_data(folder, **STREAMED)
+    batches = list(data.still_batches(5))
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(14))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), data.train_labels)
+    assert all(map(torch.equal, batches[0][:3], next(data.still_batches(5))[:3]))
+
+
 def test_without_a_resized_crop_training_images_are_the_centre_too(tmp_path):
     sets.image_folder(tmp_path, train=2, test=2, size=(40, 20))
     for part in ("train", "val"):

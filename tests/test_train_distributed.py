@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {"bits": (8, 2), "model": "test_train_distributed:network", "epochs": 2, "float_epochs": 1, "batch_size": 12,
            "learning_rate": 0.01, "optimizer": "sgd", "clip_norm": 1.0}
 SCHEDULES = {"each": {"schedule": "each", "distill": 0.7},
-             "accumulate": {"schedule": "accumulate", "weight_bank": True}}
+             "accumulate": {"schedule": "accumulate", "weight_bank": True},
+             "coresets": {"recipe": "emqnet", "score_epochs": 1, "prune_rate": 0.5, "weight_correction": True}}
 
 
 def network():

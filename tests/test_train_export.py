@@ -54,7 +54,7 @@ def test_every_bit_width_of_the_store_has_the_trained_weights_bit_for_bit(images
 
 def test_learned_scales_are_stored_at_one_bit_width(images, tmp_path):
     model = network(images, quantizer="learned")
-    with pytest.raises(ValueError, match="bits must be one of .*3 has learned a scale for each, got None"):
+    with pytest.raises(ValueError, match="bits must be one of 8, 6, 4, 2, at which 3 was trained, got None"):
         export_store(model, tmp_path / "store")
     export_store(model, tmp_path / "store", bits=4, rest="bfloat16")
     set_bits(model, 4)

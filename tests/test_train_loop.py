@@ -52,15 +52,16 @@ def test_one_loop_trains_the_float_and_the_quantized_network(data):
 def test_a_step_after_each_bit_width_moves_the_scales_of_that_bit_width_alone(data, monkeypatch):
     model, seen = convert(tiny_model(), BITS), []
     scales = model[3].weight_quantizer.scales
-    step = steps.Stepper._step_at
+    step = steps.Stepper._step_on
 
-    def watch(self, bits, batch, targets):
+    def watch(self, group):
         before = {b: scale.detach().clone() for b, scale in scales.items()}
-        losses = step(self, bits, batch, targets)
-        seen.append((bits, [b for b, scale in scales.items() if not torch.equal(scale, before[b])]))
+        losses = step(self, group)
+        moved = [b for b, scale in scales.items() if not torch.equal(scale, before[b])]
+        seen.append((tuple(bits for bits, _, _ in group), moved))
         return losses
 
-    monkeypatch.setattr(steps.Stepper, "_step_at", watch)
+    monkeypatch.setattr(steps.Stepper, "_step_on", watch)
     train(model, data, batch_size=30)
     assert seen == [((8,), ["8"]), ((4,), ["4"]), ((2,), ["2"])] * 2
 

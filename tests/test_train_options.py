@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 from mbq_train import Options
+from mbq_train.options import RECIPES
+from mbq_train.recipes import recipe_type, registry
 
 
 def test_options_go_through_json():
@@ -27,7 +29,10 @@ def test_values_that_mean_the_same_are_taken_in_the_options_type(tmp_path):
     ({"momentum": 1.0}, "options: momentum must be finite and below 1, got 1.0"),
     ({"optimizer": "adamv"}, r"options: optimizer must be one of adam, adamw, sgd, got 'adamv' \(did you mean"),
     ({"schedule": "eech"}, r"options: schedule .*did you mean 'each'"),
-    ({"bits": (2, 8)}, "options: bits must go from high to low"),
+    ({"bits": (4, 8, 2)}, "options: bits must go from high to low"),
+    ({"bits": (32,)}, r"options: bits must hold one below 32, got \(32,\)"),
+    ({"bits": (16, 8)}, "options: bits must be between 1 and 8, or 32, got 16"),
+    ({"recipe": "plane"}, r"options: recipe must be one of .*did you mean 'plain'"),
     ({"bits": (8, 8)}, "options: bits must go from high to low without repeats"),
     ({"rate_epochs": (3,)}, "options: rate_epochs must be empty unless rate is step, got rate 'cosine'"),
     ({"rate": "step"}, r"options: rate_epochs must be increasing epochs with rate step, got \(\)"),
@@ -41,6 +46,22 @@ def test_values_that_mean_the_same_are_taken_in_the_options_type(tmp_path):
 def test_options_out_of_range_are_named(change, match):
     with pytest.raises(ValueError, match=match):
         replace(Options(), **change)
+
+
+def test_bits_may_be_given_from_low_to_high_with_the_float_path():
+    assert Options(bits=(1, 2, 4, 8, 32)).bits == (32, 8, 4, 2, 1)
+
+
+def test_a_recipe_has_defaults_that_what_is_given_overrides(monkeypatch):
+    monkeypatch.setitem(RECIPES, "plain", {"epochs": 7, "distill": 0.5})
+    assert Options.for_recipe("plain", epochs=3) == replace(Options(), epochs=3, distill=0.5)
+    assert Options(recipe="plain").epochs == 30
+    with pytest.raises(ValueError, match="options: recipe must be one of .*did you mean 'plain'"):
+        Options.for_recipe("plan")
+
+
+def test_every_recipe_of_the_options_exists():
+    assert {name: recipe_type(name) for name in RECIPES} == registry.RECIPES
 
 
 @pytest.mark.parametrize("change, match", [

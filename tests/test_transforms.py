@@ -36,8 +36,52 @@ def switched(x, scale, bits=4):  # not defined at 1 bit: 2 then
     return mbq.switched_linear(x, codes.view(-1, x.shape[-1]), scale, scale * 2, bits=max(bits, 2))
 
 
-OPS = {"fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
-       "fake_quantize_foreach": foreach, "double_round": double, "switched_linear": switched}
+def lsb_options(x, bits):
+    """Those of a weight with an axis; with k below them there are no 1 and 2 bits."""
+    return {"bits": max(bits, 3), "limit": x.detach().abs().amax(1), "axis": 0}
+
+
+def row(scale, *results):
+    """All results side by side, so that no sum but the op's own is in their gradients; scale gets 0"""
+    return torch.cat([scale * 0, *(result.flatten() for result in results)])
+
+
+def clamped(x, scale, bits=4):
+    return row(scale, mbq.round_clamp(x, **lsb_options(x, bits)))
+
+
+def penalty(x, scale, bits=4):
+    return row(scale, *mbq.lsb_penalty(x, k=2, **lsb_options(x, bits)))
+
+
+def clamped_lsb(x, scale, bits=4):
+    return row(scale, *mbq.round_clamp_lsb(x, **lsb_options(x, bits)))
+
+
+def clamped_foreach(x, scale, bits=4):
+    options = lsb_options(x, bits)
+    values, penalties, rates = mbq.round_clamp_lsb_foreach(
+        [x, x * 2], bits=[options["bits"], 4], k=[2, 1], limits=[options["limit"], options["limit"].amax() * 2], axis=0)
+    return row(scale, *values, penalties, rates)
+
+
+def cross_entropy(x, scale, bits=4):
+    targets = torch.arange(scale.numel(), device=x.device) * bits % x.shape[-1]
+    return mbq.cross_entropy_el2n(x, targets, label_smoothing=0.1)[0] * scale
+
+
+def corrected(x, scale, bits=4):
+    return torch.stack(mbq.fake_quantize_corrected(x, [scale, scale * 2], bits=[bits, 2], axis=0))
+
+
+def correct(x, scale, bits=4):
+    return mbq.correct_weight_bias(x * bits, x.abs(), detach_stats=False)[:, 0] * scale
+
+
+OPS = {"cross_entropy_el2n": cross_entropy, "correct_weight_bias": correct, "fake_quantize_corrected": corrected,
+       "fake_quantize": single, "fake_quantize_multi": multi, "fake_quantize_affine": affine,
+       "fake_quantize_foreach": foreach, "double_round": double, "switched_linear": switched, "round_clamp": clamped,
+       "lsb_penalty": penalty, "round_clamp_lsb": clamped_lsb, "round_clamp_lsb_foreach": clamped_foreach}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -55,10 +99,37 @@ def test_every_op_is_here():
     assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
 
 
+def rows(x):
+    """(N, C); of no elements, no rows"""
+    return x.flatten(1) if x.numel() else x.reshape(0, 1)
+
+
+def classes(x):
+    return torch.arange(len(rows(x)), device=x.device) % rows(x).shape[1]
+
+
 CODES = torch.randint(-128, 128, (4, 33), dtype=torch.int8)
 PLANES = torch.randint(0, 256, (8, 4, 5), dtype=torch.uint8)
 
+
+def bounded(x):
+    """x and a limit for each of its rows"""
+    return x, x.new_full(x.shape[:1], 9.0)
+
+
 RAW = {
+    "cross_entropy_el2n_forward": lambda x, s: (rows(x), classes(x), -100, 0.1),
+    "cross_entropy_el2n_backward":
+        lambda x, s: (rows(x).sum(1), rows(x), classes(x), rows(x)[:, :1].expand(-1, 2), -100, 0.0),
+    "correct_weight_bias_forward": lambda x, s: (x, x * 2, 0, 1e-8),
+    "correct_weight_bias_backward": lambda x, s: (x, x, x * 2, torch.stack([s] * 6), 0, 1e-8),
+    "fake_quantize_corrected_fold":
+        lambda x, s: (x, torch.stack([s, s]), torch.stack([s, s]), x * 2, [4, 1], True, 0),
+    "fake_quantize_corrected_forward":
+        lambda x, s: (x, torch.stack([s, s]), None, torch.stack([torch.stack([s, s])] * 3), [4, 1], True, 0, None),
+    "fake_quantize_corrected_backward":
+        lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), torch.stack([torch.stack([s, s])] * 3),
+                      [4, 1], True, 0, 1.0),
     "switched_linear_forward": lambda x, s: (matrix(x), CODES.to(x.device), s, s * 2, 8, 4, True),
     "switched_linear_backward": lambda x, s: (matrix(x)[:, :4], PLANES.to(x.device), s, 33, 8, 4, False),
     "fake_quantize_forward": lambda x, s: (x, s, s * 0, 4, True, 0, torch.bfloat16),
@@ -73,6 +144,16 @@ RAW = {
                       [4, 1], True, [0, -1], None),
     "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
     "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
+    "round_clamp_forward": lambda x, s: (*bounded(x), 4, 0),
+    "lsb_penalty_forward": lambda x, s: (*bounded(x), 4, 2, 0),
+    "lsb_penalty_backward": lambda x, s: (s[0], *bounded(x), 4, 1, 0, True),
+    "round_clamp_lsb_forward": lambda x, s: (*bounded(x), 8, 1, 0),
+    "round_clamp_lsb_backward": lambda x, s: (x * 2, s[0], *bounded(x), 8, 3, 0, False),
+    "round_clamp_lsb_foreach_forward":
+        lambda x, s: ([x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2], [0, -1]),
+    "round_clamp_lsb_foreach_backward":
+        lambda x, s: ([x * 2, x[2:]], s[:2], [x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2],
+                      [0, -1], False),
     "double_round_forward": lambda x, s: (x, s, 8, [4, 2], 0, True, torch.bfloat16),
     "double_round_backward": lambda x, s: ([x, x * 2], x, s, 8, [4, 2], 0, False, None, True),
 }
@@ -120,6 +201,24 @@ MALFORMED |= {
     "foreach, gradients of two dtypes": (BACKWARD, ([X, X.half()], [X, X], [SCALE] * 2, [], [4], True, [0, 0], None)),
 }
 
+MALFORMED |= {
+    "round_clamp, bits": ("round_clamp_forward", (X, None, 9, None)),
+    "round_clamp, an axis without limit": ("round_clamp_forward", (X, None, 4, 0)),
+    "lsb, k": ("lsb_penalty_forward", (X, None, 4, 4, None)),
+    "lsb, too few limits": ("lsb_penalty_forward", (X, SCALE[:2], 4, 1, 0)),
+    "lsb, bfloat16 limit": ("round_clamp_lsb_forward", (X, SCALE.bfloat16(), 4, 1, 0)),
+    "lsb, bfloat16 gradient": ("lsb_penalty_backward", (SCALE[0].bfloat16(), X, SCALE, 4, 1, 0, False)),
+    "lsb, gradient of another shape": ("round_clamp_lsb_backward", (X[:1], SCALE[0], X, SCALE, 4, 1, 0, False)),
+    "lsb, gradient of another dtype": ("round_clamp_lsb_backward", (X.half(), SCALE[0], X, SCALE, 4, 1, 0, False)),
+    "lsb foreach, no x": ("round_clamp_lsb_foreach_backward", ([], SCALE[:0], [], [], [], [], [], False)),
+    "lsb foreach, bits too few": ("round_clamp_lsb_foreach_forward", ([X, X], [], [4], [1, 1], [-1, -1])),
+    "lsb foreach, x of two dtypes": ("round_clamp_lsb_foreach_forward", ([X, X.half()], [], [4, 4], [1, 1], [-1, -1])),
+    "lsb foreach, a penalty too few":
+        ("round_clamp_lsb_foreach_backward", ([X, X], SCALE[:1], [X, X], [], [4, 4], [1, 1], [-1, -1], False)),
+    "lsb foreach, no gradients":
+        ("round_clamp_lsb_foreach_backward", ([], SCALE[:2], [X, X], [], [4, 4], [1, 1], [-1, -1], False)),
+}
+
 FORWARD, BACKWARD = "switched_linear_forward", "switched_linear_backward"
 ROWS = torch.randn(3, 33)
 MALFORMED |= {
@@ -146,7 +245,8 @@ MALFORMED |= {
 @pytest.mark.parametrize("raw, arguments", MALFORMED.values(), ids=MALFORMED.keys())
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
-    with pytest.raises(RuntimeError, match="^((fake_quantize|double_round)(_multi|_foreach)?|switched_linear): "):
+    with pytest.raises(RuntimeError, match="^((fake_quantize|double_round)(_multi|_foreach)?|switched_linear|"
+                                           "round_clamp(_lsb(_foreach)?)?|lsb_penalty): "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""The integer ops, which have no gradient, under opcheck, torch.compile, torch.export and vmap."""
+"""The ops without a gradient, of codes and of scores, under opcheck, torch.compile, torch.export and vmap."""
 
 import pytest
 import torch
@@ -19,6 +19,10 @@ def dequantize(codes, scale, bits=4):
     return mbq.dequantize_codes(codes, scale, to_bits=bits, axis=0, rounding="half_up")
 
 
+def residual(codes, scale, bits=4):
+    return mbq.extract_lsb(codes.float(), bits=bits, limit=scale + 128, axis=0)
+
+
 def pack(codes, scale, bits=4):
     """There and back, at a bit-width that packs whatever `bits` is."""
     packed = mbq.pack_codes(mbq.switch_bits(codes, to_bits=4), bits=4)
@@ -30,8 +34,26 @@ def planes(codes, scale, bits=4):
     return split, mbq.from_planes(split, bits=bits, shape=codes.shape)
 
 
-OPS = {"quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
-       "to_planes": planes}
+def error_norms(codes, scale, bits=4):
+    return mbq.el2n(codes.float(), torch.arange(len(codes), device=codes.device) % codes.shape[-1])
+
+
+def of_embedding(codes, scale, bits=4):
+    return mbq.sample_grad_norm_embedding(codes.int() % bits, codes.unsqueeze(-1) * scale, padding_idx=0)
+
+
+def of_layer_norm(codes, scale, bits=4):
+    return mbq.sample_grad_norm_layer_norm(codes.float(), codes * scale[0], normalized_shape=codes.shape[-1])
+
+
+def of_batch_norm(codes, scale, bits=4):
+    return mbq.sample_grad_norm_batch_norm(codes.float(), codes * scale[0])
+
+
+OPS = {"el2n": error_norms, "sample_grad_norm_embedding": of_embedding, "sample_grad_norm_layer_norm": of_layer_norm,
+       "sample_grad_norm_batch_norm": of_batch_norm,
+       "quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
+       "to_planes": planes, "extract_lsb": residual}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
@@ -40,10 +62,25 @@ def random_planes(codes):
                          device=codes.device)
 
 
+def rows(codes):
+    """(N, C) in float; of no codes, no rows"""
+    return codes.float().flatten(1) if codes.numel() else codes.float().reshape(0, 1)
+
+
+def cube(codes):
+    """(N, P, 1) in float"""
+    return codes.float().flatten(1).unsqueeze(-1)
+
+
 RAW = {
+    "el2n_forward": lambda c, s: (rows(c), torch.zeros(len(rows(c)), dtype=torch.int64, device=c.device), -100),
+    "sample_grad_norm_embedding_forward": lambda c, s: (cube(c)[..., 0].long(), cube(c) * s, 3),
+    "sample_grad_norm_layer_norm_forward": lambda c, s: (cube(c), cube(c) * 2, True, True),
+    "sample_grad_norm_batch_norm_forward": lambda c, s: (cube(c), cube(c) * 2, True, False),
     "quantize_codes_forward": lambda c, s: (c.float(), s, s, 4, False, 0),
     "switch_bits_forward": lambda c, s: (c, 8, 4, True),
     "dequantize_codes_forward": lambda c, s: (c, s, 8, 4, 0, torch.bfloat16, False),
+    "extract_lsb_forward": lambda c, s: (c.float(), s + 128, 4, 2, 0),
     "pack_codes_forward": lambda c, s: (c.clamp(-8, 7), 4, True),
     "unpack_codes_forward": lambda c, s: (random_planes(c)[0], 1, False, list(c.shape)),
     "to_planes_forward": lambda c, s: (c, 8),
@@ -84,6 +121,7 @@ MALFORMED = {
     "integer x": ("quantize_codes_forward", (CODES, SCALE, None, 4, True, 0)),
     "3 bits packed": ("pack_codes_forward", (CODES, 3, True)),
     "signed codes as unsigned": ("pack_codes_forward", (CODES, 4, False)),
+    "k": ("extract_lsb_forward", (CODES.float(), SCALE + 128, 4, 4, 0)),
     "no axis": ("pack_codes_forward", (CODES[0, 0], 4, True)),
     "too few bytes": ("unpack_codes_forward", (PLANES[0], 2, True, [3, 700])),
     "0 bits": ("unpack_codes_forward", (PLANES[0], 0, True, [3, 700])),
@@ -99,7 +137,7 @@ MALFORMED = {
 def test_compiled_code_reads_nothing_it_was_not_given(raw, arguments):
     """Raw operators are private, but what reaches them wrongly is an error, not a read outside memory."""
     with pytest.raises(RuntimeError, match="^(quantize_codes|switch_bits|dequantize_codes|(un)?pack_codes|to_planes|"
-                                           "from_planes): "):
+                                           "from_planes|extract_lsb): "):
         getattr(torch.ops.mbq, raw)(*arguments)
 
 

@@ -48,23 +48,36 @@ void forward_loop(const Works& works) {
   for_each_task(works, [&](const auto& work, const Task& task) { work(task, bytes > kCacheBytes); });
 }
 
+// What is done to a block of upstream gradients of level k before they are used: nothing.
+struct AsGiven {
+  template <class W>
+  const W* operator()(size_t, const Block&, const W* grad, W*) const {
+    return grad;
+  }
+};
+
 // grad_x = sum over levels of their terms, added in W in the order of the levels; sums of the other terms.
-template <class Quantizer, class T, class Grad, class W = wide_t<T>>
+template <class Quantizer, class T, class Grad, class W = wide_t<T>, class Upstream = AsGiven>
 struct BackwardWork : Work<Quantizer, W> {
   const T* x;
   std::vector<const Grad*> grads;
   T* grad_x;
   mutable std::vector<double> to_scale, to_shift;  // partial sums, of a level after the other; each has one writer
+  Upstream upstream;
 
   BackwardWork(Layout layout, const std::vector<Level<Quantizer, W>>& levels, const T* from,
-               std::vector<const Grad*> upstream, T* to)
-      : Work<Quantizer, W>(layout, levels), x(from), grads(std::move(upstream)), grad_x(to) {
+               std::vector<const Grad*> given, T* to, Upstream on_the_way = {})
+      : Work<Quantizer, W>(layout, levels),
+        x(from),
+        grads(std::move(given)),
+        grad_x(to),
+        upstream(std::move(on_the_way)) {
     to_scale.resize(levels.size() * this->walk.partial_sums());
     if (this->shifted) to_shift.resize(to_scale.size());
   }
 
   void operator()(const Task& task, bool past_cache) const {
-    alignas(64) W wide_x[kBlock], wide_grad[kBlock];
+    alignas(64) W wide_x[kBlock], wide_grad[kBlock], changed[kBlock];
     Results<T, W> results(past_cache);
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride;
@@ -77,7 +90,7 @@ struct BackwardWork : Work<Quantizer, W> {
       for (size_t k = 0; k < grads.size(); ++k) {
         const size_t later = k + 2;  // one block of bfloat16 takes less time than memory does to answer
         const Grad* next = grads[later % grads.size()] + begin + later / grads.size() * n;
-        const W* gs = load(grads[k] + begin, wide_grad, n);
+        const W* gs = upstream(k, block, load(grads[k] + begin, wide_grad, n), changed);
         this->shifted ? add<true>(k, task, block, gs, xs, sum, next) : add<false>(k, task, block, gs, xs, sum, next);
       }
       results.finish(grad_x + begin, n);

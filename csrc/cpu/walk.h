@@ -43,6 +43,16 @@ struct Walk {
     return {begin, period, count, {at, period, 1, n}, (major * pieces + piece) * kBlock};
   }
 
+  // Calls body(task) for tasks first .. last.
+  template <class Body>
+  void each_task(int64_t first, int64_t last, const Body& body) const {
+    int64_t major = first / pieces, piece = first % pieces;
+    for (int64_t index = first; index < last; ++index) {
+      body(task(major, piece));
+      if (++piece == pieces) piece = 0, ++major;
+    }
+  }
+
   // How many tasks begin before `element`, if all are equally long.
   int64_t tasks_before(int64_t element) const {
     if (element <= 0) return 0;
@@ -68,9 +78,10 @@ struct Walk {
   }
 };
 
-// Calls body(tensor, task) for every task of every tensor, in one parallel loop over all their elements.
+// Calls body(tensor, first, last) for ranges of tasks that make up every tensor, in one parallel loop over all their
+// elements; a range is one thread's.
 template <class Works, class Body>
-void for_each_task(const Works& works, const Body& body) {
+void for_each_range(const Works& works, const Body& body) {
   std::vector<int64_t> starts{0};
   for (const auto& work : works) starts.push_back(starts.back() + work.walk.layout.numel());
   if (starts.back() == 0) return;
@@ -78,14 +89,17 @@ void for_each_task(const Works& works, const Body& body) {
     size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; i < works.size() && starts[i] < end; ++i) {
       const Walk& walk = works[i].walk;
-      const int64_t first = walk.tasks_before(begin - starts[i]), last = walk.tasks_before(end - starts[i]);
-      int64_t major = first / walk.pieces, piece = first % walk.pieces;
-      for (int64_t index = first; index < last; ++index) {
-        body(works[i], walk.task(major, piece));
-        if (++piece == walk.pieces) piece = 0, ++major;
-      }
+      body(works[i], walk.tasks_before(begin - starts[i]), walk.tasks_before(end - starts[i]));
     }
     finish_streams();
+  });
+}
+
+// Calls body(tensor, task) for every task of every tensor, likewise.
+template <class Works, class Body>
+void for_each_task(const Works& works, const Body& body) {
+  for_each_range(works, [&](const auto& work, int64_t first, int64_t last) {
+    work.walk.each_task(first, last, [&](const Task& task) { body(work, task); });
   });
 }
 

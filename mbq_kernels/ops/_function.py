@@ -25,5 +25,4 @@ class BackwardFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError("mbq_kernels: the gradient of a quantizer has no gradient of its own (rounding is "
-                           "straight-through once); double backward is not supported")
+        raise RuntimeError("mbq_kernels: a fused gradient has no gradient of its own; double backward is not supported")

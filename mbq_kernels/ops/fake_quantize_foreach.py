@@ -105,9 +105,9 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
     bits = check.check_bit_widths(NAME, bits)
     check.check_flag(NAME, "signed", signed)
     check.check_factor(NAME, grad_factor)
-    xs = _entries("xs", xs)
+    xs = check.check_entries(NAME, "xs", xs)
     for t, x in enumerate(xs):
-        _check_x(t, x, xs[0])
+        check.check_like_first(NAME, t, x, xs[0])
     if not xs:
         return []
     check.check_out_dtype(NAME, xs[0], out_dtype)
@@ -125,27 +125,9 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
     return [tuple(outs[i:i + len(bits)]) for i in range(0, len(outs), len(bits))]
 
 
-def _entries(name, values, count=None):
-    """`values`, one per tensor, as a list."""
-    if isinstance(values, torch.Tensor) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{NAME}: {name} must be a sequence with an entry per tensor, got {type(values).__name__}")
-    values = list(values)
-    if count is not None and len(values) != count:
-        raise ValueError(f"{NAME}: {name} must have one entry per tensor ({count}), got {len(values)}")
-    return values
-
-
-def _check_x(t, x, first):
-    check.check_x(NAME, x, f"xs[{t}]")
-    if x.dtype != first.dtype:
-        raise TypeError(f"{NAME}: xs[{t}] must have the dtype of xs[0], {first.dtype}, got {x.dtype}")
-    if x.device != first.device:
-        raise ValueError(f"{NAME}: xs[{t}] must be on the device of xs[0], {first.device}, got {x.device}")
-
-
 def _parameters(name, parameters, xs, axes, count):
     """Per tensor its parameters, one per bit-width, in the dtype of the arithmetic."""
-    parameters = _entries(name, parameters, len(xs))
+    parameters = check.check_entries(NAME, name, parameters, len(xs))
     return [rows if _ready(rows, x, axis, count) else check.check_rows(NAME, f"{name}[{t}]", rows, x, axis, count)
             for t, (rows, x, axis) in enumerate(zip(parameters, xs, axes, strict=True))]
 

@@ -100,3 +100,41 @@ def switching(from_bits: int, to_bits: int, half_even: bool) -> tuple[int, int, 
 def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
     """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even; integers at twice the width of codes"""
     return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+
+
+def unit_position(x, limit, form):
+    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; form: (half, centre, 1 / half)"""
+    half, centre, _ = form
+    return torch.where(x == 0, centre, x / limit * half + centre)
+
+
+def within_unit(u):
+    """u within [0, 1], NaN to 0"""
+    return torch.clamp(torch.where(u >= 0, u, 0), max=1)
+
+
+def round_clamp_code(u, steps: float):
+    """c = min(rint(steps u), steps - 1), half to even, of u in [0, 1]; steps = 2^bits"""
+    return torch.clamp(torch.round(u * steps), max=steps - 1)
+
+
+def round_clamp_decode(code, limit, steps: float, form):
+    """limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
+    _, centre, span = form
+    top = steps - 1
+    return limit * ((code * span - centre * span * top) / top)
+
+
+def lsb_residual(u, steps: float, coarse: float, ratio: float):
+    """B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact"""
+    return round_clamp_code(u, steps) - ratio * round_clamp_code(u, coarse)
+
+
+def lsb_slope(grad_penalty, limit, factor: float):
+    """The penalty's gradient where B > 0, grad_penalty * factor / limit; factor = 2^bits * half, or half alone"""
+    return grad_penalty * factor / limit
+
+
+def lsb_gradient(grad, residual, slope):
+    """grad + slope sign(B): the task's gradient straight through, the penalty's beside it"""
+    return grad + torch.where(residual > 0, slope, torch.where(residual < 0, -slope, 0))

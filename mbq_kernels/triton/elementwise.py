@@ -66,10 +66,13 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, co
 
 
 @triton.jit
-def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_sums_ptr, shift_sums_ptr, levels,
-                    factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, ONE_SCALE: tl.constexpr,
+def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, grad_scale_ptr, scale_sums_ptr,
+                    shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, ONE_SCALE: tl.constexpr,
                     BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms"""
+    """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms
+
+    grad_scale_ptr: what the upstream gradient of every channel is multiplied by first, or None.
+    """
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     axis: tl.constexpr = 1 if BY_ROW else 0
@@ -78,6 +81,8 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, scale_su
         scale = _parameter(scale_ptr, 0 if ONE_SCALE else k * channels, channel, exists, 1.0, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
+        if grad_scale_ptr is not None:
+            grad = grad * _parameter(grad_scale_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
@@ -168,8 +173,11 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
     return list(outs)
 
 
-def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis):
-    """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements."""
+def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None):
+    """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements.
+
+    grad_scales: like scales - what the upstream gradients are multiplied by first.
+    """
     _check_dtype(x)
     x = dense(x)
     grad_x, tiling = torch.empty_like(x), Tiling(x, axis)
@@ -181,7 +189,7 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis):
             backward_kernel[tiling.grid()](
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
                 scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
-                scale_sums_ptr=partial, shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
+                grad_scale_ptr=None if grad_scales is None else grad_scales.contiguous(), scale_sums_ptr=partial, shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
                 TERMS=terms, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts

@@ -103,6 +103,53 @@ def switch_code(code, shift, bias, odd, lo, hi):
 
 
 @triton.jit
+def unit_position(x, limit, form):
+    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; form: (half, centre, 1 / half)"""
+    half, centre, span = form
+    return tl.where(x == 0.0, centre, tl.div_rn(x, limit) * half + centre)
+
+
+@triton.jit
+def within_unit(u):
+    """u within [0, 1], NaN to 0"""
+    raised = tl.where(u >= 0.0, u, 0.0)
+    return tl.where(raised > 1.0, 1.0, raised)
+
+
+@triton.jit
+def round_clamp_code(u, steps):
+    """c = min(rint(steps u), steps - 1), half to even, of u in [0, 1]; steps = 2^bits"""
+    level = round_even(u * steps)
+    return tl.where(level < steps, level, steps - 1.0)
+
+
+@triton.jit
+def round_clamp_decode(code, limit, steps, form):
+    """limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
+    half, centre, span = form
+    top = steps - 1.0
+    return limit * tl.div_rn(code * span - centre * span * top, top)
+
+
+@triton.jit
+def lsb_residual(u, steps, coarse, ratio):
+    """B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact"""
+    return round_clamp_code(u, steps) - ratio * round_clamp_code(u, coarse)
+
+
+@triton.jit
+def lsb_slope(grad_penalty, limit, factor):
+    """The penalty's gradient where B > 0, grad_penalty * factor / limit; factor = 2^bits * half, or half alone"""
+    return tl.div_rn(grad_penalty * factor, limit)
+
+
+@triton.jit
+def lsb_gradient(grad, residual, slope):
+    """grad + slope sign(B): the task's gradient straight through, the penalty's beside it"""
+    return grad + tl.where(residual > 0.0, slope, tl.where(residual < 0.0, -slope, 0.0))
+
+
+@triton.jit
 def fake_quantize_value(x, scale, offset, levels):
     """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset"""
     lo, hi = levels

@@ -1,4 +1,4 @@
-"""The command `mbq`: train, resume, eval, export, switch, inspect, info."""
+"""The command `mbq`: train, resume, eval, sensitivity, score, transfer, ablate, export, switch, inspect, info."""
 
 import contextlib
 import inspect as signatures
@@ -19,12 +19,17 @@ from mbq_kernels import BackendError
 from . import distributed
 from .export import export_onnx, export_store
 from .options import Options
+from .quantize.bits import FLOAT
+from .runs.ablate import ablate
 from .runs.checkpoint import load_metadata
 from .runs.evaluate import DryRun, Evaluation, dry_run, evaluate_run, load_quantized
 from .runs.folder import CHECKPOINT, CONFIG, load_options
 from .runs.plots import plot_store
-from .runs.progress import progress_of
+from .runs.progress import layer_table, progress_of
 from .runs.run import Result, resume_run, train_run
+from .runs.score import score_run, transfer_run
+from .runs.sensitivity import sensitivity_of_run
+from .runs.tables import ablation_table, network_name, score_table, sensitivity_table, transfer_tables
 from .training.divergence import TrainingError
 from .training.interrupt import Interrupted
 
@@ -34,18 +39,23 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads; small networks gain nothing from more")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 _SaveEvery = Annotated[float, typer.Option(min=0, help="seconds between two checkpoints within an epoch")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")]
 _Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+_Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low; empty: all")]
 
 
 def _with_options(command):
     """`command` with one command line option for each of Options, which it gets as one Options object."""
-    def run(**arguments):
+    def run(context: typer.Context, **arguments):
         with _clean_errors():
             values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
-            command(Options(**values), **arguments)
+            given = {name: value for name, value in values.items() if name != "recipe"
+                     and context.get_parameter_source(name).name != "DEFAULT"}
+            command(Options.for_recipe(values["recipe"], **given), **arguments)
 
     own = [parameter for name, parameter in signatures.signature(command).parameters.items() if name != "options"]
-    parameters = [_parameter(option) for option in fields(Options)] + own
+    context = signatures.Parameter("context", signatures.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(_parameter(option) for option in fields(Options)), *own]
     run.__signature__ = signatures.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
@@ -76,6 +86,12 @@ def _integers(name: str, parts) -> tuple[int, ...]:
         raise ValueError(f"mbq: {name} must be integers separated by commas, got {','.join(parts)!r}") from None
 
 
+def _bits(text: str) -> tuple[int, ...] | None:
+    """Bit-widths from their text, from high to low; None for none."""
+    parts = [part for part in text.split(",") if part]
+    return _integers("bits", parts) if parts else None
+
+
 @app.command()
 @_with_options
 def train(
@@ -84,7 +100,7 @@ def train(
     device: _Device = "cpu",
     save_every: _SaveEvery = 300.0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    overwrite: _Overwrite = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what would be converted and held in memory")] = False,
 ) -> None:
     """Train a float network, then one network at every bit-width, and compare their accuracies.
@@ -121,17 +137,79 @@ def resume(
 def evaluate(
     run: _Folder,
     bits: Annotated[str, typer.Option(help="bit-widths, trained or not, from high to low; empty: the trained")] = "",
+    adapt_bn: Annotated[bool, typer.Option("--adapt-bn", help="estimate BatchNorm's statistics anew for each")] = False,
     threads: _Threads = 1,
     device: _Device = "cpu",
 ) -> None:
     """Measure the accuracy of a run at every bit-width."""
     with _clean_errors():
         torch.set_num_threads(threads)
-        parts = [part for part in bits.split(",") if part]
-        result = evaluate_run(run, bits=_integers("bits", parts) if parts else None, device=device)
+        result = evaluate_run(run, bits=_bits(bits), device=device, adapt=adapt_bn)
         Console().print(_accuracy_table(result))
         if not result.finished:
             typer.echo("this run is not finished: these are its numbers at the last checkpoint")
+
+
+@app.command()
+def sensitivity(
+    run: _Folder,
+    bits: Annotated[str, typer.Option(help="bit-widths, from high to low; empty: the run's")] = "",
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+) -> None:
+    """Measure how much the loss of a run's float network grows when a layer is quantized: HAWQ-V2's sensitivity."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        with progress_of(load_options(run / CONFIG)) as callbacks:
+            found = sensitivity_of_run(run, bits=_bits(bits), device=device,
+                                       on_probe=callbacks["on_probe"])
+        Console().print(sensitivity_table(found))
+        typer.echo(f"written: {run / 'sensitivity.json'}, {run / 'sensitivity.png'}")
+
+
+@app.command()
+def score(
+    run: _Folder,
+    by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
+    bits: _Trained = "",
+    out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
+    images: Annotated[int, typer.Option(min=1, help="hardest and easiest images to show")] = 16,
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+) -> None:
+    """Score every training image: scores.parquet, scores.png, and the hardest and easiest images in images.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        result = score_run(run, score=by, bits=_bits(bits), out=out, images=images, device=device)
+        Console().print(score_table(result, by))
+        typer.echo(f"written: {run if out is None else out}")
+
+
+@app.command()
+def transfer(run: _Folder, bits: _Trained = "", threads: _Threads = 1, device: _Device = "cpu") -> None:
+    """Measure what bit-widths share, angles of gradients and linear probes: transfer.json and transfer.png."""
+    with _clean_errors():
+        torch.set_num_threads(threads)
+        Console().print(*transfer_tables(transfer_run(run, bits=_bits(bits), device=device)))
+        typer.echo(f"written: {run}")
+
+
+@app.command("ablate")
+@_with_options
+def ablate_command(
+    options: Options, *,
+    measure: Annotated[str, typer.Option(help="bit-widths to measure, trained or not; empty: the trained")] = "",
+    threads: _Threads = 1,
+    device: _Device = "cpu",
+    out: Annotated[Path, typer.Option(help="folder of both runs")] = Path("runs/ablation"),
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train with and without weight correction, and measure both with and without adapted BatchNorm."""
+    torch.set_num_threads(threads)
+    with progress_of(options) as callbacks:
+        result = ablate(options, out, bits=_bits(measure), device=device, overwrite=overwrite, **callbacks)
+    Console().print(ablation_table(result))
+    typer.echo(f"written: {out}")
 
 
 @app.command()
@@ -139,8 +217,9 @@ def export(
     run: _Folder,
     store: Annotated[Path | None, typer.Option(help="file to write: an int8 store, as mbq_store reads it")] = None,
     onnx: Annotated[Path | None, typer.Option(help="file to write: ONNX, at the one bit-width --bits")] = None,
-    bits: Annotated[int, typer.Option(help="with --onnx or learned scales: the bit-width")] = 0,
-    layout: Annotated[str, typer.Option(help="of the store: codes or planes")] = "codes",
+    bits: Annotated[int, typer.Option(help="the bit-width, but for the store of codes that are rounded "
+                                           "twice, and for layers that have their own")] = 0,
+    layout: Annotated[str, typer.Option(help="of the store: codes, planes, or packed, the fewest bytes")] = "codes",
     rest: Annotated[str, typer.Option(help="of the store: float32 or bfloat16, what is not quantized")] = "float32",
     batch: Annotated[int, typer.Option(min=0, help="of ONNX: images in a batch; 0: any number")] = 0,
 ) -> None:
@@ -213,8 +292,12 @@ def _clean_errors():
 def _print_result(result: Result, out: Path) -> None:
     if not distributed.is_first():
         return
-    trained = Evaluation(result.accuracy, (), result.float_accuracy, True)
+    trained = Evaluation(result.accuracy, (), result.float_accuracy, True, result.recipe.get("layer_bits", {}))
     Console().print(_accuracy_table(trained), _time_table(result))
+    if trained.layer_bits:
+        Console().print(layer_table(result.recipe))
+        typer.echo(f"{result.recipe['mean_bits']:.2f} bits a quantized weight; with what is float, all parameters are "
+                   f"{result.recipe['compression_of_all_parameters']:.2f} x smaller")
     typer.echo(f"written: {out}")
 
 
@@ -232,7 +315,10 @@ def _accuracy_table(result: Evaluation) -> Table:
                   caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
     for bits, value in result.accuracy.items():
-        name = f"{bits} bits" + (", not trained" if bits in result.untrained else "")
+        name = network_name(bits) + (", not trained" if bits in result.untrained else "")
+        if result.layer_bits and bits != FLOAT:
+            low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
+            name = f"{low} to {high} bits, by layer"
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
 

@@ -49,6 +49,11 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return value if world_size() == 1 else _reduced(value / world_size(), dist.ReduceOp.SUM)
 
 
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    return value if world_size() == 1 else _reduced(value, dist.ReduceOp.SUM)
+
+
 def minimum(value: torch.Tensor) -> torch.Tensor:
     """The smallest of a tensor's values over all processes."""
     return value if world_size() == 1 else _reduced(value, dist.ReduceOp.MIN)

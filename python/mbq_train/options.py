@@ -6,20 +6,32 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 
 from ._names import look_up
-from .quantize.bits import check_bit_widths
+from .quantize.bits import FLOAT, check_bit_widths, quantized
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
-QUANTIZERS, ROUNDINGS = ("learned", "double-rounding"), ("half_even", "half_up")
+SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
+RECIPES = {  # with the defaults each has in place of those of Options
+    "plain": {},
+    "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
+               "batch_norm": "shared"},
+    "msq": {"bits": (8,), "quantizer": "round-clamp"},
+}
+QUANTIZERS = ("learned", "double-rounding", "any-precision", "round-clamp")
+ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
 
 
 def _option(default, help, **limits):
+    """limits: choices, low, high, above, below; recipe: the only one it belongs to."""
     return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class Options:
     """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
+
+    Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
+    a recipe. bits may also be given from low to high.
 
     Raises ValueError (TypeError for bits that are no sequence) for a value out of range or an unknown name, with the
     nearest one there is.
@@ -32,11 +44,17 @@ class Options:
     image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
     workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
     model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
-    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low")
+    recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
+                          choices=tuple(RECIPES))
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
     batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
     learn_offset: bool = _option(False, "learn an offset of the activations")
-    quantizer: str = _option("learned", "of weights: a scale for each bit-width, or one scale and codes rounded twice",
-                             choices=QUANTIZERS)
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
+                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS)
+    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
+    normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
+                             choices=NORMALISATIONS)
+    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
     rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
     scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
     shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
@@ -61,7 +79,29 @@ class Options:
     autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
     compile: bool = _option(False, "torch.compile the network")
     cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
+    prune_rate: float = _option(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
+                                recipe="emqnet")
+    score: str = _option("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
+    score_epochs: int = _option(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
+    sampling: str = _option("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
+    temperature: float = _option(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
+    resample: bool = _option(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
+    rescore_every: int = _option(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
+    shared_scores: bool = _option(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
     evaluate_every: int = _option(1, "epochs between two tests", low=1)
+    target_compression: float = _option(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
+    lsb_penalty: float = _option(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
+                                 recipe="msq", low=0)
+    unit_penalty: bool = _option(False, "msq: leave 2^bits out of the penalty's gradient", recipe="msq")
+    prune_interval: int = _option(2, "msq: epochs between two prunings", recipe="msq", low=1)
+    prune_threshold: float = _option(0.3, "msq: alpha, a layer loses bits that a smaller share of its weights uses",
+                                     recipe="msq", above=0, high=1)
+    lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
+    hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
+                            recipe="msq")
+    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1)
+    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2)
+    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0)
     seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
     def __post_init__(self):
@@ -73,10 +113,24 @@ class Options:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     _check_number(option.name, number, limits)
-        check_bit_widths("options", self.bits)
+        if self.bits == tuple(sorted(self.bits)):
+            object.__setattr__(self, "bits", self.bits[::-1])
+        check_bit_widths("options", self.bits, float_path=True)
+        self._check_recipe()
         self._check_together()
 
+    def _check_recipe(self):
+        for option in fields(self):
+            owner, value = option.metadata.get("recipe", self.recipe), getattr(self, option.name)
+            if owner != self.recipe and value != option.default:
+                raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
+                                 f"with {self.recipe!r}")
+        if self.recipe == "emqnet":
+            self._check_emqnet()
+
     def _check_together(self):
+        if not quantized(self.bits):
+            raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
         if self.rate_epochs and self.rate != "step":
             raise ValueError(f"options: rate_epochs must be empty unless rate is step, got rate {self.rate!r}")
         if self.rate == "step" and (not self.rate_epochs or list(self.rate_epochs) != sorted(set(self.rate_epochs))):
@@ -91,6 +145,38 @@ class Options:
         if self.distill and len(self.bits) == 1:
             raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
                              f"got {self.distill}")
+
+        if self.recipe == "msq":
+            self._check_msq()
+
+    def _check_msq(self):
+        if self.quantizer != "round-clamp" or len(self.bits) != 1:
+            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
+                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
+        for name in ("cuda_graph", "weight_bank"):
+            if getattr(self, name):
+                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
+        if self.lowest_bits > self.bits[0]:
+            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
+        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
+        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
+        if self.target_compression > best:
+            raise ValueError(f"options: target_compression must be at most {best:.4g}, for {prunings} prunings of "
+                             f"{most} from {self.bits[0]} bits end at {32 / best:g}, got {self.target_compression:g}; "
+                             "more epochs, a smaller prune_interval or lower lowest_bits reach further")
+
+    @classmethod
+    def for_recipe(cls, recipe: str, **given):
+        """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
+        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
+
+    def _check_emqnet(self):
+        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
+        if self.score_epochs < least:
+            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
+                             f"score {self.score!r}, got {self.score_epochs}")
+        if self.score_epochs >= self.epochs:
+            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""

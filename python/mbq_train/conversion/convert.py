@@ -4,7 +4,7 @@ from torch import nn
 
 from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
-from ..quantize.bits import check_bit_widths
+from ..quantize.bits import FLOAT, check_bit_widths
 from .call_order import call_order
 from .convertible import (
     QUANT_TYPES,
@@ -18,14 +18,15 @@ from .convertible import (
 )
 from .plan import Conversion, Entry, check_unconverted
 from .rules import Decision, apply_rules, keep_in_float
-from .weights import weight_quantizer
+from .weights import layer_quantizers
 
 _BATCH_NORM = {"per_bit": True, "shared": False}
 
 
 def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
             keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
-            rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False) -> nn.Module:
+            weight_correction: bool = False, rounding: str = "half_even", scale_chain: bool = False,
+            shared_sum: bool = False, normalise: str = "max", activation_bits: int | None = None) -> nn.Module:
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
@@ -33,13 +34,15 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     Parameters stay the same objects, but for what QuantMultiheadAttention splits: make the optimizer afterwards.
     """
     return plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
-                           learn_offset=learn_offset, quantizer=quantizer, rounding=rounding, scale_chain=scale_chain,
-                           shared_sum=shared_sum).apply()
+                           learn_offset=learn_offset, quantizer=quantizer, weight_correction=weight_correction,
+                           rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise,
+                           activation_bits=activation_bits).apply()
 
 
 def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
                     keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
-                    rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False) -> Conversion:
+                    weight_correction: bool = False, rounding: str = "half_even", scale_chain: bool = False,
+                    shared_sum: bool = False, normalise: str = "max", activation_bits: int | None = None) -> Conversion:
     """Decide what becomes of every module of `model`; nothing is changed before `apply` of the result.
 
     Args:
@@ -58,8 +61,15 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
             et al., 2025, arXiv 2502.01199, leaves these two in float), also where a layer has such a name.
         learn_offset: learn a real offset of the activations per bit-width [off: 0 fits what a ReLU gives].
         quantizer: of weights. 'learned': a scale for every bit-width (Esser et al., 2020); 'double-rounding': one
-            scale, and codes of the highest bit-width that are rounded again (Huang et al., 2025); not for 1 bit.
+            scale, and codes of the highest bit-width that are rounded again (Huang et al., 2025); not for 1 bit;
+            'any-precision': no learned scale, inputs clamped to 0..1 (Yu et al., 2021), for inputs after a ReLU;
+            'round-clamp': no scale, and a bit-width for each layer where `set_layer_bits` gives one (Han et al., 2025).
+        weight_correction: give every channel of a quantized weight its mean and deviation in float, so that one
+            BatchNorm serves all bit-widths (Kim et al., 2025); not for 'round-clamp'.
         rounding, scale_chain, shared_sum: of 'double-rounding', as for DoubleRoundingQuantizer.
+        normalise: of 'round-clamp', as for RoundClampQuantizer.
+        activation_bits: the bit-width of all activations, 1 to 8, whatever that of the weights; 32 leaves them in
+            float [the one in use].
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: bits unsorted, repeated or out of range; an unknown name,
@@ -69,14 +79,18 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     """
     bits = check_bit_widths("convert", bits)
     per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")
-    weights = weight_quantizer(quantizer, bits, rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum)
+    makers = layer_quantizers(quantizer, bits, correction=weight_correction, rounding=rounding,
+                              scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise)
+    if quantizer == "any-precision" and (learn_offset or activation_bits):
+        raise ValueError("convert: learn_offset and activation_bits must be off with quantizer 'any-precision', which "
+                         "clamps to 0..1, got one of them")
     check_model(model)
     check_unconverted(model)
     modules = _modules(model)
     owners = _owners(modules)
     obstacles = {name: why for name, module in modules.items() if (why := obstacle(module) or _tie(module, owners))}
     layers = {name: module for name, module in modules.items() if name and base_type(module)}
-    options = {"learn_offset": learn_offset, "weight_quantizer": weights}
+    options = {"learn_offset": learn_offset, **makers, **_activations(activation_bits)}
     decisions, order = _first_decisions(model, layers, example, options, keep_float)
     free = {name: layer for name, layer in layers.items() if name not in obstacles}
     reasons = {name: obstacles.get(name) or why_unsupported(module) for name, module in modules.items()
@@ -85,6 +99,14 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     decisions |= _other_decisions(modules, layers, obstacles, per_bit)
     return Conversion(model, bits, tuple(_entry(name, modules[name], decisions[name], owners) for name in modules
                                          if name in decisions), order)
+
+
+def _activations(bits: int | None) -> dict:
+    """The options of `from_float` that give all activations one bit-width."""
+    if bits is None:
+        return {}
+    check_bit_widths("convert", (bits,), float_path=True)
+    return {"activations": False} if bits == FLOAT else {"own_bits": bits}
 
 
 def _modules(model) -> dict[str, nn.Module]:

@@ -39,13 +39,13 @@ class Data(ABC):
         self.augment, self.device = augment, device
         self._mean, self._deviation = (value.float().reshape(1, -1, 1, 1).to(device) for value in (mean, deviation))
 
-    def steps(self, batch_size: int, *, rows: torch.Tensor | None = None, world: int = 1) -> int:
-        """Batches in an epoch of all training images, or of `rows`. A last one with fewer images than ranks is none."""
+    def steps(self, batch_size: int, *, images: int | None = None, world: int = 1) -> int:
+        """Batches in an epoch of `images` training images [all]. A last one with fewer images than ranks is none."""
         _check_count("train_batches", "world", world, 1)
         _check_count("train_batches", "batch_size", batch_size, 1)
         if batch_size % world:
             raise ValueError(f"train_batches: batch_size must be a multiple of world = {world}, got {batch_size}")
-        full, rest = divmod(self.train_size if rows is None else len(rows), batch_size)
+        full, rest = divmod(self.train_size if images is None else images, batch_size)
         return full + (rest >= world)
 
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0,
@@ -63,11 +63,11 @@ class Data(ABC):
         be read; RuntimeError when a worker process dies.
         """
         rows = self._check_rows(rows)
-        steps = self.steps(batch_size, rows=rows, world=world)
-        _check_range("rank", rank, 0, world - 1)
+        steps = self.steps(batch_size, images=len(rows), world=world)
+        _check_range("train_batches", "rank", rank, 0, world - 1)
         if not steps:
             raise ValueError(f"train_batches: rows must be at least world = {world}, got {len(rows)}")
-        _check_range("start", start, 0, steps)
+        _check_range("train_batches", "start", start, 0, steps)
         generator = seeded("order", seed, epoch)
         order = self._arrange(rows[torch.randperm(len(rows), generator=generator)], generator)
         batches = list(order.split(batch_size)[:steps])
@@ -77,6 +77,22 @@ class Data(ABC):
     @abstractmethod
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """All test images once, in their order, not augmented. Raises as train_batches."""
+
+    def still_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Every training image once, in their order, as test images are: not augmented. With several processes batch
+        number rank, rank + world, ... Raises as train_batches."""
+        _check_count("still_batches", "batch_size", batch_size, 1)
+        _check_range("still_batches", "rank", rank, 0, world - 1)
+        return self._still(torch.arange(self.train_size).split(batch_size)[rank::world])
+
+    @abstractmethod
+    def _still(self, batches: tuple[torch.Tensor, ...]):
+        """Batches of these rows of the training set."""
+
+    @property
+    @abstractmethod
+    def train_labels(self) -> torch.Tensor:
+        """(train_size,) int64, on the CPU."""
 
     @abstractmethod
     def _train(self, batches: tuple[torch.Tensor, ...], seed: int, epoch: int, start: int, mine: slice):
@@ -103,7 +119,7 @@ class Data(ABC):
             raise ValueError(f"train_batches: rows must have one dimension and an element, got {tuple(rows.shape)}")
         rows = rows.cpu()
         for row in (rows.min(), rows.max()):
-            _check_range("rows", int(row), 0, self.train_size - 1)
+            _check_range("train_batches", "rows", int(row), 0, self.train_size - 1)
         return rows
 
 
@@ -125,6 +141,6 @@ def _check_count(function: str, name: str, value: int, least: int) -> None:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
 
 
-def _check_range(name: str, value: int, least: int, most: int) -> None:
+def _check_range(function: str, name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise ValueError(f"train_batches: {name} must be in {least}..{most}, got {value}")
+        raise ValueError(f"{function}: {name} must be in {least}..{most}, got {value}")

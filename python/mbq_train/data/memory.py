@@ -36,6 +36,14 @@ class MemoryData(Data):
             images = augment_images(images, sent[:, 1:], self.augment, self._fill)
             yield Batch(self._normalise(images), self._train_labels[sent[:, 0]], rows, len(batches[number]))
 
+    def _still(self, batches):
+        return (Batch(self._normalise(self._train_images[rows[0]:rows[-1] + 1]),
+                      self._train_labels[rows[0]:rows[-1] + 1], rows, len(rows)) for rows in batches)
+
+    @property
+    def train_labels(self):
+        return self._train_labels.cpu()
+
     def test_batches(self, batch_size):
         return (Batch(self._normalise(self._test_images[rows[0]:rows[-1] + 1]),
                       self._test_labels[rows[0]:rows[-1] + 1], rows, len(rows)) for rows in self._test_rows(batch_size))

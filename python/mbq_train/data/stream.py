@@ -36,6 +36,14 @@ class StreamData(Data):
         images = _Centred(self._source.test, self.image_size)
         return (Batch(*batch, rows, len(rows)) for batch, rows in self._load(images, self._test_rows(batch_size)))
 
+    def _still(self, batches):
+        images = _Centred(self._source.train, self.image_size)
+        return (Batch(*batch, rows, len(rows)) for batch, rows in self._load(images, batches))
+
+    @property
+    def train_labels(self):
+        return self._source.train.labels
+
     def _load(self, images: "_Centred", batches):
         """((images, labels) on the device, rows) of each of `batches`, the rows of images."""
         loader = DataLoader(images, batch_size=None, sampler=(rows.tolist() for rows in batches),

@@ -6,6 +6,7 @@ from torch import nn
 import mbq_kernels
 
 from ..quantize.quantizers import WeightQuantizer
+from ..quantize.round_clamp import RoundClampQuantizer
 
 
 def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
@@ -25,16 +26,25 @@ def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes int8, scale float32 (C,)) of the layer's weight at `bits`: code * scale is what it computes with.
+def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or at the
+    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with in eval mode.
 
     Raises RuntimeError where the scale has no value yet.
     """
     quantizer = layer.weight_quantizer
+    if isinstance(quantizer, RoundClampQuantizer):
+        codes, *parameters = quantizer.encode(layer.weight, quantizer.own_bits or bits)
+        return codes, *(parameter.expand(len(codes)).contiguous() for parameter in parameters)
     quantizer.check_initialised([bits])
     kept = quantizer.kept_at(bits)
-    scale = quantizer.scales[str(kept)].detach()
-    codes = mbq_kernels.quantize_codes(layer.weight, scale, bits=kept, axis=0)
+    x, scale, offset, signed = quantizer.stored(layer.weight, kept)
+    options = {"bits": kept, "signed": signed, "axis": 0 if scale.dim() else None}
+    codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
+    if quantizer.correction and kept == bits:
+        scale, offset = mbq_kernels.fold_correction(x, scale, offset, **options)
     if bits < kept:
         codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)
-    return codes, scale.float() * 2.0 ** (kept - bits)
+    scale, offset = (None if parameter is None else parameter.float().expand(len(codes)).contiguous()
+                     for parameter in (scale, offset))
+    return codes, scale * 2.0 ** (kept - bits), offset

@@ -34,15 +34,17 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
 
 
 class _StoredWeight(nn.Module):
-    """x_hat = code * scale, per output channel."""
+    """x_hat = code * scale + offset, per output channel."""
 
-    def __init__(self, codes: torch.Tensor, scale: torch.Tensor):
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None):
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
+        self.register_buffer("offset", None if offset is None else offset.reshape(-1, *[1] * (codes.dim() - 1)))
 
     def forward(self, _):
-        return _onnx("DequantizeLinear", self.codes, self.scale, like=self.codes, dtype=torch.float32, axis=0)
+        x = _onnx("DequantizeLinear", self.codes, self.scale, like=self.codes, dtype=torch.float32, axis=0)
+        return x if self.offset is None else x + self.offset
 
 
 class _RoundedInput(nn.Module):
@@ -50,6 +52,7 @@ class _RoundedInput(nn.Module):
 
     def __init__(self, quantizer: nn.Module, bits: int):
         super().__init__()
+        bits = quantizer.kept_at(bits)
         self.dtype = torch.int8 if quantizer.signed else torch.uint8
         self.is_sign = bits == 1 and quantizer.signed
         self.clips = bits < 8

@@ -22,7 +22,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
     A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
-    to 4 bits; code * scale is what training computed with, bit for bit. An input is QuantizeLinear to 8 bits, Clip to
+    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4 with an
+    Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip to
     the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
     training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
 
@@ -53,7 +54,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         set_bits(model, bits)
         try_example("export_onnx", model, example)
     program = _program(frozen, args, kwargs, dynamic_batch)
-    _tidy(program, bits, {**metadata, "mbq.bits": str(bits)})
+    _tidy(program, {**metadata, "mbq.bits": str(bits)})
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
@@ -109,7 +110,7 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
                          f"({type(error).__name__}: {str(error).partition(chr(10))[0]}{hint})") from error
 
 
-def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
+def _tidy(program, metadata: dict[str, str]) -> None:
     """Pack 4-bit codes, and leave nothing in the file of the place where it was made."""
     import ml_dtypes
     import onnx_ir as ir
@@ -122,10 +123,14 @@ def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     for part in (*graph, *values):
         part.metadata_props.clear()  # torch writes lines of source code, with their paths
-    for node in graph if bits <= _PACKED_BITS else ():
-        if node.op_type == "DequantizeLinear" and (stored := node.inputs[0]).name in graph.initializers:
-            stored.const_value = ir.tensor(stored.const_value.numpy().astype(ml_dtypes.int4), name=stored.name)
-            stored.dtype = ir.DataType.INT4
+    for node in graph:
+        if node.op_type != "DequantizeLinear" or (stored := node.inputs[0]).name not in graph.initializers:
+            continue
+        codes = stored.const_value.numpy()
+        signed = codes.dtype.kind == "i"
+        if -2 ** (_PACKED_BITS - 1) <= codes.min(initial=0) and codes.max(initial=0) < 2 ** (_PACKED_BITS - signed):
+            stored.const_value = ir.tensor(codes.astype(ml_dtypes.int4 if signed else ml_dtypes.uint4), name=stored.name)
+            stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
 
 
 def _checked_proto(program):

@@ -1,15 +1,20 @@
 """export_store: the int8 store of a trained network, which mbq_store reads without torch."""
 
+from dataclasses import replace
+
 import mbq_store
 import torch
+from mbq_store.format import compact_layout
 from torch import nn
 
 from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
+from ..quantize.round_clamp import own_layer_bits
 from .codes import codes_of, quantized_layers
 
 REST = ("float32", "bfloat16")
+LAYOUTS = ("codes", "planes", "packed")
 
 
 def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str = "codes", rest: str = "float32",
@@ -17,29 +22,34 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     """Write the codes of every quantized weight of `model`, their scales, and the float rest to `path`.
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
-    bit-widths of learned scales have codes of their own, of which one is stored.
+    bit-widths of other quantizers have codes of their own, of which one is stored: that which `set_layer_bits` gave, or
+    `bits`. A weight correction is folded into scale and offset.
 
     Args:
         model: what `convert` returned, with first values for all scales.
         path: the file, written whole or not at all.
-        bits: the bit-width to store of layers with learned scales; required where there are any.
-        layout: 'codes', int8, or 'planes', of which a lower bit-width reads a part where rounding is half_up.
+        bits: the bit-width to store of layers that are not rounded twice and have none of their own; required where
+            there are any.
+        layout: 'codes', a byte each; 'planes', of which a lower bit-width reads a part where rounding is half_up; or
+            'packed', each layer in the layout that takes the fewest bytes, for layers of one bit-width.
         rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer).
         metadata: more strings for the file's header.
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
-        that cannot hold the codes. TypeError: float64 weights. RuntimeError: a scale has no value yet. OSError: the
-        disk is full.
+        that cannot hold the codes; double rounding with a weight correction. TypeError: float64 weights. RuntimeError:
+        a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
-    look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
+    look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
     layers = quantized_layers("export_store", model)
     data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
     others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
+    if own_layer_bits(model):
+        trained = {layer.bits for layer in data}
     mbq_store.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
                     metadata=metadata)
 
@@ -56,13 +66,22 @@ def _rounding(layers: dict[str, nn.Module]) -> str:
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    if not switchable and str(bits) not in quantizer.scales:
-        raise ValueError(f"export_store: bits must be one of {', '.join(quantizer.scales)}, for {name} has learned a "
-                         f"scale for each, got {bits}")
-    bits = quantizer.high_bits if switchable else bits
-    codes, scale = codes_of(layer, bits)
-    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(), bits=bits, layout=layout,
-                               switchable=switchable, module=type(layer).__name__)
+    trained = quantizer.bit_state.trained
+    bits = quantizer.high_bits if switchable else quantizer.own_bits or bits
+    if bits not in (*trained, quantizer.own_bits) or bits is None:
+        raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
+                         f"trained, got {bits}")
+    if switchable and quantizer.correction:
+        raise ValueError(f"export_store: {name} must have no weight correction, which differs between bit-widths and "
+                         "the codes do not have, got it on")
+    if switchable and layout == "packed":
+        raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
+                         "mbq switch packs one bit-width of it")
+    codes, scale, offset = codes_of(layer, bits)
+    data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
+                               None if offset is None else offset.cpu().numpy(), bits=bits,
+                               signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)
+    return replace(data, layout=compact_layout(data.described(), bits) if layout == "packed" else layout)
 
 
 def _array(tensor: torch.Tensor, rest: str):

@@ -53,6 +53,12 @@ def bit_states(model: nn.Module) -> list[BitState]:
     return list({id(state): state for state in states if isinstance(state, BitState)}.values())
 
 
+def switch_bits_of(model: nn.Module, bits: int) -> None:
+    """set_bits, but a float network is its own 32-bit path."""
+    if bits != FLOAT or bit_states(model):
+        set_bits(model, bits)
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool):
     """`model` in training or eval mode inside the block; afterwards every module's mode and the bit-width are as
@@ -75,16 +81,22 @@ def same_random_numbers(model: nn.Module):
     return torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"])
 
 
-def check_bit_widths(function: str, bits) -> tuple[int, ...]:
-    """`bits` as a tuple, once it is a sequence of different integers in 1..8 from high to low."""
+def quantized(bits) -> tuple[int, ...]:
+    """`bits` without that of the float path."""
+    return tuple(b for b in bits if b != FLOAT)
+
+
+def check_bit_widths(function: str, bits, *, float_path: bool = False) -> tuple[int, ...]:
+    """`bits` as a tuple, once it is a sequence of different integers in 1..8 from high to low; with `float_path` 32 may
+    be the first."""
     if isinstance(bits, (str, int)) or not hasattr(bits, "__iter__"):
         raise TypeError(f"{function}: bits must be a sequence of integers, got {bits!r}")
-    bits = tuple(bits)
+    bits, or_float = tuple(bits), f", or {FLOAT}" if float_path else ""
     for b in bits:
         if isinstance(b, bool) or not isinstance(b, int):
             raise TypeError(f"{function}: bits must be integers, got {b!r}")
-        if not 1 <= b <= MAX_BITS:
-            raise ValueError(f"{function}: bits must be between 1 and {MAX_BITS}, got {b}")
+        if not 1 <= b <= MAX_BITS and not (float_path and b == FLOAT):
+            raise ValueError(f"{function}: bits must be between 1 and {MAX_BITS}{or_float}, got {b}")
     if not bits or any(high <= low for high, low in zip(bits, bits[1:])):
         raise ValueError(f"{function}: bits must go from high to low without repeats, got {bits}")
     return bits

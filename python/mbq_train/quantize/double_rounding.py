@@ -10,6 +10,14 @@ from .quantizers import WeightQuantizer, autocast_dtype, first_scale
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
 
+def corrected_double_round(x, scale, **options):
+    """double_round of x, with the mean and deviation of x in every channel; a tuple for several bit-widths."""
+    rounded = mbq_kernels.double_round(x, scale, **options)
+    if isinstance(rounded, tuple):
+        return tuple(mbq_kernels.correct_weight_bias(x_hat, x) for x_hat in rounded)
+    return mbq_kernels.correct_weight_bias(rounded, x)
+
+
 class DoubleRoundingQuantizer(WeightQuantizer):
     """Weights: signed, symmetric, one learned scale per output channel (axis 0), that of the highest trained bit-width.
 
@@ -25,14 +33,17 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         scale_chain: multiply the scale's gradient at b bits by 2^(h-b), the true derivative [off: as the code].
         shared_sum: every channel's scale gets the sum of all channels' gradients, as in the code [off: its own; our
             choice].
+        correction: as for WeightQuantizer. It differs between bit-widths, so a store of the codes alone has it not.
     """
 
     kernel = staticmethod(mbq_kernels.double_round)
+    corrected_kernel = staticmethod(corrected_double_round)
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
-                 rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False):
+                 rounding: str = "half_even", scale_chain: bool = False, shared_sum: bool = False,
+                 correction: bool = False):
         self._check(layer_name, bit_state.trained)
-        super().__init__(bit_state, weight, layer_name=layer_name)
+        super().__init__(bit_state, weight, layer_name=layer_name, correction=correction)
         self.rounding, self.scale_chain, self.shared_sum = rounding, scale_chain, shared_sum
 
     @property
@@ -70,8 +81,8 @@ class DoubleRoundingQuantizer(WeightQuantizer):
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """As that of WeightQuantizer, with one read of each weight."""
-        return [mbq_kernels.double_round(weight, *quantizer.current(), **quantizer._common(), bits=bits,
-                                         out_dtype=autocast_dtype(weight))
+        return [quantizer.kernel(weight, *quantizer.current(), **quantizer._common(), bits=bits,
+                                 out_dtype=autocast_dtype(weight))
                 for quantizer, weight in zip(quantizers, weights, strict=True)]
 
     @staticmethod

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .any_precision import grid, normalised
 from .bits import code_range
 
 
@@ -69,6 +70,59 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     code = torch.clamp(torch.floor(position + 0.5) if rounding == "half_up" else position.round(), lo, hi)
     v = torch.clamp(x.to(scale_.dtype) / step, lo, hi)
     return (((code - v).detach() + v) * step).to(x.dtype)
+
+
+def round_clamp(x, *, bits):
+    """Quantize x to `bits` bits between -max|x| and max|x|, from plain PyTorch operations and autograd.
+
+    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), 2^bits - 1);  x_hat = max|x| (2 code - top) / top, top = 2^bits - 1
+
+    The same numbers and gradients as mbq_kernels.round_clamp.
+
+    Args:
+        x: any shape, float32 or float64, not all zeros - what to quantize.
+        bits: 1 to 8.
+
+    Returns:
+        x_hat: x's shape and dtype.
+
+    Gradient: rounding is straight-through, nothing is clamped away, the maximum is a constant.
+
+    Reference: Han et al., 2025, arXiv 2507.22349.
+    """
+    limit, top = x.detach().abs().max(), 2**bits - 1
+    code = torch.clamp((2**bits * (x.detach() / limit * 0.5 + 0.5)).round(), max=top)
+    return limit * ((2 * code - top) / top) + (x - x.detach())
+
+
+def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):
+    """fake_quantize, then every channel (axis 0) with the mean and deviation of x (Kim et al., 2025, arXiv 2510.20673).
+
+    Statistics are constants in the gradient. The same numbers as mbq_kernels.fake_quantize_corrected to rounding.
+    """
+    return corrected(fake_quantize(x, scale, offset, bits=bits, signed=signed, axis=axis), x)
+
+
+def corrected_double_round(x, scale, **options):
+    """double_round, then as fake_quantize_corrected."""
+    return corrected(double_round(x, scale, **options), x)
+
+
+def any_precision(weight, *, bits, correction=False):
+    """quantize.any_precision.any_precision, from the same normalised weight."""
+    x, reach = normalised(weight)
+    quantize = fake_quantize_corrected if correction else fake_quantize
+    return quantize(x, *grid(reach, bits), bits=bits, signed=False)
+
+
+def corrected(x_hat, x):
+    """sd(x) / sd(x_hat) * (x_hat - mean(x_hat)) + mean(x) in every channel; a constant one becomes mean(x)."""
+    rows, wanted = x_hat.flatten(1), x.detach().flatten(1)
+    deviation, mean = torch.std_mean(rows.detach(), dim=1, keepdim=True)
+    wanted_deviation, wanted_mean = torch.std_mean(wanted, dim=1, keepdim=True)
+    constant = deviation <= 1e-6 * rows.detach().abs().amax(dim=1, keepdim=True)
+    factor = torch.where(constant, 0.0, wanted_deviation / (deviation + 1e-8))
+    return (factor * (rows - mean) + wanted_mean).view_as(x_hat)
 
 
 def _per_channel(parameter, x, axis):

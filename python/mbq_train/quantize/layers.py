@@ -14,7 +14,7 @@ class _QuantLayer:
 
     @classmethod
     def from_float(cls, source: nn.Module, bit_state: BitState, *, activations: bool = True, layer_name: str = "layer",
-                   weight_quantizer=WeightQuantizer, **options):
+                   weight_quantizer=WeightQuantizer, input_quantizer=ActivationQuantizer, **options):
         """The quantized form of `source`, over the same Parameter objects and with everything else `source` carries.
 
         `source` must not be used any more. Each layer has an activation quantizer of its own, also where several
@@ -25,14 +25,15 @@ class _QuantLayer:
             bit_state: the model's.
             activations: quantize the input; False quantizes the weight alone.
             layer_name: what error messages call the layer.
-            weight_quantizer: makes the quantizer of the weight, with the arguments of WeightQuantizer.
-            options: `signed`, `learn_offset` as for ActivationQuantizer.
+            weight_quantizer, input_quantizer: make the two quantizers, with the arguments of WeightQuantizer and
+                ActivationQuantizer.
+            options: `signed`, `learn_offset`, `own_bits` as for ActivationQuantizer.
         """
         layer = cls.__new__(cls)
         layer.__setstate__({name: copy.copy(value) if isinstance(value, (dict, set)) else value
                             for name, value in vars(source).items()})
-        layer.input_quantizer = ActivationQuantizer(bit_state, like=source.weight, layer_name=layer_name,
-                                                    **options) if activations else nn.Identity()
+        layer.input_quantizer = input_quantizer(bit_state, like=source.weight, layer_name=layer_name,
+                                                **options) if activations else nn.Identity()
         layer.weight_quantizer = weight_quantizer(bit_state, source.weight, layer_name=layer_name)
         return layer.train(source.training)
 

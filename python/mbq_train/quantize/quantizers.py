@@ -24,9 +24,10 @@ class _Quantizer(nn.Module):
     axis: int | None = None
     kernel = staticmethod(mbq_kernels.fake_quantize)  # what it calls with `current()` and `options()`
 
-    def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor):
+    def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
+                 own_bits: int | None = None):
         super().__init__()
-        self.bit_state, self.signed, self.layer_name = bit_state, signed, layer_name
+        self.bit_state, self.signed, self.layer_name, self.own_bits = bit_state, signed, layer_name, own_bits
         self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.scales = self._parameter_per_bits(torch.ones, shape)
         self.offsets = None
@@ -38,9 +39,14 @@ class _Quantizer(nn.Module):
     def _parameter_per_bits(self, fill, shape) -> nn.ParameterDict:
         return nn.ParameterDict({str(b): nn.Parameter(fill(shape, **self._options)) for b in self.kept()})
 
+    @property
+    def bits(self) -> int:
+        """The bit-width it computes at: its own, or the one in use."""
+        return self.own_bits or self.bit_state.bits
+
     def kept_at(self, bits: int) -> int:
         """The bit-width under which the parameters that serve `bits` are kept."""
-        return bits
+        return self.own_bits or bits
 
     def kept(self) -> list[int]:
         """The bit-widths that have parameters, from high to low."""
@@ -55,6 +61,8 @@ class _Quantizer(nn.Module):
 
     def add(self, bit_widths) -> list[int]:
         """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
+        if self.own_bits:
+            return []
         for parameters in filter(None, (self.scales, self.offsets)):
             for b in bit_widths:
                 parameters[str(b)] = nn.Parameter(torch.empty_like(next(iter(parameters.values()))))
@@ -78,7 +86,7 @@ class _Quantizer(nn.Module):
 
     def options(self) -> dict:
         """The keyword arguments of the kernel that say what is computed."""
-        return {"bits": self.bit_state.bits, "signed": self.signed, "axis": self.axis}
+        return {"bits": self.bits, "signed": self.signed, "axis": self.axis}
 
     def current(self) -> tuple[torch.Tensor | None, ...]:
         """(scale, offset) of the bit-width in use; offset is None where none is learned.
@@ -134,12 +142,19 @@ class WeightQuantizer(_Quantizer):
         bit_state: the model's.
         weight: (C, ...), floating point - gives the number of channels, device and dtype.
         layer_name: what error messages call the layer.
+        correction: give every channel of the quantized weight the mean and deviation that it has in float, at every
+            bit-width, so that one BatchNorm can serve all of them (Kim et al., 2025, arXiv 2510.20673).
     """
 
     axis = 0
+    corrected_kernel = staticmethod(mbq_kernels.fake_quantize_corrected)
 
-    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer"):
+    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
+                 correction: bool = False):
         super().__init__(bit_state, (weight.shape[0],), signed=True, layer_name=layer_name, like=weight)
+        self.correction = correction
+        if correction:
+            self.kernel = self.corrected_kernel
         self.held = {}  # {bits: quantized weight}: what a WeightBank has made ready, empty without one
 
     def forward(self, weight):
@@ -150,11 +165,19 @@ class WeightQuantizer(_Quantizer):
     def _first_values(self, weight, hi):
         return first_scale(weight.abs().flatten(1).mean(dim=1), math.sqrt(hi) / 2), None
 
+    def stored(self, weight, bits: int):
+        """(x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
+        return weight, self.scales[str(bits)], None, True
+
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """Of every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the weights share a dtype
         and a device."""
         scales = [[quantizer.scales[str(b)] for b in bits] for quantizer in quantizers]
+        if quantizers[0].correction:
+            return [mbq_kernels.fake_quantize_corrected(weight, of_weight, bits=bits, axis=0,
+                                                        out_dtype=autocast_dtype(weight))
+                    for weight, of_weight in zip(weights, scales, strict=True)]
         return mbq_kernels.fake_quantize_foreach(weights, scales, bits=bits, axis=0,
                                                  out_dtype=autocast_dtype(weights[0]))
 
@@ -172,15 +195,16 @@ class ActivationQuantizer(_Quantizer):
             an offset None means unsigned.
         learn_offset: learn a real offset per bit-width; it starts at the batch's minimum, 0 after ReLU, and at 0 with
             signed codes (our choice).
+        own_bits: compute at this bit-width, whatever the model's; None: at the model's.
         layer_name: what error messages call the layer.
         like: a tensor that gives device and dtype [default float32 on CPU].
     """
 
     def __init__(self, bit_state: BitState, *, signed: bool | None = None, learn_offset: bool = False,
-                 layer_name: str = "layer", like: torch.Tensor | None = None):
+                 own_bits: int | None = None, layer_name: str = "layer", like: torch.Tensor | None = None):
         like = torch.empty(0) if like is None else like
         signed = False if learn_offset and signed is None else signed
-        super().__init__(bit_state, (), signed=signed, layer_name=layer_name, like=like)
+        super().__init__(bit_state, (), signed=signed, layer_name=layer_name, like=like, own_bits=own_bits)
         if learn_offset:
             self.offsets = self._parameter_per_bits(torch.zeros, ())
 
@@ -198,7 +222,7 @@ class ActivationQuantizer(_Quantizer):
         processes = distributed.world_size()
         if processes == 1:
             return None
-        return 1 / math.sqrt(max(1, x.numel() * processes) * code_range(self.bit_state.bits, self.signed)[1])
+        return 1 / math.sqrt(max(1, x.numel() * processes) * code_range(self.bits, self.signed)[1])
 
 
 def quantizers(model: nn.Module) -> list[_Quantizer]:
@@ -235,7 +259,8 @@ def initialise(model: nn.Module, *batch) -> None:
     and bit-width are as before. torch.compile and CUDA graphs need it before they start; otherwise the first
     forward at each bit-width does the same.
     """
-    missing = {bits for quantizer in quantizers(model) for bits in quantizer.missing}
+    missing = {next(b for b in quantizer.bit_state.trained if quantizer.kept_at(b) == kept)
+               for quantizer in quantizers(model) for kept in quantizer.missing}
     own = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
     others = [buffer for buffer in model.buffers() if id(buffer) not in own]
     before = [buffer.clone() for buffer in others]

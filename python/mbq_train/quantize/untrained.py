@@ -5,8 +5,9 @@ import copy
 import torch
 from torch import nn
 
+from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm
-from .bits import bit_states, check_bit_widths, code_range, in_mode, set_bits
+from .bits import bit_states, check_bit_widths, code_range
 from .quantizers import quantizers
 
 
@@ -50,8 +51,11 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
                 for b in new:
                     module.by_bits[str(b)] = copy.deepcopy(module.by_bits[str(_nearest(b, trained)[0])])
         state.trained = tuple(sorted({*trained, *new}, reverse=True))
+        norms = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
+        if norms and new and not batches:
+            raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
         for b in new:
-            _estimate_statistics(model, b, batches)
+            estimate_statistics(model, b, batches, [module.by_bits[str(b)] for module in norms])
     return model
 
 
@@ -73,21 +77,3 @@ def _nearest(b: int, trained) -> list[int]:
     """The trained bit-widths around b, the nearest first (the higher where they are equally near)."""
     below, above = [t for t in trained if t < b], [t for t in trained if t > b]
     return sorted([*([max(below)] if below else []), *([min(above)] if above else [])], key=lambda t: (abs(t - b), -t))
-
-
-def _estimate_statistics(model, b: int, batches) -> None:
-    """Make the running statistics of bit-width b's own BatchNorms the plain averages over `batches`."""
-    own = [module.by_bits[str(b)] for module in model.modules() if isinstance(module, BitBatchNorm)]
-    momentum = [norm.momentum for norm in own]
-    if own and not batches:
-        raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
-    with in_mode(model, training=False):
-        set_bits(model, b)
-        for norm in own:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
-            norm.train()
-        for images in batches if own else ():
-            model(images)
-    for norm, value in zip(own, momentum, strict=True):
-        norm.momentum = value

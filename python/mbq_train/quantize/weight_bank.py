@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from .bits import quantized
 from .quantizers import WeightQuantizer
 
 
@@ -12,9 +13,10 @@ class WeightBank:
     """The quantized weights of a model for one step of the schedule that accumulates gradients over bit-widths.
 
     Between `fill` and `backward` the weights stay the same, so all bit-widths of all layers are one
-    `fake_quantize_foreach` (where weights are rounded twice, one `double_round` a layer): its results are leaves that
-    every forward reads and every backward adds to, and one fused backward carries their gradients to weights and
-    scales. Costs 2 K copies of the quantized weights (values and gradients), K bit-widths; see `nbytes`.
+    `fake_quantize_foreach` (where weights are rounded twice or corrected, one call for all bit-widths a layer): its
+    results are leaves that every forward reads and every backward adds to, and one fused backward carries their
+    gradients to weights and scales. Costs 2 K copies of the quantized weights (values and gradients), K bit-widths; see
+    `nbytes`.
 
     Args:
         model: what `convert` returned.
@@ -22,12 +24,12 @@ class WeightBank:
     """
 
     def __init__(self, model: nn.Module, bits):
-        self.bits = tuple(bits)
+        self.bits = quantized(bits)  # at 32 bits a layer reads its weight as it is
         groups = defaultdict(dict)
         for module in model.modules():
             quantizer = getattr(module, "weight_quantizer", None)
             if isinstance(quantizer, WeightQuantizer):
-                kind = type(quantizer), module.weight.dtype, module.weight.device
+                kind = type(quantizer), quantizer.correction, module.weight.dtype, module.weight.device
                 groups[kind][quantizer] = module.weight
         self.groups = list(groups.values())
         self._outs = []

@@ -11,6 +11,7 @@ from .prepare import is_writer
 CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "float.safetensors",
                                               "checkpoint.safetensors")
 ACCURACY, CURVES, CONVERSION = "accuracy.png", "curves.png", "conversion.txt"
+LAYERS, TRACES, SENSITIVITY = "layers.png", "sensitivity.json", "sensitivity.png"
 
 
 def open_folder(folder: Path, overwrite: bool) -> None:
@@ -22,7 +23,8 @@ def open_folder(folder: Path, overwrite: bool) -> None:
         state, way = ("a finished", "") if finished else ("an unfinished", "mbq resume goes on with it, ")
         raise ValueError(f"train_run: folder must not hold {state} run, got {folder} ({way}--overwrite replaces it)")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION):  # without config: no run
+    for name in (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION, LAYERS, TRACES,
+                 SENSITIVITY):  # without config: no run
         (folder / name).unlink(missing_ok=True)
 
 

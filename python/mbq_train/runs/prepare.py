@@ -10,6 +10,7 @@ from ..conversion.convert import plan_conversion
 from ..data import Data, load_data
 from ..models import build_model
 from ..options import Options
+from ..quantize.bits import quantized
 
 
 def check_device(name: str) -> torch.device:
@@ -54,8 +55,10 @@ def example_images(data: Data, images: int = 2) -> torch.Tensor:
     return next(data.test_batches(min(images, data.test_size))).images
 
 
-def plan_of(options: Options, data: Data, model: nn.Module):
-    return plan_conversion(model, options.bits, example=example_images(data), batch_norm=options.batch_norm,
-                           keep_float=options.keep_float, learn_offset=options.learn_offset,
-                           quantizer=options.quantizer, rounding=options.rounding, scale_chain=options.scale_chain,
-                           shared_sum=options.shared_sum)
+def plan_of(options: Options, data: Data, model: nn.Module, bits=None):
+    """What the options make of `model`, at their bit-widths or others."""
+    return plan_conversion(model, bits or quantized(options.bits), example=example_images(data),
+                           batch_norm=options.batch_norm, keep_float=options.keep_float, learn_offset=options.learn_offset,
+                           quantizer=options.quantizer, weight_correction=options.weight_correction,
+                           rounding=options.rounding, scale_chain=options.scale_chain, shared_sum=options.shared_sum,
+                           normalise=options.normalise, activation_bits=options.activation_bits or None)

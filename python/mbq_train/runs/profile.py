@@ -11,10 +11,15 @@ from torch import nn
 import mbq_kernels
 
 from ..quantize import eager
+from ..quantize.any_precision import any_precision
 from ..quantize.bits import bit_states, in_mode, set_bits
+from ..quantize.double_rounding import corrected_double_round
 from ..quantize.quantizers import quantizers
+from ..quantize.round_clamp import round_clamp
 
-_EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round}
+_EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round,
+          mbq_kernels.fake_quantize_corrected: eager.fake_quantize_corrected, any_precision: eager.any_precision,
+          corrected_double_round: eager.corrected_double_round, round_clamp: eager.round_clamp}
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,13 @@ class QuantizationTime:
 
 @dataclass(frozen=True)
 class _Call:
-    """A quantizer's kernel, the arguments of one call - x, scale and perhaps offset - and a gradient for its result."""
+    """A quantizer's kernel, the arguments of one call - x, perhaps scale and offset - and a gradient for its result."""
 
     kernel: object
     arguments: tuple
     options: dict
     grad: torch.Tensor
+    corrected: bool
 
     def run(self, eager: bool):
         """(x_hat, gradients of x, scale and offset as far as they are wanted)"""
@@ -81,15 +87,18 @@ def _record(model, images) -> list[_Call]:
 
 def _call(quantizer, x) -> _Call:
     x = x.detach().requires_grad_(x.requires_grad)
-    return _Call(quantizer.kernel, (x, *quantizer.current()), quantizer.options(), torch.randn_like(x))
+    return _Call(quantizer.kernel, (x, *quantizer.current()), quantizer.options(), torch.randn_like(x),
+                 getattr(quantizer, "correction", False))
 
 
 def _check_agreement(call: _Call) -> None:
-    """Both functions give the same values; the sums behind the gradients of scale and offset differ in rounding."""
+    """Both functions give the same values; the sums behind gradients of scale and offset, and behind corrections,
+    differ in rounding."""
     (ours, our_grads), (theirs, their_grads) = (call.run(eager) for eager in (False, True))
-    x, scale, *_ = call.arguments
-    sharing = x.numel() / scale.numel()
-    same = torch.equal(ours, theirs) and all(
+    x, *parameters = call.arguments
+    sharing = x.numel() / (parameters[0].numel() if parameters else 1)
+    equal = torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6) if call.corrected else torch.equal(ours, theirs)
+    same = equal and all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-6 * math.sqrt(sharing))
         for a, b in zip(our_grads, their_grads, strict=True))
     if not same:

@@ -5,7 +5,9 @@ import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from .. import distributed
 from ..conversion.plan import Conversion
@@ -17,7 +19,7 @@ def progress_of(options: Options):
     """A bar over the images of both phases, with throughput and time left; yields the callbacks of `train_run`."""
     bar = _Bar({"float": options.float_epochs, "quantized": options.epochs})
     try:
-        yield {"on_plan": print_plan, "on_record": bar.on_record, "on_batch": bar.on_batch}
+        yield {"on_plan": print_plan, "on_record": bar.on_record, "on_batch": bar.on_batch, "on_probe": bar.on_probe}
     finally:
         if bar.tasks:
             bar.progress.stop()
@@ -37,22 +39,38 @@ def print_plan(plan: Conversion, bank_bytes: int) -> None:
         print(f"weight bank: {bank_bytes / 2**20:.1f} MiB of quantized weights and their gradients", file=sys.stderr)
 
 
+class _Progress(Progress):
+    """Bars, and below them what the layers' bit-widths are, where they have their own."""
+
+    layers = None
+
+    def get_renderables(self):
+        yield from super().get_renderables()
+        if self.layers is not None:
+            yield self.layers
+
+
 class _Bar:
     def __init__(self, epochs: dict[str, int]):
         self.epochs, self.tasks = epochs, {}
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[epochs]}"),
                    TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[accuracy]}"))
-        self.progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self.progress = _Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self.last = None  # (phase, time, images) at the last look at the clock
+
+    def on_probe(self, done: int, most: int) -> None:
+        if distributed.rank():
+            return
+        if "Hessian" not in self.tasks:
+            self._add_task("Hessian", most)
+        self.progress.update(self.tasks["Hessian"], completed=done, epochs=f"{done}/{most} probes")
 
     def on_batch(self, phase: str, epoch: int, images: int, total: int) -> None:
         if distributed.rank():
             return
         if phase not in self.tasks:  # not before: an error in the options should stand alone on the screen
-            self.progress.start()
-            fields = {"epochs": "", "speed": "", "accuracy": ""}
-            self.tasks[phase] = self.progress.add_task(phase, total=self.epochs[phase] * total, **fields)
+            self._add_task(phase, self.epochs[phase] * total)
         now, done = time.monotonic(), epoch * total + images
         speed = {}
         if self.last and self.last[0] == phase and now > self.last[1]:
@@ -62,7 +80,22 @@ class _Bar:
         self.progress.update(self.tasks[phase], completed=done, epochs=f"{epoch + images / total:.1f}/"
                              f"{self.epochs[phase]} epochs", **speed)
 
+    def _add_task(self, name: str, total: int) -> None:
+        self.progress.start()
+        self.tasks[name] = self.progress.add_task(name, total=total, epochs="", speed="", accuracy="")
+
     def on_record(self, record: dict) -> None:
+        if "layer_bits" in record:
+            self.progress.layers = layer_table(record)
         if record["phase"] in self.tasks and "accuracy" in record:
             shown = "  ".join(f"{b}: {100 * value:.1f} %" for b, value in record["accuracy"].items())
             self.progress.update(self.tasks[record["phase"]], accuracy=shown)
+
+
+def layer_table(record: dict) -> Table:
+    """The bit-width of every layer's weights, and the share of them that used their last bits in the latest epoch."""
+    rates = record.get("lsb_rates", {})
+    table = Table("layer", "bits", "last bits in use (%)", title=f"{record['compression']:.2f} x smaller than float32")
+    for name, bits in record["layer_bits"].items():
+        table.add_row(escape(name), str(bits), f"{100 * rates[name]:.1f}" if name in rates else "")
+    return table

@@ -1,6 +1,7 @@
 """train_run and resume_run: a training run in a folder, from where it stands to its end."""
 
 import copy
+import functools
 import json
 import math
 import warnings
@@ -13,6 +14,7 @@ from .. import distributed
 from ..options import Options
 from ..quantize.bits import FLOAT
 from ..quantize.weight_bank import WeightBank
+from ..recipes import recipe_type
 from ..training.interrupt import stop_requests
 from ..training.loop import State, Training, evaluate
 from .checkpoint import VERSION, check_state, load_checkpoint, save_checkpoint, save_json
@@ -45,10 +47,11 @@ class Result:
     float_accuracy: float
     step_ms: float
     quantization: QuantizationTime
+    recipe: dict  # what the recipe says of the network
 
 
 def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool = False, on_plan=None, on_record=None,
-              on_batch=None, save_every: float = 300.0) -> Result:
+              on_batch=None, on_probe=None, save_every: float = 300.0) -> Result:
     """Train a float network, convert it, train it at every bit-width, and write all of it to `folder`.
 
     Under torchrun every process calls it and trains on its part of each batch; the first one writes.
@@ -60,6 +63,7 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
         on_plan: called before anything is trained with the Conversion and the bytes of a WeightBank.
         on_record: called with every line that goes to metrics.jsonl, as a dict.
         on_batch: called after every batch with the phase, its epoch from 0, the images done in it, and how many it has.
+        on_probe: called while a recipe measures before the first step, with how much is done and how much at most.
         save_every: seconds between two checkpoints within an epoch.
 
     Raises:
@@ -70,7 +74,8 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     with processes(device) as device:
         data, model = prepare(options, device)
         plan = plan_of(options, data, copy.deepcopy(model))
-        check_state(plan.apply())  # an error now, not after float training
+        check_state(plan.apply())  # errors now, not after float training
+        recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
         if on_plan is not None:
             on_plan(plan, WeightBank(plan.model, options.bits).nbytes if options.weight_bank else 0)
 
@@ -81,10 +86,11 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
 
         distributed.share_error(begin)
         with locked(folder):
-            return _Run(options, folder, data, model, on_record, on_batch, save_every).go()
+            return _Run(options, folder, data, model, on_record, on_batch, on_probe, save_every).go()
 
 
-def resume_run(folder, *, device: str = "cpu", on_record=None, on_batch=None, save_every: float = 300.0) -> Result:
+def resume_run(folder, *, device: str = "cpu", on_record=None, on_batch=None, on_probe=None,
+               save_every: float = 300.0) -> Result:
     """Go on with a run that was interrupted or killed, as if it had not been: on CPU with the same metrics, bit by bit.
 
     Arguments, result and errors as `train_run`; ValueError when there is no run, it is finished, or its options or data
@@ -96,7 +102,7 @@ def resume_run(folder, *, device: str = "cpu", on_record=None, on_batch=None, sa
         options = load_options(folder / CONFIG)
         data, model = prepare(options, device)
         with locked(folder):
-            run = _Run(options, folder, data, model, on_record, on_batch, save_every)
+            run = _Run(options, folder, data, model, on_record, on_batch, on_probe, save_every)
             if (folder / CHECKPOINT).exists():
                 run.load(standing(folder))
             else:  # killed before its first checkpoint
@@ -107,12 +113,12 @@ def resume_run(folder, *, device: str = "cpu", on_record=None, on_batch=None, sa
 class _Run:
     """One run, from where it stands to its end."""
 
-    def __init__(self, options, folder, data, model, on_record, on_batch, save_every):
+    def __init__(self, options, folder, data, model, on_record, on_batch, on_probe, save_every):
         self.options, self.folder, self.data, self.model = options, folder, data, model
         self.metrics = Metrics(folder / METRICS if is_writer() else None, on_record)
-        self.on_batch, self.save_every = on_batch, save_every
+        self.on_batch, self.on_probe, self.save_every = on_batch, on_probe, save_every
         self.phase, self.state, self.float_accuracy = "float", State(), math.nan
-        self.seconds = 0.0  # of the quantized phase
+        self.seconds, self.training = 0.0, None  # of the quantized phase
 
     def load(self, metadata: dict) -> None:
         """Stand where the checkpoint stands."""
@@ -159,8 +165,11 @@ class _Run:
             self.metrics.add({"phase": self.phase, **record})
 
         on_batch = None if self.on_batch is None else lambda *done: self.on_batch(self.phase, *done)
-        training = Training(self.model, self.data, bits, self.options, epochs=epochs, state=self.state)
-        training.run(on_epoch=on_epoch, on_batch=on_batch, save=self._save, save_every=self.save_every, stop=stop)
+        recipe = recipe_type(self.options.recipe if self.phase == "quantized" else "plain")
+        recipe = functools.partial(recipe, folder=self.folder, on_probe=self.on_probe)
+        self.training = Training(self.model, self.data, bits, self.options, epochs=epochs, state=self.state,
+                                 recipe=recipe)
+        self.training.run(on_epoch=on_epoch, on_batch=on_batch, save=self._save, save_every=self.save_every, stop=stop)
 
     def _save(self, state: State, phase: str | None = None) -> None:
         if not is_writer():
@@ -185,13 +194,14 @@ class _Run:
     def _finish(self) -> Result:
         options, data = self.options, self.data
         accuracy = self._accuracy(options.bits)
-        steps = options.epochs * data.steps(options.batch_size, world=distributed.world_size())
         quantization = quantization_time(self.model, example_images(data, min(options.batch_size, _PROFILED_IMAGES)))
-        result = Result(accuracy, self.float_accuracy, 1000 * self.seconds / steps, quantization)
+        result = Result(accuracy, self.float_accuracy, 1000 * self.seconds / self.training.steps, quantization,
+                        self.training.recipe.summary())
         self.metrics.add({"phase": "result", **asdict(result)})
         if is_writer():
             plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy)
             plot_curves(self.folder / CURVES, self.metrics.records)
+            self.training.recipe.plot(self.metrics.records)
         self._save(State(), "finished")  # last: it says that the run is finished
         return result
 

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, in a state that can be saved between any two of them."""
 
+import itertools
 import time
 from dataclasses import dataclass, field
 
@@ -9,14 +10,15 @@ from torch import nn
 from .. import distributed
 from ..data import Data
 from ..options import Options
-from ..quantize.bits import FLOAT, check_bit_widths, in_mode
+from ..quantize.bits import check_bit_widths, in_mode, switch_bits_of
 from ..quantize.quantizers import initialise, quantizers
+from ..recipes import Recipe
 from .cuda_graph import GraphedStep
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 from .interrupt import Interrupted, StopRequest
 from .optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at, set_rate
-from .steps import Stepper, switch_bits_of
+from .steps import Stepper, one_for_each
 
 _LOOK_EVERY = 32  # steps between two looks at the losses on CUDA: each look waits for the device
 
@@ -26,13 +28,14 @@ class State:
     """Where a training is, and what it needs beside the model to go on as if it had not stopped.
 
     epoch, batch: finished epochs, and finished batches of the next; losses: their sums by bit-width, seconds: the time
-    they took; tensors: optimizer, soft targets and random numbers, by name.
+    they took; recipe: what it keeps, as JSON; tensors: its own, optimizer, soft targets and random numbers, by name.
     """
 
     epoch: int = 0
     batch: int = 0
     losses: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+    recipe: dict = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -42,25 +45,27 @@ class Training:
     Args:
         model: what `convert` returned, or a float network with bits (32,); on the device of `data`.
         data: what `load_data` returned.
-        bits: bit-widths in the order they are trained within a batch, from high to low.
+        bits: bit-widths in the order they are trained within a batch, from high to low; 32 is the float path.
         options: schedule, optimizer, rates and the rest; its data, model and bits are not looked at.
         epochs: how many [options.epochs].
         state: of an earlier Training with the same arguments, to go on from.
+        recipe: a Recipe type, or what makes one: what the training does beyond its plain loop.
 
     Raises:
         ValueError: bits not trained; an option that cannot be had here.
     """
 
     def __init__(self, model: nn.Module, data: Data, bits, options: Options, *, epochs: int | None = None,
-                 state: State | None = None):
+                 state: State | None = None, recipe: type[Recipe] = Recipe):
         self.model, self.data, self.bits, self.options = model, data, tuple(bits), options
         self.epochs = options.epochs if epochs is None else epochs
-        self.steps = data.steps(options.batch_size, world=distributed.world_size())
-        if self.bits != (FLOAT,):
-            check_bit_widths("train", self.bits)
+        check_bit_widths("train", self.bits, float_path=True)
         for b in self.bits:
             switch_bits_of(model, b)
         self.state = State() if state is None else state
+        self.recipe = recipe(model, data, self.bits, options, self.epochs)
+        steps = [self.recipe.steps(epoch) for epoch in range(self.epochs)]
+        self._first_steps = [0, *itertools.accumulate(steps)]  # of every epoch, and after the last
         self.optimizer = build_optimizer(model, options)
         self.soft_targets = None
         if options.distill and len(self.bits) > 1:
@@ -68,9 +73,15 @@ class Training:
                                             epochs=self.epochs, device=data.device)
         self._restore()
         self._prepare_scales()
-        self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets)
+        self.stepper = Stepper(model, self.bits, self.optimizer, options, self.soft_targets, self.recipe.penalty,
+                               self.recipe.bank())
         images = options.batch_size // distributed.world_size()
         self._step = GraphedStep(self.stepper, images) if options.cuda_graph else self.stepper
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training; in each, every bit-width sees one batch."""
+        return self._first_steps[-1]
 
     def run(self, *, on_epoch=None, on_batch=None, save=None, save_every: float = 300.0,
             stop: StopRequest | None = None) -> None:
@@ -78,7 +89,7 @@ class Training:
 
         Args:
             on_epoch: called after every epoch with {"epoch", "loss": {bits: mean}, "learning_rate", "seconds",
-                "images_per_second"}.
+                "images_per_second"}, and what the recipe adds.
             on_batch: called after every batch with the epoch from 0, its images so far, and the images of an epoch.
             save: called with a State after every epoch, after `save_every` seconds and before a stop.
             stop: looked at between steps.
@@ -115,41 +126,42 @@ class Training:
         state.losses = state.losses or dict.fromkeys(self.bits, 0.0)
         if self.soft_targets is not None:
             self.soft_targets.begin_epoch(state.epoch)
-        batches = self.data.train_batches(options.batch_size, seed=options.seed, epoch=state.epoch, start=state.batch,
-                                          rank=distributed.rank(), world=distributed.world_size())
+        steps, total = self.recipe.steps(state.epoch), self.recipe.images(state.epoch)
         look_every = 1 if self.data.device.type == "cpu" else _LOOK_EVERY
         pending, start = [], time.perf_counter()
-        for batch in batches:
-            step = state.epoch * self.steps + state.batch
+        for batches in self.recipe.batches(state.epoch, state.batch):
+            step = self._steps_done()
             set_rate(self.optimizer, self._rate(step))
-            pending.append(self._take_step(batch, step))
+            pending.append(self._take_step(batches, step))
             state.batch += 1
-            if len(pending) == look_every or state.batch == self.steps:
-                self._add_losses(pending, batch)
+            if len(pending) == look_every or state.batch == steps:
+                self._add_losses(pending, batches)
                 now = time.perf_counter()
                 state.seconds += now - start
                 pending, start = [], now
                 if on_batch is not None:
-                    images = min(state.batch * options.batch_size, self.data.train_size)
-                    on_batch(state.epoch, images, self.data.train_size)
+                    on_batch(state.epoch, min(state.batch * options.batch_size, total), total)
                 yield
                 start = time.perf_counter()
 
     def _rate(self, step: int) -> float:
-        return rate_at(self.options, step=step, steps=self.epochs * self.steps)
+        return rate_at(self.options, step=step, steps=self.steps)
 
-    def _take_step(self, batch, step: int):
+    def _steps_done(self) -> int:
+        return self._first_steps[self.state.epoch] + self.state.batch
+
+    def _take_step(self, batches, step: int):
         try:
-            return self._step(batch)
+            return self._step(*batches)
         except TrainingError as error:
             raise TrainingError(f"{error}, at step {step + 1}") from error
 
-    def _add_losses(self, pending, batch) -> None:
-        """Add the losses of the latest steps to the epoch's sums, once they are finite."""
+    def _add_losses(self, pending, batches) -> None:
+        """Add the losses of the latest steps to the epoch's sums, once they are finite; batches: of the last step."""
         for back, losses in enumerate(torch.stack(pending).tolist()):
-            for bits, loss in zip(self.bits, losses, strict=True):
+            for bits, batch, loss in zip(self.bits, one_for_each(batches, self.bits), losses, strict=True):
                 if loss != loss or abs(loss) == float("inf"):
-                    step = self.state.epoch * self.steps + self.state.batch - len(pending) + back + 1
+                    step = self._steps_done() - len(pending) + back + 1
                     raise TrainingError(f"train: loss must be finite, got {loss} at {bits} bits; it begins in "
                                         f"{first_bad_layer(self.model, batch.images)}, at step {step}")
                 self.state.losses[bits] += loss
@@ -159,9 +171,10 @@ class Training:
         self._check_parameters()
         if self.soft_targets is not None:
             self.soft_targets.merge()
-        record = {"epoch": state.epoch + 1, "loss": {b: total / self.steps for b, total in state.losses.items()},
-                  "learning_rate": self._rate((state.epoch + 1) * self.steps - 1), "seconds": state.seconds,
-                  "images_per_second": self.data.train_size / max(state.seconds, 1e-9)}
+        images, steps = self.recipe.images(state.epoch), self.recipe.steps(state.epoch)
+        record = {"epoch": state.epoch + 1, "loss": {b: total / steps for b, total in state.losses.items()},
+                  "learning_rate": self._rate(self._steps_done() - 1), "seconds": state.seconds,
+                  "images_per_second": images / max(state.seconds, 1e-9), **self.recipe.end_epoch(state.epoch)}
         state.epoch, state.batch, state.losses, state.seconds = state.epoch + 1, 0, {}, 0.0
         if on_epoch is not None:
             on_epoch(record)
@@ -169,7 +182,7 @@ class Training:
     def _check_parameters(self) -> None:
         if bad := first_bad_parameter(self.model):
             raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {bad} after step "
-                                f"{self.state.epoch * self.steps + self.state.batch}")
+                                f"{self._steps_done()}")
 
     def _snapshot(self) -> None:
         self._check_parameters()
@@ -180,12 +193,13 @@ class Training:
         if self.soft_targets is not None:
             self.soft_targets.merge()
             tensors["targets.table"] = self.soft_targets.table
+        recipe_tensors, self.state.recipe = self.recipe.state()
+        tensors |= {f"recipe.{name}": value for name, value in recipe_tensors.items()}
         self.state.tensors = tensors
 
     def _restore(self) -> None:
         tensors = self.state.tensors
-        load_optimizer_tensors(self.optimizer, self.model, {name.removeprefix("optimizer."): value for name, value
-                                                            in tensors.items() if name.startswith("optimizer.")})
+        load_optimizer_tensors(self.optimizer, self.model, _named("optimizer.", tensors))
         if distributed.rank() and tensors:  # the numbers saved are the first process's: others draw their own
             torch.manual_seed(self.options.seed + distributed.rank())
         elif "random.cpu" in tensors:
@@ -194,6 +208,8 @@ class Training:
             torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self.data.device)
         if self.soft_targets is not None and "targets.table" in tensors:
             self.soft_targets.table.copy_(tensors["targets.table"])
+        if tensors:
+            self.recipe.load_state(_named("recipe.", tensors), self.state.recipe)
         self.state.tensors = {}
 
     def _prepare_scales(self) -> None:
@@ -201,6 +217,11 @@ class Training:
             batches = self.data.train_batches(self.options.batch_size, seed=self.options.seed, epoch=0,
                                               rank=distributed.rank(), world=distributed.world_size())
             initialise(self.model, next(batches).images)
+
+
+def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ from torch import nn
 from .. import distributed
 from ..data import Batch
 from ..options import Options
-from ..quantize.bits import FLOAT, bit_states, set_bits
+from ..quantize.bits import bit_states, switch_bits_of
 from ..quantize.quantizers import clamp_scales, drop_idle_gradients
-from ..quantize.weight_bank import WeightBank
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 
@@ -28,31 +27,34 @@ class Stepper:
         optimizer: over the model's parameters.
         options: schedule, weight_bank, clip_norm, autocast, compile.
         soft_targets: of self-distillation, or None for the labels.
+        penalty: bit-width -> what is added to its loss, or None.
+        bank: a WeightBank, or what takes its place, or None.
     """
 
-    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None):
+    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None,
+                 penalty=None, bank=None):
         self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
-        self.soft_targets = soft_targets
+        self.soft_targets, self.penalty, self.bank = soft_targets, penalty, bank
         self.forward = torch.compile(model) if options.compile else model
-        self.bank = WeightBank(model, bits) if options.weight_bank and bit_states(model) else None
         self._autocast = options.autocast == "bfloat16"
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Train on `batch`; the losses by bit-width, (K,) float32, detached.
+    def __call__(self, *batches: Batch) -> torch.Tensor:
+        """Train on one batch at all bit-widths, or on one for each; the losses by bit-width, (K,) float32, detached.
 
         Raises TrainingError, naming bit-width and layer, where the loss or a gradient is not finite, before the step is
         taken; on CUDA the loss is NaN then and the caller must look, because a step does not wait for the device.
         """
-        targets = self.soft_targets.targets(batch) if self.soft_targets else batch.labels
-        together = self.options.schedule == "accumulate"
-        groups = [self.bits] if together else [(b,) for b in self.bits]
-        return torch.stack([loss for bits in groups for loss in self._step_at(bits, batch, targets)])
+        targets = [self.soft_targets.targets(batch) if self.soft_targets else batch.labels for batch in batches]
+        work = list(zip(self.bits, *(one_for_each(values, self.bits) for values in (batches, targets)), strict=True))
+        groups = [work] if self.options.schedule == "accumulate" else [[part] for part in work]
+        return torch.stack([loss for group in groups for loss in self._step_on(group)])
 
-    def _step_at(self, bits, batch, targets) -> list[torch.Tensor]:
-        """Add the gradients of all `bits` and step once; their losses."""
+    def _step_on(self, group) -> list[torch.Tensor]:
+        """Add the gradients of all (bits, batch, targets) in `group` and step once; their losses."""
+        bits = [b for b, _, _ in group]
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: the scales of other bit-widths must not move
         with self._filled_bank():
-            losses = [self._backward_at(b, batch, targets) for b in bits]
+            losses = [self._backward_at(*part) for part in group]
         distributed.average_gradients(self.model)
         drop_idle_gradients(self.model, bits)
         norm = self._check_gradients(bits)
@@ -78,7 +80,7 @@ class Stepper:
             yield
             return
         try:
-            with self._autocast_region():
+            with self._bad_parameters_named(), self._autocast_region():
                 self.bank.fill()
             yield
             self.bank.backward()
@@ -87,28 +89,32 @@ class Stepper:
 
     def _backward_at(self, bits: int, batch: Batch, targets) -> torch.Tensor:
         switch_bits_of(self.model, bits)
-        try:
-            with self._autocast_region(), self._compile_region():
-                logits = self.forward(batch.images)
-        except RuntimeError as error:  # a quantizer refuses a scale that is NaN, before there is a loss
-            if (name := first_bad_parameter(self.model)) is None:
-                raise
-            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {name} at {bits} bits "
-                                f"({error})") from error
+        with self._bad_parameters_named(), self._autocast_region(), self._compile_region():
+            logits = self.forward(batch.images)
         loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise TrainingError(f"train: loss must be finite, got {loss.item()} at {bits} bits; it begins in "
                                 f"{first_bad_layer(self.model, batch.images)}")
         if self.soft_targets and bits == self.bits[0]:
             self.soft_targets.remember(batch, logits.detach())
-        loss.backward()
+        penalty = self.penalty(bits) if self.penalty else None
+        (loss if penalty is None else loss + penalty).backward()
         return distributed.mean(loss.detach())
+
+    @contextlib.contextmanager
+    def _bad_parameters_named(self):
+        """A quantizer refuses a scale that is NaN, before there is a loss."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (name := first_bad_parameter(self.model)) is None:
+                raise
+            raise TrainingError(f"train: parameters must be finite, got NaN or infinity in {name} ({error})") from error
 
     def _autocast_region(self):
         # Without the cache of casts: a step changes the weights, and a captured graph must cast by itself.
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._autocast, cache_enabled=False)
-
 
     def _compile_region(self):
         if not self.options.compile:
@@ -117,7 +123,6 @@ class Stepper:
         return torch._dynamo.config.patch(recompile_limit=4 * len(self.bits) + 8)
 
 
-def switch_bits_of(model: nn.Module, bits: int) -> None:
-    """set_bits, but a float network is its own 32-bit path."""
-    if bits != FLOAT or bit_states(model):
-        set_bits(model, bits)
+def one_for_each(values, bits) -> tuple:
+    """`values`, one for each of `bits`: a single one is that of all."""
+    return tuple(values) * len(bits) if len(values) == 1 else tuple(values)

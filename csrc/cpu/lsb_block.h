@@ -1,0 +1,84 @@
+// One block of round-clamp and its least significant bits: what the compiler makes vectors of.
+#pragma once
+
+#include "block.h"
+
+namespace mbq {
+
+// Of one block: the sum of |B|, how many B are not 0, and whether u was outside [0, 1] or NaN anywhere. Integers: their
+// sums are exact in any order, so that the compiler may choose one.
+struct BlockCounts {
+  int penalty = 0, nonzero = 0, outside = 0;
+};
+
+// n elements with a limit each (step 1) or one for all (step 0).
+template <LsbOut out, bool counts, int step, class W>
+MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict x,
+                            W* __restrict to, int64_t n, BlockCounts* found) {
+  const W one = step == 0 ? limits[0] : W(0);
+  int penalty = 0, nonzero = 0, outside = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const W limit = step == 0 ? one : limits[i], position = quantizer.position(x[i], limit), u = within_unit(position);
+    outside |= position != u;  // NaN too
+    if (out == LsbOut::value) to[i] = quantizer.value(u, limit);
+    if (out != LsbOut::residual && !counts) continue;
+    const W residual = quantizer.residual(u);
+    if (out == LsbOut::residual) to[i] = residual;
+    penalty += static_cast<int>(residual < 0 ? -residual : residual);
+    nonzero += residual != 0;
+  }
+  found->penalty += penalty, found->nonzero += nonzero, found->outside |= outside;
+}
+
+template <LsbOut out, bool counts, class W>
+struct RoundClampByRun {
+  MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
+    const RoundClamp<W> quantizer = level.quantizer;
+    for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
+      const int64_t at = run * block.length;
+      round_clamp_run<out, counts, 0>(quantizer, level.scale + channel, x + at, to + at, block.length, found);
+      if (++channel == block.channels) channel = 0;
+    }
+  }
+};
+
+template <LsbOut out, bool counts, class W>
+struct RoundClampByColumn {
+  MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
+    const RoundClamp<W> quantizer = level.quantizer;
+    round_clamp_run<out, counts, 1>(quantizer, level.scale, x, to, block.length, found);
+  }
+};
+
+// grad_x = grad + slope sign(B), grad 0 where there is none.
+template <bool task, int step, class W>
+MBQ_HD void lsb_gradient_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict slopes,
+                             const W* __restrict grad, const W* __restrict x, W* __restrict grad_x, int64_t n) {
+  const W limit = step == 0 ? limits[0] : W(0), slope = step == 0 ? slopes[0] : W(0);
+  for (int64_t i = 0; i < n; ++i)
+    grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i],
+                                   step == 0 ? slope : slopes[i]);
+}
+
+template <bool task, class W>
+struct LsbGradientByRun {
+  MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* grad, const W* x, W* grad_x) const {
+    const RoundClamp<W> quantizer = level.quantizer;
+    for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
+      const int64_t at = run * block.length;
+      lsb_gradient_run<task, 0>(quantizer, level.scale + channel, level.shift + channel, task ? grad + at : nullptr,
+                                x + at, grad_x + at, block.length);
+      if (++channel == block.channels) channel = 0;
+    }
+  }
+};
+
+template <bool task, class W>
+struct LsbGradientByColumn {
+  MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* grad, const W* x, W* grad_x) const {
+    const RoundClamp<W> quantizer = level.quantizer;
+    lsb_gradient_run<task, 1>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
+  }
+};
+
+}  // namespace mbq

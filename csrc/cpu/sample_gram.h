@@ -1,0 +1,176 @@
+// sample_grad_norm by Gram products: sum_st (A A^T + bias)_st (G G^T)_st, its lower half, in strips of rows. For a
+// convolution (A A^T)_st is a sum over taps of products of pixels, which neighbouring windows share:
+//   (U U^T)_st = sum_tap P[pixel(s, tap), pixel(t, tap)],  P = X X^T
+// a ninth of the multiplications for a kernel of 3x3, and no windows are written out.
+#pragma once
+
+#include "sample_grad_norm.h"
+
+namespace mbq {
+
+constexpr int64_t kMostColumns = 2048;  // of a strip
+constexpr int64_t kMostPixels = 1024;   // of an image whose Gram matrix is kept: 4 MiB in float32
+
+// Rows of a strip: few rows multiply slowly, many leave more of the upper half.
+inline int64_t strip_rows(int64_t positions) {
+  return positions < 128 ? std::max<int64_t>(positions, 1) : positions < 1024 ? 64 : 128;
+}
+
+// The share of a square that strips compute.
+inline double strip_share(int64_t positions) {
+  return 0.5 + 0.5 * strip_rows(positions) / std::max<int64_t>(positions, 1);
+}
+
+// Columns of a source that are multiplied at once, and the space they take.
+template <class W>
+int64_t gram_chunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
+  if (source.direct()) return source.columns;
+  return std::min(source.columns, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
+}
+
+template <class W>
+int64_t gram_space(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
+  return source.direct() ? 0 : batch * (rows + columns) * gram_chunk(source, batch, rows, columns);
+}
+
+// out = the products of positions `rows` with positions `columns`
+template <class W>
+void gram_block(const Source<W>& source, Range batch, Range rows, Range columns, const Matrices<W>& out, W* space) {
+  const int64_t chunk = gram_chunk(source, batch.size, rows.size, columns.size);
+  for (int64_t begin = 0; begin < source.columns; begin += chunk) {
+    const Range some{begin, std::min(chunk, source.columns - begin)};
+    const Matrices<W> left = source.block(batch, rows, some, space);
+    const Matrices<W> right =
+        source.block(batch, columns, some, space + (source.direct() ? 0 : batch.size * rows.size * some.size));
+    multiply(left, right.transposed(), out, begin > 0);
+  }
+}
+
+// to[s] = (U U^T)_ts for s <= t, from the Gram matrix of the pixels
+template <class W>
+struct AddTaps {
+  MBQ_HD void operator()(const Geometry* of, const W* gram, int64_t t, W* __restrict to) const {
+    const Geometry& g = *of;
+    const int64_t width = g.outputs[1], row = t / width;
+    for (int64_t s = 0; s <= t; ++s) to[s] = 0;
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const int64_t tap_y = tap / g.kernel[1], tap_x = tap % g.kernel[1];
+      const int64_t y = g.input(0, row, tap_y), x = g.input(1, t % width, tap_x);
+      if (!g.inside(0, y) || !g.inside(1, x)) continue;
+      const W* products = gram + (y * g.size[1] + x) * g.pixels();
+      const Range seen = g.seen(1, tap_x);
+      for (int64_t other = g.seen(0, tap_y).begin; other <= row; ++other) {
+        const int64_t end = other < row ? seen.end() : std::min(seen.end(), t % width + 1);
+        const W* from = products + g.input(0, other, tap_y) * g.size[1] + g.input(1, 0, tap_x);
+        W* sums = to + other * width;
+        if (g.stride[1] == 1)
+          for (int64_t i = seen.begin; i < end; ++i) sums[i] += from[i];
+        else
+          for (int64_t i = seen.begin; i < end; ++i) sums[i] += from[i * g.stride[1]];
+      }
+    }
+  }
+};
+
+// A batch of samples whose strips are computed one by one.
+template <class W>
+struct GramPlan {
+  const Samples<W>& samples;
+  const Source<W>& pixels;   // of a convolution, or the activations
+  const Geometry* geometry;  // null: no convolution
+  int64_t rows, columns;     // of a strip, at most
+  int64_t batch;
+
+  GramPlan(const Samples<W>& of, const Source<W>& source, const Geometry* windows)
+      : samples(of), pixels(source), geometry(windows), rows(strip_rows(of.positions())),
+        columns(std::min(of.positions(), kMostColumns)),
+        batch(batch_size(of.all(), std::max(2 * rows * columns, kept()))) {}
+
+  int64_t strips() const { return pieces(samples.positions(), rows); }
+  int64_t kept() const { return geometry == nullptr ? 0 : pixels.positions * pixels.positions; }
+  int64_t strip() const { return batch * rows * columns; }
+  int64_t space() const {
+    const int64_t pixel_rows = geometry == nullptr ? rows : strip_rows(pixels.positions);
+    const int64_t pixel_columns = geometry == nullptr ? columns : pixels.positions;
+    return batch * kept() + 2 * strip() +
+           std::max(gram_space(*samples.grads, batch, rows, columns),
+                    gram_space(pixels, batch, pixel_rows, pixel_columns));
+  }
+};
+
+// The lower half of the pixels' Gram matrices, (batch, pixels, pixels).
+template <class W>
+void pixel_gram(const Source<W>& pixels, Range batch, W* gram, W* space) {
+  const int64_t n = pixels.positions, rows = strip_rows(n);
+  for (int64_t strip = 0; strip < pieces(n, rows); ++strip) {
+    const Range some = piece_of(n, rows, strip);
+    gram_block(pixels, batch, some, {0, some.end()},
+               {gram + some.begin * n, batch.size, some.size, some.end(), n * n, n, 1}, space);
+  }
+}
+
+// sums[b * stride] = 2 sum_{s < t} + sum_{s = t} over the rows t of one strip; `gram` as pixel_gram left it
+template <class W>
+void strip_norms(const GramPlan<W>& plan, Range batch, Range rows, const W* gram, W* space, double* sums,
+                 int64_t stride) {
+  for (int64_t b = 0; b < batch.size; ++b) sums[b * stride] = 0;
+  for (int64_t begin = 0; begin < rows.end(); begin += plan.columns) {
+    const Range columns{begin, std::min(plan.columns, rows.end() - begin)};
+    const int64_t size = rows.size * columns.size;
+    W *left = space, *right = space + plan.strip(), *more = right + plan.strip();
+    gram_block(*plan.samples.grads, batch, rows, columns,
+               {right, batch.size, rows.size, columns.size, size, columns.size, 1}, more);
+    if (plan.geometry == nullptr)
+      gram_block(plan.pixels, batch, rows, columns,
+                 {left, batch.size, rows.size, columns.size, size, columns.size, 1}, more);
+    for (int64_t b = 0; b < batch.size; ++b)
+      for (int64_t r = 0; r < rows.size; ++r) {
+        W* products = left + b * size + r * columns.size;
+        const W* grads = right + b * size + r * columns.size;
+        const int64_t t = rows.begin + r, before = std::clamp<int64_t>(t - begin, 0, columns.size);
+        if (plan.geometry != nullptr)
+          run<AddTaps<W>>(plan.geometry, gram + b * plan.kept(), t, products);
+        const W shift = plan.samples.bias ? W(1) : W(0);
+        double lower = 0, diagonal = 0;
+        run<Products<W>>(static_cast<const W*>(products), shift, grads, before, &lower);
+        if (begin <= t && t < columns.end())
+          run<Products<W>>(static_cast<const W*>(products + before), shift, grads + before, int64_t{1}, &diagonal);
+        sums[b * stride] += 2 * lower + diagonal;
+      }
+  }
+}
+
+template <class W>
+std::vector<double> norms_by_gram(const Samples<W>& samples, const Source<W>& pixels, const Geometry* geometry) {
+  if (samples.positions() == 0 || samples.outputs() == 0) return std::vector<double>(samples.count);
+  const GramPlan<W> plan(samples, pixels, geometry);
+  const int64_t strips = plan.strips(), batches = pieces(samples.all(), plan.batch);
+  const int64_t together = geometry == nullptr ? 1 : strips;  // strips that share the pixels' matrix
+  std::vector<double> partial(samples.all() * strips);
+  const double each = 1.0 * plan.strip() * together * (samples.inputs() + samples.outputs());
+  for_tasks<W>(batches * strips / together, each, plan.space(), [&](int64_t task, W* space) {
+    const int64_t first = task * together % strips;
+    const Range batch = piece_of(samples.all(), plan.batch, task * together / strips);
+    W* strip_space = space + plan.batch * plan.kept();
+    if (geometry != nullptr) pixel_gram(pixels, batch, space, strip_space + 2 * plan.strip());
+    for (int64_t strip = first; strip < first + together; ++strip)
+      strip_norms(plan, batch, piece_of(samples.positions(), plan.rows, strip), space, strip_space,
+                  &partial[batch.begin * strips + strip], strips);
+  });
+  std::vector<double> norms = ordered_sums(partial, samples.count);
+  for (double& norm : norms) norm = norm < 0 ? 0 : norm;  // rounding; NaN stays
+  return norms;
+}
+
+// Whether Gram products cost less: their multiplications, in strips, against those of tiles and the pass over them.
+// `inputs`: multiplications in one element of A A^T, of as many elements as there are pairs of `pixels`.
+inline bool gram_is_cheaper(int64_t positions, int64_t pixels, int64_t inputs, int64_t outputs, int64_t columns) {
+  const double square = 1.0 * positions * positions, pixel_square = 1.0 * pixels * pixels;
+  const double gram = kStripCost * (strip_share(pixels) * pixel_square * inputs +
+                                    strip_share(positions) * square * outputs);
+  const double taps = columns > inputs ? 0.5 * square * (columns / inputs) * kTapCost : 0;
+  const double tiles = 1.0 * outputs * columns * (positions + kPassCost);
+  return gram + taps < kPreference * tiles;
+}
+
+}  // namespace mbq

@@ -1,0 +1,28 @@
+// lsb_penalty on CUDA: sum |B| and the share of B that is not 0, B of extract_lsb, and the gradient grad * 2^bits *
+// sign(B) * du/dx (Han et al., 2025, arXiv 2507.22349).
+#include "lsb.cuh"
+
+namespace mbq {
+namespace {
+
+constexpr const char* kOp = "lsb_penalty";
+
+std::tuple<Tensor, Tensor> lsb_penalty_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
+                                               int64_t k, std::optional<int64_t> axis) {
+  const Lsbs lsbs = lsb_forward<LsbOut::nothing, true>({Weight(kOp, x, limit, axis, bits, k)});
+  return {lsbs.counts[0], lsbs.counts[1]};
+}
+
+Tensor lsb_penalty_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
+                            int64_t k, std::optional<int64_t> axis, bool unit_gradient) {
+  return lsb_backward<false>({Weight(kOp, x, limit, axis, bits, k)}, {}, grad, unit_gradient)[0];
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+  m.impl("lsb_penalty_forward", TORCH_BOX(&lsb_penalty_forward));
+  m.impl("lsb_penalty_backward", TORCH_BOX(&lsb_penalty_backward));
+}
+
+}  // namespace mbq

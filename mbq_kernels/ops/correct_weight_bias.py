@@ -1,0 +1,126 @@
+"""correct_weight_bias: give a quantized weight the mean and deviation of the float weight, per channel."""
+
+import torch
+
+from .. import _checks as check
+from .._library import define
+from ._function import BackwardFunction, apply
+
+NAME = "correct_weight_bias"
+ROWS = 6  # factor, centre, shift, sd(w_quant), mean(w_ref), sd(w_ref)
+
+
+def _forward_shape(w_quant, w_ref, axis, eps):
+    rows = w_quant.new_empty((ROWS, 1 if axis is None else w_quant.shape[axis]), dtype=check.arithmetic_dtype(w_quant))
+    return torch.empty_like(w_quant), rows
+
+
+def _backward_shape(grad, w_quant, w_ref, rows, axis, eps):
+    return torch.empty_like(w_quant), torch.empty_like(w_ref)
+
+
+_forward = define(NAME, "correct_weight_bias_forward",
+                  "(Tensor w_quant, Tensor w_ref, int? axis, float eps) -> (Tensor, Tensor)", _forward_shape)
+_backward = define(NAME, "correct_weight_bias_backward",
+                   "(Tensor grad, Tensor w_quant, Tensor w_ref, Tensor rows, int? axis, float eps) "
+                   "-> (Tensor, Tensor)", _backward_shape)
+
+
+class CorrectWeightBiasBackward(BackwardFunction):
+    @staticmethod
+    def forward(grad, w_quant, w_ref, rows, axis, eps):
+        return _backward(grad, w_quant, w_ref, rows, axis, eps)
+
+
+class CorrectWeightBias(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w_quant, w_ref, axis, eps):
+        return _forward(w_quant, w_ref, axis, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        w_quant, w_ref, ctx.axis, ctx.eps = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(w_quant, w_ref, output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grads = apply(CorrectWeightBiasBackward, grad, *ctx.saved_tensors, ctx.axis, ctx.eps)
+        return *grads, None, None
+
+
+class CorrectWeightBiasDetachedBackward(BackwardFunction):
+    @staticmethod
+    def forward(grad, factor, axis):
+        shape = [1] * grad.dim()
+        if axis is not None:
+            shape[axis] = -1
+        return (grad * factor.reshape(shape)).to(grad.dtype)
+
+
+class CorrectWeightBiasDetached(torch.autograd.Function):
+    """The statistics are constants: only w_quant has a gradient, and only the factors are saved."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w_quant, w_ref, axis, eps):
+        return _forward(w_quant, w_ref, axis, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.axis = inputs[2]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (rows,) = ctx.saved_tensors
+        return apply(CorrectWeightBiasDetachedBackward, grad, rows[0], ctx.axis), None, None, None
+
+
+def correct_weight_bias(w_quant, w_ref, *, axis=0, eps=1e-8, detach_stats=True):
+    """Give every channel of a quantized weight the mean and the deviation of the same channel of `w_ref`.
+
+    y = sd(w_ref) / (sd(w_quant) + eps) * (w_quant - mean(w_quant)) + mean(w_ref), per channel, unbiased deviations
+    A channel of w_quant that is constant - sd(w_quant) <= 1e-6 |mean(w_quant)|, which is rounding noise - gets factor
+    0 and becomes mean(w_ref). So does a channel of one element.
+
+    Args:
+        w_quant: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - the quantized weight.
+        w_ref: w_quant's shape, floating point (float64 exactly when w_quant is) - the weight whose statistics are kept.
+        axis: the axis that has the channels, negative counts from the end; None: all of the weight is one channel.
+        eps: > 0 or 0 - added to sd(w_quant).
+        detach_stats: take the statistics as constants in the backward.
+
+    Returns:
+        y: w_quant's shape, dtype and the strides of torch.empty_like(w_quant). Statistics are summed in float64 in a
+        fixed order. NaN or an infinity makes its channel NaN.
+
+    Gradient: detach_stats: w_quant gets factor * grad, w_ref nothing; factors are all that is saved. Otherwise both get
+    theirs, through the means and deviations too (a constant channel: w_ref gets the mean of grad).
+
+    Raises:
+        TypeError: a dtype or type is wrong. ValueError: axis, eps, shape or device. RuntimeError: double backward.
+
+    Equivalent to:
+        factor = w_ref.std(dims, keepdim=True) / (w_quant.std(dims, keepdim=True) + eps)
+        factor * (w_quant - w_quant.mean(dims, keepdim=True)) + w_ref.mean(dims, keepdim=True)
+
+    Reference: Kim et al., "EMQNet", 2025, arXiv 2510.20673, weight bias correction; Banner et al., 2019, arXiv
+    1810.05723, eq. 12-13. fake_quantize_corrected quantizes and corrects in two reads.
+    """
+    check.check_x(NAME, w_quant, "w_quant")
+    check.check_x(NAME, w_ref, "w_ref")
+    check.check_pair(NAME, ("w_quant", "w_ref"), w_quant, w_ref)
+    check.check_same_arithmetic(NAME, ("w_quant", "w_ref"), w_quant, w_ref)
+    check.check_flag(NAME, "detach_stats", detach_stats)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"{NAME}: eps must be a number, got {eps!r}")
+    if not eps >= 0:
+        raise ValueError(f"{NAME}: eps must be at least 0, got {eps}")
+    axis = check.check_axis(NAME, w_quant, axis, "w_quant")
+    function = CorrectWeightBiasDetached if detach_stats else CorrectWeightBias
+    return apply(function, w_quant, w_ref, axis, float(eps))[0]

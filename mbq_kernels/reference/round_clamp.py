@@ -1,0 +1,10 @@
+"""round_clamp in plain PyTorch."""
+
+import torch
+
+from ._lsb import position, value
+
+
+@torch.no_grad()
+def round_clamp_forward(x, limit, bits, axis):
+    return value(x, position("round_clamp", x, limit, axis), limit, bits, axis)

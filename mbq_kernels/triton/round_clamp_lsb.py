@@ -1,0 +1,12 @@
+"""round_clamp_lsb in Triton."""
+
+from ._lsb import backward, forward
+
+
+def round_clamp_lsb_forward(x, limit, bits, k, axis):
+    value, _, penalty, rate = forward(x, limit, bits, k, axis, value=True, counts=True)
+    return value, penalty, rate
+
+
+def round_clamp_lsb_backward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
+    return backward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient)

@@ -1,0 +1,90 @@
+"""How much bit-widths of one network have in common: angles between their gradients, and probes between their features.
+
+What Kim et al. (2025, arXiv 2510.20673) call implicit knowledge transfer; the two measures as we read them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..conversion.call_order import call_order
+from ..data import Data
+from ..quantize.bits import in_mode, switch_bits_of
+from .layer_norms import scored_layers
+
+
+def gradient_angles(model: nn.Module, batches, bits) -> dict[str, torch.Tensor]:
+    """Angles in degrees between the gradients that bit-widths have in the same weight, for every layer.
+
+    Args:
+        model: what `convert` returned; scored in eval mode, .grad is not touched.
+        batches: (images, labels, ...) tuples, such as `Data.still_batches` gives; the losses are added over all.
+        bits: K bit-widths, 32 for the float path.
+
+    Returns {name of a layer: (K, K) float64 on the CPU}, in the order in which layers are called; 90 where a gradient
+    is 0. Raises ValueError for no batches.
+    """
+    batches = [(batch[0], batch[1]) for batch in batches]
+    if not batches:
+        raise ValueError("gradient_angles: batches must hold images, got none")
+    layers = {name: layer for layer, name in scored_layers(model).items() if layer.weight.requires_grad}
+    names = call_order(model, layers, batches[0][0][:1])
+    weights = [layers[name].weight for name in names]
+    sums = {b: [torch.zeros_like(weight, dtype=torch.float64) for weight in weights] for b in bits}
+    with in_mode(model, training=False):
+        for b in bits:
+            switch_bits_of(model, b)
+            for images, labels in batches:
+                loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                for total, gradient in zip(sums[b], gradients, strict=True):
+                    total += 0 if gradient is None else gradient
+    return {name: _angles(torch.stack([sums[b][i].flatten() for b in bits])) for i, name in enumerate(names)}
+
+
+def linear_probe(model: nn.Module, data: Data, bits, *, batch_size: int = 256) -> torch.Tensor:
+    """How well features of one bit-width are read by a classifier fitted on those of another.
+
+    Features are what the last layer sees; the classifier is scikit-learn's logistic regression on features brought to
+    mean 0 and deviation 1 by those it is fitted on.
+
+    Returns (K, K) float64: [i, j] is the accuracy on the test set, in [0, 1], of the features at bits[j] with the
+    classifier of bits[i].
+    """
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    layers = {name: layer for layer, name in scored_layers(model).items()}
+    last = layers[call_order(model, layers, next(data.test_batches(1)).images)[-1]]
+    accuracy = torch.zeros(len(bits), len(bits), dtype=torch.float64)
+    test = [_features(model, last, data.test_batches(batch_size), b) for b in bits]
+    for i, b in enumerate(bits):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        probe.fit(*_features(model, last, data.still_batches(batch_size), b))
+        accuracy[i] = torch.tensor([probe.score(*features) for features in test])
+    return accuracy
+
+
+@torch.no_grad()
+def _features(model, layer, batches, bits: int):
+    """(inputs of `layer`, labels) as numpy arrays."""
+    seen, labels = [], []
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1).float().cpu()))
+    try:
+        with in_mode(model, training=False):
+            switch_bits_of(model, bits)
+            for batch in batches:
+                model(batch.images)
+                labels.append(batch.labels.cpu())
+    finally:
+        hook.remove()
+    return torch.cat(seen).numpy(), torch.cat(labels).numpy()
+
+
+def _angles(gradients: torch.Tensor) -> torch.Tensor:
+    unit = gradients / gradients.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    angles = torch.rad2deg((unit @ unit.T).clamp(-1, 1).acos()).cpu()
+    own = gradients.norm(dim=1).cpu() > 0
+    angles.diagonal()[own] = 0  # acos is steep there
+    return angles

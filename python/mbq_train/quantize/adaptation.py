@@ -1,0 +1,48 @@
+"""BatchNorm's running statistics, estimated anew for one bit-width."""
+
+import torch
+from torch import nn
+
+from .batch_norm import BATCH_NORMS, BitBatchNorm
+from .bits import in_mode, switch_bits_of
+
+
+@torch.no_grad()
+def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
+    """Make the running statistics of every BatchNorm that `model` uses at `bits` the plain averages over `batches`.
+
+    In place, by forwards alone; affine maps and all else stay, and so do mode and bit-width. A shared BatchNorm then
+    fits `bits` better and the other bit-widths worse: adapt a copy for each (Kim et al., 2025, arXiv 2510.20673;
+    affine maps frozen by our choice).
+
+    Args:
+        model: what `convert` returned, or a float network for 32.
+        bits: a trained bit-width, or one that `add_bits` has made; 32 is the float path.
+        batches: images, or tuples that begin with them - from the training set, as a DataLoader gives them.
+
+    Returns model. Raises ValueError for no batches where there is a BatchNorm, and as set_bits.
+    """
+    per_bit = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
+    idle = {norm for module in per_bit for key, norm in module.by_bits.items() if key != str(bits)}
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module not in idle]
+    estimate_statistics(model, bits, batches, norms)
+    return model
+
+
+def estimate_statistics(model: nn.Module, bits: int, batches, norms) -> None:
+    """What adapt_bn does, for `norms` alone."""
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    momentum, seen = [norm.momentum for norm in norms], 0
+    with in_mode(model, training=False), torch.no_grad():
+        switch_bits_of(model, bits)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative average
+            norm.train()
+        for batch in batches if norms else ():
+            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            seen += 1
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+    if norms and not seen:
+        raise ValueError("adapt_bn: batches must hold images for the statistics of BatchNorm, got none")

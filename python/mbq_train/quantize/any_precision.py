@@ -1,0 +1,138 @@
+"""The quantizers of Any-Precision: no learned scales, weights through tanh, inputs clamped to 0..1."""
+
+import math
+import warnings
+
+import torch
+
+import mbq_kernels
+
+from .bits import FLOAT, MAX_BITS, BitState
+from .quantizers import WeightQuantizer, _Quantizer, autocast_dtype
+
+
+def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(E tanh(W) / max|tanh W|, E), E = mean|W|: the weight before it is rounded; E and the maximum are constants in
+    the gradient (the maximum by our choice), and a weight of zeros stays one."""
+    squashed = weight.tanh()
+    with torch.no_grad():
+        reach = weight.abs().mean()
+        largest = torch.linalg.vector_norm(squashed, math.inf)
+        largest = torch.where(largest == 0, torch.ones_like(largest), largest)
+    return squashed / largest * reach, reach
+
+
+def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, grad_factor=None, out_dtype=None):
+    """W_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1), u = tanh(W) / (2 max|tanh W|) + 1/2, E = mean|W|.
+
+    Straight through in u. `correction` gives every channel the mean and deviation of E tanh(W) / max|tanh W|. bits: one
+    bit-width, or a tuple for a tuple. grad_factor is for learned scales, of which there are none.
+
+    Reference: Yu et al., "Any-Precision Deep Neural Networks", 2021, arXiv 1911.07346; Zhou et al., "DoReFa-Net", 2016,
+    arXiv 1606.06160, eq. 9.
+    """
+    x, reach = normalised(weight)
+    scale, offset = grid(reach, bits)
+    options = {"bits": bits, "signed": False, "out_dtype": out_dtype}
+    if correction:
+        return mbq_kernels.fake_quantize_corrected(x, scale, offset, **options)
+    function = mbq_kernels.fake_quantize_multi if isinstance(bits, tuple) else mbq_kernels.fake_quantize
+    return function(x, scale, offset, **options)
+
+
+def grid(reach, bits):
+    """(scale, offset) of codes 0..2^b - 1 over [-E, E], (K,) each for several bit-widths."""
+    reach = reach.to(torch.promote_types(reach.dtype, torch.float32)).clamp_min(torch.finfo(torch.float32).tiny)
+    if not isinstance(bits, tuple):
+        return _step(reach, bits), -reach
+    return torch.stack([_step(reach, b) for b in bits]), -reach.expand(len(bits)).contiguous()
+
+
+def _step(reach, bits):
+    """2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient."""
+    step = 2 * reach / (2**bits - 1)
+    return torch.nextafter(step, torch.full_like(step, math.inf))
+
+
+class AnyPrecisionWeight(WeightQuantizer):
+    """Weights: `any_precision` of them. At 32 bits E tanh(W) / max|tanh W|, the same without rounding.
+
+    Args:
+        bit_state, weight, layer_name, correction: as for WeightQuantizer. There are no scales to learn.
+    """
+
+    kernel = staticmethod(any_precision)
+    corrected_kernel = staticmethod(any_precision)
+
+    def kept(self):
+        return []
+
+    def add(self, bit_widths):
+        """Nothing: every bit-width is there."""
+        return []
+
+    def check_initialised(self, bit_widths) -> None:
+        """There is nothing to initialise."""
+
+    def current(self):
+        return ()
+
+    def options(self):
+        return {"bits": self.bit_state.bits, "correction": self.correction}
+
+    def _quantize(self, weight):
+        if self.bit_state.bits == FLOAT:
+            value, dtype = normalised(weight)[0], autocast_dtype(weight)
+            return value if dtype is None else value.to(dtype)
+        return super()._quantize(weight)
+
+    def stored(self, weight, bits: int):
+        x, reach = normalised(weight)
+        return x, *grid(reach, bits), False
+
+    @staticmethod
+    def quantize_all(quantizers, weights, bits) -> list:
+        """As that of WeightQuantizer, with one read of each weight."""
+        return [any_precision(weight, bits=tuple(bits), correction=quantizer.correction,
+                              out_dtype=autocast_dtype(weight))
+                for quantizer, weight in zip(quantizers, weights, strict=True)]
+
+
+class AnyPrecisionActivation(_Quantizer):
+    """Activations: round((2^b - 1) clamp(x, 0, 1)) / (2^b - 1); at 32 bits clamp(x, 0, 1).
+
+    For inputs after a ReLU: what is negative becomes 0, with a warning where the first training batch shows it.
+
+    Args:
+        bit_state, layer_name, like: as for ActivationQuantizer.
+        signed, learn_offset: must be left alone.
+    """
+
+    def __init__(self, bit_state: BitState, *, signed: bool | None = None, learn_offset: bool = False,
+                 layer_name: str = "layer", like: torch.Tensor | None = None):
+        if signed or learn_offset:
+            raise ValueError(f"{layer_name}: signed and learn_offset must be off with any-precision quantizers, whose "
+                             "inputs lie in 0..1, got one on")
+        like = torch.empty(0) if like is None else like
+        super().__init__(bit_state, (), signed=False, layer_name=layer_name, like=like)
+        steps = torch.stack([_step(torch.tensor(0.5, **self._options), b) for b in range(1, MAX_BITS + 1)])
+        self.register_buffer("steps", steps, persistent=False)  # by bit-width, from 1 on
+        self.looked = False  # for negative inputs
+
+    def kept(self):
+        return []
+
+    def add(self, bit_widths):
+        """Nothing: every bit-width is there."""
+        return []
+
+    def current(self):
+        return self.steps[self.bit_state.bits - 1], None
+
+    def _quantize(self, x):
+        if self.training and not self.looked and not torch.compiler.is_compiling():
+            self.looked = True
+            if (x < 0).any():
+                warnings.warn(f"{self.layer_name}: inputs are negative and its activation quantizer is unsigned: they "
+                              "become 0; the quantizer 'learned' keeps them", RuntimeWarning, stacklevel=2)
+        return x.clamp(0, 1) if self.bit_state.bits == FLOAT else super()._quantize(x)

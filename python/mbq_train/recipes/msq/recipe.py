@@ -1,0 +1,97 @@
+"""The recipe `msq`: train with a penalty on the last bits, and take bits away until the target compression."""
+
+import warnings
+
+import torch
+
+from ...quantize.bits import FLOAT
+from ...quantize.round_clamp import own_layer_bits, set_layer_bits
+from ...runs.folder import LAYERS
+from ...runs.plots import plot_layers
+from ...runs.sensitivity import float_traces
+from ...sensitivity import Trace, perturbations, quantized_weights, sensitivities
+from ..recipe import Recipe
+from .bank import LsbBank
+from .pruner import Pruner
+
+
+class Msq(Recipe):
+    """MSQ, from the float network to per-layer bit-widths (Han et al., 2025, arXiv 2507.22349).
+
+    Every step adds lambda times the sum of |B| over the layers' last bits B to the loss. After every `prune_interval`
+    epochs the layers that use theirs in less than a share `prune_threshold` of the weights lose them: 2 bits where the
+    Hessian says that the layer is less sensitive than the average, else 1. Once the compression is reached, bit-widths
+    stay and the penalty is off.
+    """
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.traces = None
+        self.lsb_bank = LsbBank(self.model, unit_gradient=self.options.unit_penalty)
+        bits = dict.fromkeys(self.lsb_bank.layers, self.bits[0]) | own_layer_bits(self.model)
+        set_layer_bits(self.model, bits)
+        parameters = {name: layer.weight.numel() for name, layer in self.lsb_bank.layers.items()}
+        self.pruner = Pruner(parameters, bits, target=self.options.target_compression,
+                             threshold=self.options.prune_threshold, floor=self.options.lowest_bits)
+
+    def bank(self) -> LsbBank:
+        """The bank, once the layers' sensitivities are known."""
+        if self.traces is None:
+            self._measure()
+        self._set_penalty()
+        return self.lsb_bank
+
+    def penalty(self, bits: int) -> torch.Tensor | None:
+        if bits == FLOAT or self.lsb_bank.penalty is None:
+            return None
+        return self.options.lsb_penalty * self.lsb_bank.penalty
+
+    def end_epoch(self, epoch: int) -> dict:
+        """Prune where the epoch says so; bit-widths, rates before the pruning and compression for the metrics."""
+        pruner, rates = self.pruner, self.lsb_bank.rates()
+        if (epoch + 1) % self.options.prune_interval == 0 and epoch + 1 < self.epochs and not pruner.done:
+            set_layer_bits(self.model, pruner.prune(rates))
+            pruner.set_sensitivities(self._sensitivities())
+            self._set_penalty()
+        if epoch + 1 == self.epochs and pruner.compression < pruner.target:
+            warnings.warn(f"msq: the target compression, {pruner.target:g}, was not reached: {pruner.compression:.2f} "
+                          "after the last epoch; more epochs, a larger lsb_penalty or prune_threshold, or a lower "
+                          "lowest_bits would go further", RuntimeWarning, stacklevel=2)
+        return {"layer_bits": dict(pruner.bits), "lsb_rates": rates, "compression": pruner.compression}
+
+    def summary(self) -> dict:
+        """Bit-widths and compression at the end."""
+        every = sum(parameter.numel() for name, parameter in self.model.named_parameters() if "_quantizer." not in name
+                    and f".by_bits.{FLOAT}." not in name)
+        quantized = sum(self.pruner.parameters.values())
+        stored = 32 * quantized / self.pruner.compression
+        return {"compression": self.pruner.compression, "target_compression": self.pruner.target,
+                "compression_of_all_parameters": 32 * every / (stored + 32 * (every - quantized)),
+                "mean_bits": stored / quantized, "layer_bits": dict(self.pruner.bits)}
+
+    def plot(self, records: list[dict]) -> None:
+        if self.folder is not None:
+            plot_layers(self.folder / LAYERS, records)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """The bit-widths are in the model."""
+        traces = {name: vars(trace) for name, trace in self.traces.items()}
+        return {}, {"traces": traces, "sensitivities": self.pruner.sensitivities}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
+        self.traces = {name: Trace(**trace) for name, trace in values["traces"].items()}
+        self.pruner.bits = own_layer_bits(self.model)
+        self.pruner.set_sensitivities(values["sensitivities"])
+
+    def _measure(self) -> None:
+        """Traces of the network as it is, and from them the layers' sensitivities."""
+        self.traces = {}
+        if self.options.hessian:
+            self.traces = float_traces(self.model, self.data, self.options, folder=self.folder, on_probe=self.on_probe)
+        self.pruner.set_sensitivities(self._sensitivities())
+
+    def _sensitivities(self) -> dict[str, float]:
+        return sensitivities(self.traces, perturbations(self.model)) if self.traces else {}
+
+    def _set_penalty(self) -> None:
+        self.lsb_bank.low_bits = {} if self.pruner.done else self.pruner.low_bits

@@ -1,0 +1,57 @@
+"""Tables of what was measured on runs, for rich."""
+
+from rich.table import Table
+
+from ..quantize.bits import FLOAT
+from .ablate import Ablation
+from .score import ScoredRun
+from .sensitivity import Sensitivities
+
+
+def network_name(bits: int) -> str:
+    """What tables call a bit-width."""
+    return "float path" if bits == FLOAT else f"{bits} bits"
+
+
+def score_table(result: ScoredRun, name: str) -> Table:
+    """Mean, deviation and largest of the scores `name` at every bit-width."""
+    table = Table("network", "mean", "deviation", "largest", title=f"Scores ({name})")
+    for bits, scores in result.scores.items():
+        table.add_row(network_name(bits), *(f"{value:.4g}" for value in (scores.mean(), scores.std(), scores.max())))
+    return table
+
+
+def transfer_tables(facts: dict) -> tuple[Table, Table]:
+    """Angles to the first bit-width, layer by layer, and the accuracies of the probes, from transfer_run."""
+    names = [network_name(bits) for bits in facts["bits"]]
+    angles = Table("layer", *names[1:], title=f"Degrees between the gradients of {names[0]} and others")
+    for layer, matrix in facts["angles"].items():
+        angles.add_row(layer, *(f"{value:.1f}" for value in matrix[0][1:]))
+    probe = Table("probe fitted on", *names, title="Test accuracy (%) of linear probes on the features of")
+    for name, row in zip(names, facts["probe"], strict=True):
+        probe.add_row(name, *(f"{100 * value:.2f}" for value in row))
+    return angles, probe
+
+
+def ablation_table(result: Ablation) -> Table:
+    """Accuracies with and without weight correction and adapted BatchNorm."""
+    first = next(iter(result.cells.values()))
+    names = [network_name(bits) + ("*" if bits in first.untrained else "") for bits in first.accuracy]
+    table = Table("weight correction", "adapted BatchNorm", *names, title="Test accuracy (%)",
+                  caption="*: not trained" if first.untrained else None)
+    for (correction, adapt), cell in result.cells.items():
+        table.add_row(*("yes" if on else "no" for on in (correction, adapt)),
+                      *(f"{100 * value:.2f}" for value in cell.accuracy.values()))
+    return table
+
+
+def sensitivity_table(found: Sensitivities) -> Table:
+    """Traces, and the sensitivity of every layer at every bit-width."""
+    table = Table("layer", "weights", "trace", "standard error", *(f"at {b} bits" for b in found.at_bits),
+                  title="Sensitivity", caption="trace of the Hessian's block; at b bits: trace a weight, at least 0, "
+                  "times the squared error of the weights")
+    table.columns[0].no_wrap = True
+    for name, trace in found.traces.items():
+        values = (f"{values[name]:.2e}" for values in found.at_bits.values())
+        table.add_row(name, f"{trace.parameters:,}", f"{trace.value:.3g}", f"{trace.error:.2g}", *values)
+    return table

@@ -1,0 +1,41 @@
+"""The quantized weights of a network, what quantizing each costs, and its sensitivity."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..quantize.bits import bit_states
+
+
+def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight of every layer in `model` that `convert` quantized, by the layer's name.
+
+    Raises ValueError when there is none.
+    """
+    if not bit_states(model):
+        raise ValueError(f"quantized_weights: model must hold layers made by convert, got {type(model).__name__} "
+                         "without any")
+    return {name: module.weight for name, module in model.named_modules() if hasattr(module, "weight_quantizer")}
+
+
+@torch.no_grad()
+def perturbations(model: nn.Module) -> dict[str, float]:
+    """||Q(W) - W||^2 of every quantized layer of `model`, at the bit-width in use."""
+    found = {}
+    for name, weight in quantized_weights(model).items():
+        quantized = model.get_submodule(name).weight_quantizer(weight)
+        found[name] = (quantized.double() - weight.double()).square().sum().item()
+    return found
+
+
+def sensitivities(traces: Mapping, errors: Mapping[str, float]) -> dict[str, float]:
+    """t_l ||Q(W_l) - W_l||^2, t_l the mean trace of layer l's Hessian: how much the loss grows when it is quantized.
+
+    Args:
+        traces: of `hessian_traces`, by layer.
+        errors: of `perturbations`, by layer.
+
+    Reference: Dong et al., "HAWQ-V2", 2019, arXiv 1911.03852, eq. 10.
+    """
+    return {name: traces[name].mean * error for name, error in errors.items()}
