@@ -52,7 +52,7 @@ def variants():
         yield (["bias", layer, dtype, None], op.bias_kernel, layer, {"g_ptr": dtype},
                {"OUTPUTS": outputs, **steps, **op.bias_blocks(positions, outputs)})
         yield (["gram", layer, dtype, None], op.gram_kernel, layer, pointers,
-               {**common, "BIAS": True, **op.gram_blocks(positions, inputs, outputs)})
+               {**common, "BIAS": True, **op.gram_blocks(positions, inputs, outputs, dtype == "*fp32")})
 
 
 def row(name, compiled):

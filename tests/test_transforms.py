@@ -2,6 +2,7 @@
 
 import pytest
 import test_transforms_codes
+import test_transforms_norms
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -52,7 +53,7 @@ def matrix(x):
 
 
 def test_every_op_is_here():
-    assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
+    assert sorted([*OPS, *test_transforms_codes.OPS, *test_transforms_norms.OPS]) == sorted(ops())
 
 
 CODES = torch.randint(-128, 128, (4, 33), dtype=torch.int8)

@@ -175,13 +175,14 @@ def bias_blocks(positions: int, outputs: int) -> dict:
     return {"BLOCK_O": side(outputs, 64), "BLOCK_T": side(positions, 32)}
 
 
-def gram_blocks(positions: int, inputs: int, outputs: int) -> dict:
-    return {"BLOCK_T": side(positions, 64), "BLOCK_C": side(max(inputs, outputs), 32)}
+def gram_blocks(positions: int, inputs: int, outputs: int, float32: bool) -> dict:
+    """32 columns of float32 windows would spill on sm_90."""
+    return {"BLOCK_T": side(positions, 64), "BLOCK_C": side(max(inputs, outputs), 16 if float32 else 32)}
 
 
 def gram_is_cheaper(positions: int, inputs: int, outputs: int, float32: bool) -> bool:
     """Whether the multiplications of the blocks that are launched are fewer."""
-    tile, gram = tile_blocks(positions, inputs, outputs, float32), gram_blocks(positions, inputs, outputs)
+    tile, gram = (blocks(positions, inputs, outputs, float32) for blocks in (tile_blocks, gram_blocks))
     rows = triton.cdiv(positions, gram["BLOCK_T"])
     of_gram = rows * (rows + 1) // 2 * gram["BLOCK_T"] ** 2 * (inputs + outputs)
     of_tiles = (triton.cdiv(outputs, tile["BLOCK_O"]) * tile["BLOCK_O"] * triton.cdiv(inputs, tile["BLOCK_I"])
@@ -208,8 +209,8 @@ def _launch_tiles(problem: Problem, float32: bool):
     return sums
 
 
-def _launch_gram(problem: Problem):
-    blocks = gram_blocks(problem.positions, problem.inputs, problem.outputs)
+def _launch_gram(problem: Problem, float32: bool):
+    blocks = gram_blocks(problem.positions, problem.inputs, problem.outputs, float32)
     rows = triton.cdiv(problem.positions, blocks["BLOCK_T"])
     slots = rows * (rows + 1) // 2
     sums = problem.activations.new_empty(problem.samples, slots, dtype=torch.float64)
@@ -232,6 +233,6 @@ def squared_norms(op: str, problem: Problem, gram: bool | None):
         gram = problem.weight_factor is None and gram_is_cheaper(
             problem.positions, problem.inputs, problem.outputs, float32)
     with torch.cuda.device_of(problem.activations):
-        sums = _launch_gram(problem) if gram else _launch_tiles(problem, float32)
+        sums = _launch_gram(problem, float32) if gram else _launch_tiles(problem, float32)
     norms = sums.view(samples, -1).sum(1)
     return (norms.clamp(min=0.0) if gram else norms).float()
