@@ -74,7 +74,7 @@ class Layer:
         return self.numel * self.dtype.itemsize
 
 
-LINEAR = [Layer(256, 1, 512, 1000, network="head"), Layer(32, 64, 512, 512, network="short"),
+LINEAR = [Layer(64, 1, 512, 1000, network="head"), Layer(32, 64, 512, 512, network="short"),
           Layer(32, 256, 384, 1536, network="design"), Layer(8, 512, 1024, 1024, network="middle"),
           Layer(2, 2048, 1024, 1024, network="long"),
           *(Layer(16, 197, i, o, network="vit_s") for i, o in ((384, 1152), (384, 384), (384, 1536), (1536, 384))),

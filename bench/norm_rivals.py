@@ -59,7 +59,8 @@ def _vmap(layer, activations, grad_outputs):
         return (torch.func.functional_call(layer, parameters, (a.unsqueeze(0),)) * g).sum()
 
     grads = torch.func.vmap(torch.func.grad(inner), in_dims=(None, 0, 0))
-    return lambda: sum(grad.flatten(1).square().sum(1) for grad in grads(parameters, activations, grad_outputs).values())
+    return lambda: sum(grad.flatten(1).square().sum(1)
+                       for grad in grads(parameters, activations, grad_outputs).values())
 
 
 def calls(layer, activations, grad_outputs) -> dict:

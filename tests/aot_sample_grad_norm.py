@@ -9,6 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mbq_kernels.triton import sample_grad_norm as op
+from mbq_kernels.triton import sample_kernels as kernels
 
 STORAGE = ("*fp32", "*bf16")
 SIZES = {"linear": (256, 384, 1536), "conv": (784, 1152, 128)}  # positions, inputs, outputs
@@ -47,11 +48,11 @@ def variants():
         pointers = {"a_ptr": dtype, "g_ptr": dtype}
         for factor in ("*fp32", None):
             missing = {} if factor else {"factor_ptr": None}
-            yield (["tiles", layer, dtype, factor], op.tiles_kernel, layer,
+            yield (["tiles", layer, dtype, factor], kernels.tiles_kernel, layer,
                    {**pointers, **({"factor_ptr": factor} if factor else {})}, {**common, **steps, **tile, **missing})
-        yield (["bias", layer, dtype, None], op.bias_kernel, layer, {"g_ptr": dtype},
+        yield (["bias", layer, dtype, None], kernels.bias_kernel, layer, {"g_ptr": dtype},
                {"OUTPUTS": outputs, **steps, **op.bias_blocks(positions, outputs)})
-        yield (["gram", layer, dtype, None], op.gram_kernel, layer, pointers,
+        yield (["gram", layer, dtype, None], kernels.gram_kernel, layer, pointers,
                {**common, "BIAS": True, **op.gram_blocks(positions, inputs, outputs, dtype == "*fp32")})
 
 

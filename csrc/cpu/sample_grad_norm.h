@@ -1,8 +1,9 @@
-// Squared norms of per-sample weight gradients, sum_ij (factor_ij (G^T A)_ij)^2, without those gradients. Two ways, both
-// over the library's matrix product in tiles that stay in the cache:
+// Squared norms of per-sample weight gradients, sum_ij (factor_ij (G^T A)_ij)^2, without those gradients. Two ways,
+// both over the library's matrix product in tiles that stay in the cache:
 //   tiles: pieces of G^T A are formed, multiplied by the factor, squared and summed;
 //   gram:  sum_st (A A^T)_st (G G^T)_st, the upper half of it, in strips (cheaper where there are few positions).
-// The tiles, the samples in one product and the order of all sums depend on shapes alone, not on threads.
+// The tiles, the samples in one product and the order in which they are added depend on shapes alone. The library's
+// product repeats with the number of threads; with another number its last bit may differ.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>

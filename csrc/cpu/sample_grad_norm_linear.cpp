@@ -48,11 +48,12 @@ Tensor sample_grad_norm_linear_forward(const Tensor& activations, const Tensor& 
   check(activations.dim() == 3 && grad_outputs.dim() == 3 && activations.size(0) == grad_outputs.size(0) &&
             activations.size(1) == grad_outputs.size(1),
         kOp, ": activations and grad_outputs must be (N, T, d_in) and (N, T, d_out)");
-  return sample_norms(kOp, activations, grad_outputs, weight_factor, gram, activations.size(2), [&](auto zero, const auto* factor) {
+  const auto norms = [&](auto zero, const auto* factor) {
     using W = decltype(zero);
     const auto a = rows_of<W>(activations), g = rows_of<W>(grad_outputs);
     return norms_of<W>({activations.size(0), 1, a.get(), g.get(), factor, bias}, gram);
-  });
+  };
+  return sample_norms(kOp, activations, grad_outputs, weight_factor, gram, activations.size(2), norms);
 }
 
 }  // namespace
