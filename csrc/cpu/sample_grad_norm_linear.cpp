@@ -36,8 +36,8 @@ std::vector<double> norms_of_vectors(const Samples<W>& samples) {
 template <class W>
 std::vector<double> norms_of(const Samples<W>& samples, std::optional<bool> gram) {
   const int64_t positions = samples.positions(), inputs = samples.inputs(), outputs = samples.outputs();
-  const bool by_gram =
-      gram.value_or(samples.factor == nullptr && gram_is_cheaper(positions, positions, inputs, outputs, inputs));
+  const bool by_gram = samples.factor == nullptr && inputs > 0 &&
+                       gram.value_or(gram_is_cheaper(positions, positions, inputs, outputs, inputs));
   if (samples.factor == nullptr && positions == 1 && gram.value_or(true)) return norms_of_vectors(samples);
   return by_gram ? norms_by_gram<W>(samples, *samples.activations, nullptr) : norms_by_tiles(samples);
 }

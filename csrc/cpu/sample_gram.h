@@ -21,22 +21,24 @@ inline double strip_share(int64_t positions) {
   return 0.5 + 0.5 * strip_columns(positions) / std::max<int64_t>(positions, 1);
 }
 
-// Columns of a source that are multiplied at once, and the space they take.
+// Columns of a source that are multiplied at once, and the space they take, in blocks of at most rows x columns positions
+// of `batch` samples.
 template <class W>
-int64_t gram_chunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
-  if (source.direct()) return source.columns;
-  return std::min(source.columns, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
-}
+struct GramChunk {
+  int64_t size, space;
 
-template <class W>
-int64_t gram_space(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
-  return source.direct() ? 0 : batch * (rows + columns) * gram_chunk(source, batch, rows, columns);
-}
+  GramChunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns)
+      : size(source.columns), space(0) {
+    if (source.direct()) return;
+    size = std::min(size, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
+    space = batch * (rows + columns) * size;
+  }
+};
 
-// out = the products of positions `rows` with positions `columns`
+// out = the products of positions `rows` with positions `columns`, `chunk` columns of the source at once
 template <class W>
-void gram_block(const Source<W>& source, Range batch, Range rows, Range columns, const Matrices<W>& out, W* space) {
-  const int64_t chunk = gram_chunk(source, batch.size, rows.size, columns.size);
+void gram_block(const Source<W>& source, int64_t chunk, Range batch, Range rows, Range columns,
+                const Matrices<W>& out, W* space) {
   for (int64_t begin = 0; begin < source.columns; begin += chunk) {
     const Range some{begin, std::min(chunk, source.columns - begin)};
     const Matrices<W> left = source.block(batch, rows, some, space);
@@ -91,22 +93,21 @@ struct GramPlan {
   int64_t strips() const { return pieces(samples.positions(), columns); }
   int64_t kept() const { return geometry == nullptr ? 0 : pixels.positions * pixels.positions; }
   int64_t strip() const { return batch * rows * columns; }
-  int64_t space() const {
-    const int64_t pixel_rows = geometry == nullptr ? rows : pixels.positions;
-    const int64_t pixel_columns = geometry == nullptr ? columns : strip_columns(pixels.positions);
-    return batch * kept() + 2 * strip() +
-           std::max(gram_space(*samples.grads, batch, rows, columns),
-                    gram_space(pixels, batch, pixel_rows, pixel_columns));
+  GramChunk<W> grads() const { return {*samples.grads, batch, rows, columns}; }
+  GramChunk<W> seen() const {
+    if (geometry == nullptr) return {pixels, batch, rows, columns};
+    return {pixels, batch, pixels.positions, strip_columns(pixels.positions)};
   }
+  int64_t space() const { return batch * kept() + 2 * strip() + std::max(grads().space, seen().space); }
 };
 
 // The upper half of the pixels' Gram matrices, (batch, pixels, pixels).
 template <class W>
-void pixel_gram(const Source<W>& pixels, Range batch, W* gram, W* space) {
-  const int64_t n = pixels.positions, columns = strip_columns(n);
+void pixel_gram(const GramPlan<W>& plan, Range batch, W* gram, W* space) {
+  const int64_t n = plan.pixels.positions, columns = strip_columns(n), chunk = plan.seen().size;
   for (int64_t strip = 0; strip < pieces(n, columns); ++strip) {
     const Range some = piece_of(n, columns, strip);
-    gram_block(pixels, batch, {0, some.end()}, some,
+    gram_block(plan.pixels, chunk, batch, {0, some.end()}, some,
                {gram + some.begin, batch.size, some.end(), some.size, n * n, n, 1}, space);
   }
 }
@@ -130,6 +131,7 @@ template <class W>
 void strip_norms(const GramPlan<W>& plan, Range batch, Range columns, const W* gram, W* space, double* sums,
                  int64_t stride) {
   const W shift = plan.samples.bias ? W(1) : W(0);
+  const int64_t grads = plan.grads().size, seen = plan.seen().size;
   W *left = space, *right = space + plan.strip(), *more = right + plan.strip();
   for (int64_t b = 0; b < batch.size; ++b) sums[b * stride] = 0;
   for (int64_t begin = 0; begin < columns.end(); begin += plan.rows) {
@@ -138,8 +140,8 @@ void strip_norms(const GramPlan<W>& plan, Range batch, Range columns, const W* g
     const auto product = [&](W* to) {
       return Matrices<W>{to, batch.size, rows.size, columns.size, size, columns.size, 1};
     };
-    gram_block(*plan.samples.grads, batch, rows, columns, product(right), more);
-    if (plan.geometry == nullptr) gram_block(plan.pixels, batch, rows, columns, product(left), more);
+    gram_block(*plan.samples.grads, grads, batch, rows, columns, product(right), more);
+    if (plan.geometry == nullptr) gram_block(plan.pixels, seen, batch, rows, columns, product(left), more);
     for (int64_t b = 0; b < batch.size; ++b) {
       for (int64_t r = 0; plan.geometry != nullptr && r < rows.size; ++r)
         run<AddTaps<W>>(plan.geometry, gram + b * plan.kept(), rows.begin + r, columns,
@@ -161,7 +163,7 @@ std::vector<double> norms_by_gram(const Samples<W>& samples, const Source<W>& pi
     const int64_t first = task * together % strips;
     const Range batch = piece_of(samples.all(), plan.batch, task * together / strips);
     W* strip_space = space + plan.batch * plan.kept();
-    if (geometry != nullptr) pixel_gram(pixels, batch, space, strip_space + 2 * plan.strip());
+    if (geometry != nullptr) pixel_gram(plan, batch, space, strip_space + 2 * plan.strip());
     for (int64_t strip = first; strip < first + together; ++strip)
       strip_norms(plan, batch, piece_of(samples.positions(), plan.columns, strip), space, strip_space,
                   &partial[batch.begin * strips + strip], strips);
