@@ -12,7 +12,8 @@ import torch
 
 from mbq_kernels._library import build
 
-PACKAGES = ("torch", "triton", "torchao", "brevitas", "flag_gems", "nncf", "numpy", "pytest-benchmark")
+PACKAGES = ("torch", "triton", "torchao", "brevitas", "flag_gems", "nncf", "opacus", "backpack-for-pytorch",
+            "numpy", "pytest-benchmark")
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
 GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
 

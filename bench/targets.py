@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import lsb_rivals as lsb
+from norm_rivals import OPACUS, RIVALS
 from rivals import (BREVITAS, COMPILED, COMPILED_DOUBLE, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED,
                     TORCH_LEARNABLE)
 
@@ -44,6 +45,13 @@ TARGETS = (
     Target("cuda", "switched_linear-codes*-rows1-*", ("linear bfloat16",), 1.7),
     *(Target("cuda", f"switched_linear-planes{bits}-rows1-*", ("linear bfloat16",), ratio)
       for bits, ratio in ((8, 1.4), (4, 2), (2, 3))),
+    Target("cpu", "sample_grad_norm_*", RIVALS, 1 / 1.05),
+    Target("cpu", "sample_grad_norm_linear-design-*", (OPACUS,), 2),
+    *(Target("cpu", f"sample_grad_norm_{case}-*", RIVALS, 1.5)  # here Gram products are the cheaper way
+      for case in ("linear-design", "linear-short", "linear-vit_s", "linear-llama", "linear-middle",
+                   "conv2d-resnet18-N8-T14-256to256", "conv2d-resnet18-N8-T7-512to512")),
+    Target("cuda", "sample_grad_norm_linear-*-float32", (OPACUS,), 2),
+    Target("cuda", "sample_grad_norm_linear-*-bfloat16", (OPACUS,), 4),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
     Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),

@@ -1,5 +1,11 @@
 """Per-sample gradient norms by autograd in float64, one sample at a time; shared by the tests of these ops."""
 
+import ctypes
+import gc
+import re
+from pathlib import Path
+
+import pytest
 import torch
 
 ULP = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5, torch.float64: 1e-12}
@@ -49,3 +55,19 @@ def assert_norms(actual, layer, activations, grad_outputs, weight_factor=None, g
         bound = bound + parts(layer, activations, grad_outputs) * ULP[activations.dtype] / 10
     error = (actual.cpu().double() - expected).abs()
     assert (error <= bound + 1e-30).all() and (actual >= 0).all(), (actual, expected, error / expected)
+
+
+def peak_memory(call):
+    """Bytes of resident memory a warm call takes beyond what the process held, as Linux counts them."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    read = lambda field: int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) * 1024  # noqa: E731
+    call()
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        clear.write_text("5")  # the peak starts again from here
+    except (OSError, AttributeError):
+        pytest.skip("needs Linux and glibc to see the peak of resident memory")
+    before = read("VmRSS")
+    call()
+    return max(0, read("VmHWM") - before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracles import DTYPES
-from sample_norms import assert_norms
+from sample_norms import assert_norms, peak_memory
 
 import mbq_kernels as mbq
 
@@ -110,7 +110,8 @@ def test_empty(device, shape):
     bias = g.reshape(len(g), g.shape[1:-1].numel(), g.shape[-1]).double().sum(1).square().sum(1)
     torch.testing.assert_close(norms.double(), bias, rtol=1e-5, atol=0)
     factor = torch.ones(shape[3], shape[2], device=device)
-    torch.testing.assert_close(mbq.sample_grad_norm_linear(a, g, weight_factor=factor).double(), bias, rtol=1e-5, atol=0)
+    factored = mbq.sample_grad_norm_linear(a, g, weight_factor=factor)
+    torch.testing.assert_close(factored.double(), bias, rtol=1e-5, atol=0)
     assert mbq.sample_grad_norm_linear(a, g, bias=False).tolist() == [0] * shape[0]
 
 
@@ -147,6 +148,23 @@ def test_no_gradient_and_no_autocast(device):
     with torch.autocast(device, dtype=torch.bfloat16):
         norms = mbq.sample_grad_norm_linear(a.requires_grad_(), g.requires_grad_())
     assert torch.equal(norms, expected) and not norms.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_way
+def test_memory_is_that_of_tiles(backend, gram, dtype):
+    """Not the samples' gradients (24 MiB together, 4 MiB each) and not their matrices of T x T (16 MiB each)."""
+    if backend != "cpu":
+        pytest.skip("the reference forms a sample's gradient, and the interpreter is not what runs on a GPU")
+    a, g = make("cpu", 6, (2048,), 1024, 1024, dtype)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # each has its own tiles
+        assert peak_memory(lambda: raw(a, g, gram=gram)) <= 6 * 2**20
+    finally:
+        torch.set_num_threads(threads)
+    gradients = peak_memory(lambda: torch.einsum("nti,nto->noi", a, g))
+    assert gradients >= a.element_size() * 6 * 2**20  # so the measure sees what it must not find above
 
 
 A, G = torch.randn(3, 5, 7), torch.randn(3, 5, 4)

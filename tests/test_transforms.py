@@ -2,6 +2,7 @@
 
 import pytest
 import test_transforms_codes
+import test_transforms_norms
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -96,7 +97,7 @@ def matrix(x):
 
 
 def test_every_op_is_here():
-    assert sorted([*OPS, *test_transforms_codes.OPS]) == sorted(ops())
+    assert sorted([*OPS, *test_transforms_codes.OPS, *test_transforms_norms.OPS]) == sorted(ops())
 
 
 def rows(x):

@@ -1,8 +1,9 @@
-// Squared norms of per-sample weight gradients, sum_ij (factor_ij (G^T A)_ij)^2, without those gradients. Two ways, both
-// over the library's matrix product in tiles that stay in the cache:
+// Squared norms of per-sample weight gradients, sum_ij (factor_ij (G^T A)_ij)^2, without those gradients. Two ways,
+// both over the library's matrix product in tiles that stay in the cache:
 //   tiles: pieces of G^T A are formed, multiplied by the factor, squared and summed;
-//   gram:  sum_st (A A^T)_st (G G^T)_st, the lower half of it, in strips of rows (cheaper where there are few positions).
-// The tiles, the samples in one product and the order of all sums depend on shapes alone, not on threads.
+//   gram:  sum_st (A A^T)_st (G G^T)_st, the upper half of it, in strips (cheaper where there are few positions).
+// The tiles, the samples in one product and the order in which they are added depend on shapes alone. The library's
+// product repeats with the number of threads; with another number its last bit may differ.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -18,8 +19,8 @@ constexpr int64_t kLeastTasks = 8;   // samples are not put together where that 
 constexpr double kWorthThread = 2e5; // multiplications
 
 // What the two ways cost, in multiplications at the speed of a large product; measured by bench_sample_grad_norm.py.
-constexpr double kStripCost = 1.15;  // of a product of a strip, which has few rows
-constexpr double kPassCost = 8;      // of squaring one element of a tile
+constexpr double kStripCost = 1.3;   // of a product of a strip, which has few columns
+constexpr double kPassCost = 4;      // of squaring one element of a tile
 constexpr double kTapCost = 8;       // of adding one product of pixels
 constexpr double kPreference = 0.9;  // Gram products round more: they must be cheaper by this factor
 

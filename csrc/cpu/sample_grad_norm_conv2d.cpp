@@ -9,12 +9,10 @@ namespace {
 
 constexpr const char* kOp = "sample_grad_norm_conv2d";
 
-// The channels of every position of x (N, C, H, W): pixels of an image, or outputs; null where rows do not follow each
-// other.
+// The channels of every position of x (N, C, H, W), whose rows follow each other: pixels of an image, or outputs.
 template <class W>
 std::unique_ptr<Source<W>> channels_of(const Tensor& x, int64_t groups) {
   const int64_t channels = x.size(1) / groups, step = x.size(3) > 1 ? x.stride(3) : x.stride(2);
-  if (x.size(3) > 1 && x.size(2) > 1 && x.stride(2) != x.size(3) * x.stride(3)) return nullptr;
   return strided_source<W>(kOp, x, {groups, x.stride(0), channels * x.stride(1), step, x.stride(1)},
                            x.size(2) * x.size(3), channels);
 }
@@ -48,9 +46,10 @@ std::vector<double> norms_of(const Tensor& activations, const Tensor& grad_outpu
   const auto pixels = channels_of<W>(activations, groups), grads = channels_of<W>(grad_outputs, groups);
   const bool plain = pointwise(geometry);
   const auto windows = plain ? nullptr : windows_of<W>(activations, groups, geometry);
-  const Samples<W> samples{activations.size(0), groups, plain ? pixels.get() : windows.get(), grads.get(), factor, bias};
+  const Source<W>* seen_by_weight = plain ? pixels.get() : windows.get();
+  const Samples<W> samples{activations.size(0), groups, seen_by_weight, grads.get(), factor, bias};
   const int64_t positions = geometry.positions(), seen = geometry.pixels();
-  const bool possible = factor == nullptr && (plain || seen <= kMostPixels);
+  const bool possible = factor == nullptr && samples.inputs() > 0 && (plain || seen <= kMostPixels);
   const bool by_gram = possible && gram.value_or(gram_is_cheaper(positions, seen, pixels->columns, samples.outputs(),
                                                                  samples.inputs()));
   return by_gram ? norms_by_gram<W>(samples, *pixels, plain ? nullptr : &geometry) : norms_by_tiles(samples);
@@ -71,6 +70,7 @@ Geometry geometry_of(const Tensor& x, const Tensor& y, const std::vector<int64_t
   return g;
 }
 
+// x, or a copy of it, with rows that follow each other: then positions are one dimension.
 Tensor rows_together(const Tensor& x) {
   const bool follow = x.size(2) < 2 || x.size(3) < 2 || x.stride(2) == x.size(3) * x.stride(3);
   return follow ? x : make_contiguous(x);
@@ -81,8 +81,8 @@ Tensor sample_grad_norm_conv2d_forward(const Tensor& activations, const Tensor& 
                                        std::vector<int64_t> stride, std::vector<int64_t> padding,
                                        std::vector<int64_t> dilation, int64_t groups, bool bias,
                                        std::optional<bool> gram) {
-  check(activations.dim() == 4 && grad_outputs.dim() == 4 && activations.size(0) == grad_outputs.size(0) && groups > 0 &&
-            activations.size(1) % groups == 0 && grad_outputs.size(1) % groups == 0,
+  check(activations.dim() == 4 && grad_outputs.dim() == 4 && activations.size(0) == grad_outputs.size(0) &&
+            groups > 0 && activations.size(1) % groups == 0 && grad_outputs.size(1) % groups == 0,
         kOp, ": activations and grad_outputs must be (N, C_in, H, W) and (N, C_out, H_out, W_out), C in ", groups,
         " groups");
   const Tensor x = rows_together(activations), grads = rows_together(grad_outputs);

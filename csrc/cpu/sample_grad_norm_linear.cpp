@@ -36,8 +36,8 @@ std::vector<double> norms_of_vectors(const Samples<W>& samples) {
 template <class W>
 std::vector<double> norms_of(const Samples<W>& samples, std::optional<bool> gram) {
   const int64_t positions = samples.positions(), inputs = samples.inputs(), outputs = samples.outputs();
-  const bool by_gram =
-      gram.value_or(samples.factor == nullptr && gram_is_cheaper(positions, positions, inputs, outputs, inputs));
+  const bool by_gram = samples.factor == nullptr && inputs > 0 &&
+                       gram.value_or(gram_is_cheaper(positions, positions, inputs, outputs, inputs));
   if (samples.factor == nullptr && positions == 1 && gram.value_or(true)) return norms_of_vectors(samples);
   return by_gram ? norms_by_gram<W>(samples, *samples.activations, nullptr) : norms_by_tiles(samples);
 }
@@ -48,11 +48,12 @@ Tensor sample_grad_norm_linear_forward(const Tensor& activations, const Tensor& 
   check(activations.dim() == 3 && grad_outputs.dim() == 3 && activations.size(0) == grad_outputs.size(0) &&
             activations.size(1) == grad_outputs.size(1),
         kOp, ": activations and grad_outputs must be (N, T, d_in) and (N, T, d_out)");
-  return sample_norms(kOp, activations, grad_outputs, weight_factor, gram, activations.size(2), [&](auto zero, const auto* factor) {
+  const auto norms = [&](auto zero, const auto* factor) {
     using W = decltype(zero);
     const auto a = rows_of<W>(activations), g = rows_of<W>(grad_outputs);
     return norms_of<W>({activations.size(0), 1, a.get(), g.get(), factor, bias}, gram);
-  });
+  };
+  return sample_norms(kOp, activations, grad_outputs, weight_factor, gram, activations.size(2), norms);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// sample_grad_norm by Gram products: sum_st (A A^T + bias)_st (G G^T)_st, its lower half, in strips of rows. For a
+// sample_grad_norm by Gram products: sum_st (A A^T + bias)_st (G G^T)_st, its upper half, in strips of columns. For a
 // convolution (A A^T)_st is a sum over taps of products of pixels, which neighbouring windows share:
 //   (U U^T)_st = sum_tap P[pixel(s, tap), pixel(t, tap)],  P = X X^T
 // a ninth of the multiplications for a kernel of 3x3, and no windows are written out.
@@ -8,35 +8,37 @@
 
 namespace mbq {
 
-constexpr int64_t kMostColumns = 2048;  // of a strip
+constexpr int64_t kMostRows = 2048;    // of a strip at once
 constexpr int64_t kMostPixels = 1024;   // of an image whose Gram matrix is kept: 4 MiB in float32
 
-// Rows of a strip: few rows multiply slowly, many leave more of the upper half.
-inline int64_t strip_rows(int64_t positions) {
-  return positions < 128 ? std::max<int64_t>(positions, 1) : positions < 1024 ? 64 : 128;
+// Columns of a strip: few multiply slowly, many leave more of the lower half.
+inline int64_t strip_columns(int64_t positions) {
+  return positions < 96 ? std::max<int64_t>(positions, 1) : positions < 1024 ? 64 : 128;
 }
 
 // The share of a square that strips compute.
 inline double strip_share(int64_t positions) {
-  return 0.5 + 0.5 * strip_rows(positions) / std::max<int64_t>(positions, 1);
+  return 0.5 + 0.5 * strip_columns(positions) / std::max<int64_t>(positions, 1);
 }
 
-// Columns of a source that are multiplied at once, and the space they take.
+// Columns of a source that are multiplied at once, and the space they take, in blocks of at most rows x columns positions
+// of `batch` samples.
 template <class W>
-int64_t gram_chunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
-  if (source.direct()) return source.columns;
-  return std::min(source.columns, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
-}
+struct GramChunk {
+  int64_t size, space;
 
-template <class W>
-int64_t gram_space(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) {
-  return source.direct() ? 0 : batch * (rows + columns) * gram_chunk(source, batch, rows, columns);
-}
+  GramChunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns)
+      : size(source.columns), space(0) {
+    if (source.direct()) return;
+    size = std::min(size, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
+    space = batch * (rows + columns) * size;
+  }
+};
 
-// out = the products of positions `rows` with positions `columns`
+// out = the products of positions `rows` with positions `columns`, `chunk` columns of the source at once
 template <class W>
-void gram_block(const Source<W>& source, Range batch, Range rows, Range columns, const Matrices<W>& out, W* space) {
-  const int64_t chunk = gram_chunk(source, batch.size, rows.size, columns.size);
+void gram_block(const Source<W>& source, int64_t chunk, Range batch, Range rows, Range columns,
+                const Matrices<W>& out, W* space) {
   for (int64_t begin = 0; begin < source.columns; begin += chunk) {
     const Range some{begin, std::min(chunk, source.columns - begin)};
     const Matrices<W> left = source.block(batch, rows, some, space);
@@ -46,27 +48,29 @@ void gram_block(const Source<W>& source, Range batch, Range rows, Range columns,
   }
 }
 
-// to[s] = (U U^T)_ts for s <= t, from the Gram matrix of the pixels
+// to[t - columns.begin] = (U U^T)_st for t >= s of the columns, from the Gram matrix of the pixels
 template <class W>
 struct AddTaps {
-  MBQ_HD void operator()(const Geometry* of, const W* gram, int64_t t, W* __restrict to) const {
+  MBQ_HD void operator()(const Geometry* of, const W* gram, int64_t s, Range columns, W* __restrict to) const {
     const Geometry& g = *of;
-    const int64_t width = g.outputs[1], row = t / width;
-    for (int64_t s = 0; s <= t; ++s) to[s] = 0;
+    const int64_t width = g.outputs[1], first = std::max(s, columns.begin);
+    for (int64_t i = 0; i < columns.size; ++i) to[i] = 0;
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
       const int64_t tap_y = tap / g.kernel[1], tap_x = tap % g.kernel[1];
-      const int64_t y = g.input(0, row, tap_y), x = g.input(1, t % width, tap_x);
+      const int64_t y = g.input(0, s / width, tap_y), x = g.input(1, s % width, tap_x);
       if (!g.inside(0, y) || !g.inside(1, x)) continue;
       const W* products = gram + (y * g.size[1] + x) * g.pixels();
-      const Range seen = g.seen(1, tap_x);
-      for (int64_t other = g.seen(0, tap_y).begin; other <= row; ++other) {
-        const int64_t end = other < row ? seen.end() : std::min(seen.end(), t % width + 1);
-        const W* from = products + g.input(0, other, tap_y) * g.size[1] + g.input(1, 0, tap_x);
-        W* sums = to + other * width;
+      const Range seen = g.seen(1, tap_x), seen_rows = g.seen(0, tap_y);
+      const int64_t last = std::min(seen_rows.end(), (columns.end() + width - 1) / width);
+      for (int64_t row = std::max(first / width, seen_rows.begin); row < last; ++row) {
+        const int64_t begin = std::max(seen.begin, first - row * width);
+        const int64_t end = std::min(seen.end(), columns.end() - row * width);
+        const W* from = products + g.input(0, row, tap_y) * g.size[1] + g.input(1, 0, tap_x);
+        W* sums = to + row * width - columns.begin;
         if (g.stride[1] == 1)
-          for (int64_t i = seen.begin; i < end; ++i) sums[i] += from[i];
+          for (int64_t i = begin; i < end; ++i) sums[i] += from[i];
         else
-          for (int64_t i = seen.begin; i < end; ++i) sums[i] += from[i * g.stride[1]];
+          for (int64_t i = begin; i < end; ++i) sums[i] += from[i * g.stride[1]];
       }
     }
   }
@@ -78,65 +82,72 @@ struct GramPlan {
   const Samples<W>& samples;
   const Source<W>& pixels;   // of a convolution, or the activations
   const Geometry* geometry;  // null: no convolution
-  int64_t rows, columns;     // of a strip, at most
+  int64_t columns, rows;     // of a strip, at most, and of its rows at once
   int64_t batch;
 
   GramPlan(const Samples<W>& of, const Source<W>& source, const Geometry* windows)
-      : samples(of), pixels(source), geometry(windows), rows(strip_rows(of.positions())),
-        columns(std::min(of.positions(), kMostColumns)),
+      : samples(of), pixels(source), geometry(windows), columns(strip_columns(of.positions())),
+        rows(std::min(of.positions(), kMostRows)),
         batch(batch_size(of.all(), std::max(2 * rows * columns, kept()))) {}
 
-  int64_t strips() const { return pieces(samples.positions(), rows); }
+  int64_t strips() const { return pieces(samples.positions(), columns); }
   int64_t kept() const { return geometry == nullptr ? 0 : pixels.positions * pixels.positions; }
   int64_t strip() const { return batch * rows * columns; }
-  int64_t space() const {
-    const int64_t pixel_rows = geometry == nullptr ? rows : strip_rows(pixels.positions);
-    const int64_t pixel_columns = geometry == nullptr ? columns : pixels.positions;
-    return batch * kept() + 2 * strip() +
-           std::max(gram_space(*samples.grads, batch, rows, columns),
-                    gram_space(pixels, batch, pixel_rows, pixel_columns));
+  GramChunk<W> grads() const { return {*samples.grads, batch, rows, columns}; }
+  GramChunk<W> seen() const {
+    if (geometry == nullptr) return {pixels, batch, rows, columns};
+    return {pixels, batch, pixels.positions, strip_columns(pixels.positions)};
   }
+  int64_t space() const { return batch * kept() + 2 * strip() + std::max(grads().space, seen().space); }
 };
 
-// The lower half of the pixels' Gram matrices, (batch, pixels, pixels).
+// The upper half of the pixels' Gram matrices, (batch, pixels, pixels).
 template <class W>
-void pixel_gram(const Source<W>& pixels, Range batch, W* gram, W* space) {
-  const int64_t n = pixels.positions, rows = strip_rows(n);
-  for (int64_t strip = 0; strip < pieces(n, rows); ++strip) {
-    const Range some = piece_of(n, rows, strip);
-    gram_block(pixels, batch, some, {0, some.end()},
-               {gram + some.begin * n, batch.size, some.size, some.end(), n * n, n, 1}, space);
+void pixel_gram(const GramPlan<W>& plan, Range batch, W* gram, W* space) {
+  const int64_t n = plan.pixels.positions, columns = strip_columns(n), chunk = plan.seen().size;
+  for (int64_t strip = 0; strip < pieces(n, columns); ++strip) {
+    const Range some = piece_of(n, columns, strip);
+    gram_block(plan.pixels, chunk, batch, {0, some.end()}, some,
+               {gram + some.begin, batch.size, some.end(), some.size, n * n, n, 1}, space);
   }
 }
 
-// sums[b * stride] = 2 sum_{s < t} + sum_{s = t} over the rows t of one strip; `gram` as pixel_gram left it
+// 2 sum_{s < t} + sum_{s = t} of (left + shift) right over rows s and columns t, which are rows.size x columns.size
 template <class W>
-void strip_norms(const GramPlan<W>& plan, Range batch, Range rows, const W* gram, W* space, double* sums,
+double upper_sum(const W* left, W shift, const W* right, Range rows, Range columns) {
+  const int64_t before = std::clamp<int64_t>(columns.begin - rows.begin, 0, rows.size) * columns.size;
+  double upper = 0, diagonal = 0;
+  run<Products<W>>(left, shift, right, before, &upper);
+  for (int64_t at = before; at < rows.size * columns.size; at += columns.size) {
+    const int64_t t = rows.begin + at / columns.size - columns.begin, i = at + t;
+    run<Products<W>>(left + i, shift, right + i, int64_t{1}, &diagonal);
+    run<Products<W>>(left + i + 1, shift, right + i + 1, columns.size - t - 1, &upper);
+  }
+  return 2 * upper + diagonal;
+}
+
+// sums[b * stride] of one strip; `gram` as pixel_gram left it
+template <class W>
+void strip_norms(const GramPlan<W>& plan, Range batch, Range columns, const W* gram, W* space, double* sums,
                  int64_t stride) {
+  const W shift = plan.samples.bias ? W(1) : W(0);
+  const int64_t grads = plan.grads().size, seen = plan.seen().size;
+  W *left = space, *right = space + plan.strip(), *more = right + plan.strip();
   for (int64_t b = 0; b < batch.size; ++b) sums[b * stride] = 0;
-  for (int64_t begin = 0; begin < rows.end(); begin += plan.columns) {
-    const Range columns{begin, std::min(plan.columns, rows.end() - begin)};
+  for (int64_t begin = 0; begin < columns.end(); begin += plan.rows) {
+    const Range rows{begin, std::min(plan.rows, columns.end() - begin)};
     const int64_t size = rows.size * columns.size;
-    W *left = space, *right = space + plan.strip(), *more = right + plan.strip();
-    gram_block(*plan.samples.grads, batch, rows, columns,
-               {right, batch.size, rows.size, columns.size, size, columns.size, 1}, more);
-    if (plan.geometry == nullptr)
-      gram_block(plan.pixels, batch, rows, columns,
-                 {left, batch.size, rows.size, columns.size, size, columns.size, 1}, more);
-    for (int64_t b = 0; b < batch.size; ++b)
-      for (int64_t r = 0; r < rows.size; ++r) {
-        W* products = left + b * size + r * columns.size;
-        const W* grads = right + b * size + r * columns.size;
-        const int64_t t = rows.begin + r, before = std::clamp<int64_t>(t - begin, 0, columns.size);
-        if (plan.geometry != nullptr)
-          run<AddTaps<W>>(plan.geometry, gram + b * plan.kept(), t, products);
-        const W shift = plan.samples.bias ? W(1) : W(0);
-        double lower = 0, diagonal = 0;
-        run<Products<W>>(static_cast<const W*>(products), shift, grads, before, &lower);
-        if (begin <= t && t < columns.end())
-          run<Products<W>>(static_cast<const W*>(products + before), shift, grads + before, int64_t{1}, &diagonal);
-        sums[b * stride] += 2 * lower + diagonal;
-      }
+    const auto product = [&](W* to) {
+      return Matrices<W>{to, batch.size, rows.size, columns.size, size, columns.size, 1};
+    };
+    gram_block(*plan.samples.grads, grads, batch, rows, columns, product(right), more);
+    if (plan.geometry == nullptr) gram_block(plan.pixels, seen, batch, rows, columns, product(left), more);
+    for (int64_t b = 0; b < batch.size; ++b) {
+      for (int64_t r = 0; plan.geometry != nullptr && r < rows.size; ++r)
+        run<AddTaps<W>>(plan.geometry, gram + b * plan.kept(), rows.begin + r, columns,
+                        left + b * size + r * columns.size);
+      sums[b * stride] += upper_sum(left + b * size, shift, right + b * size, rows, columns);
+    }
   }
 }
 
@@ -152,9 +163,9 @@ std::vector<double> norms_by_gram(const Samples<W>& samples, const Source<W>& pi
     const int64_t first = task * together % strips;
     const Range batch = piece_of(samples.all(), plan.batch, task * together / strips);
     W* strip_space = space + plan.batch * plan.kept();
-    if (geometry != nullptr) pixel_gram(pixels, batch, space, strip_space + 2 * plan.strip());
+    if (geometry != nullptr) pixel_gram(plan, batch, space, strip_space + 2 * plan.strip());
     for (int64_t strip = first; strip < first + together; ++strip)
-      strip_norms(plan, batch, piece_of(samples.positions(), plan.rows, strip), space, strip_space,
+      strip_norms(plan, batch, piece_of(samples.positions(), plan.columns, strip), space, strip_space,
                   &partial[batch.begin * strips + strip], strips);
   });
   std::vector<double> norms = ordered_sums(partial, samples.count);

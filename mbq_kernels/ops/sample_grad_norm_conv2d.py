@@ -39,8 +39,8 @@ def _paddings(op, padding, axes, kernel_size, stride, dilation) -> list[tuple[in
 
 def _check_shapes(op, activations, grad_outputs, axes, groups) -> None:
     if activations.dim() != axes + 2 or grad_outputs.dim() != axes + 2:
-        raise ValueError(f"{op}: activations and grad_outputs must be (N, C, {'H, W' if axes == 2 else 'L'}), got shapes "
-                         f"{tuple(activations.shape)} and {tuple(grad_outputs.shape)}")
+        raise ValueError(f"{op}: activations and grad_outputs must be (N, C, {'H, W' if axes == 2 else 'L'}), "
+                         f"got shapes {tuple(activations.shape)} and {tuple(grad_outputs.shape)}")
     for name, tensor in (("activations", activations), ("grad_outputs", grad_outputs)):
         if tensor.shape[1] % groups:
             raise ValueError(f"{op}: {name} must have a multiple of groups ({groups}) channels, got {tensor.shape[1]}")
@@ -49,8 +49,9 @@ def _check_shapes(op, activations, grad_outputs, axes, groups) -> None:
 def _check_outputs(op, activations, grad_outputs, outputs) -> None:
     """`outputs`: the size of the layer's result along every axis."""
     if grad_outputs.shape[0] != activations.shape[0] or list(grad_outputs.shape[2:]) != outputs:
-        raise ValueError(f"{op}: grad_outputs must be ({', '.join(map(str, [activations.shape[0], 'C_out', *outputs]))}) "
-                         f"for activations of shape {tuple(activations.shape)}, got {tuple(grad_outputs.shape)}")
+        shape = ", ".join(map(str, [activations.shape[0], "C_out", *outputs]))
+        raise ValueError(f"{op}: grad_outputs must be ({shape}) for activations of shape {tuple(activations.shape)}, "
+                         f"got {tuple(grad_outputs.shape)}")
 
 
 def _norms(op, axes, activations, grad_outputs, kernel_size, stride, padding, dilation, groups, bias, weight_factor):
@@ -115,8 +116,10 @@ def sample_grad_norm_conv2d(activations, grad_outputs, *, kernel_size, stride=1,
 
 def sample_grad_norm_conv1d(activations, grad_outputs, *, kernel_size, stride=1, padding=0, dilation=1, groups=1,
                             bias=True, weight_factor=None):
-    """sample_grad_norm_conv2d in one dimension: activations (N, C_in, L), grad_outputs (N, C_out, L_out), weight_factor
-    (C_out, C_in / groups, kernel_size); kernel_size, stride, padding and dilation are one integer, or one in a sequence.
+    """sample_grad_norm_conv2d in one dimension.
+
+    activations (N, C_in, L), grad_outputs (N, C_out, L_out), weight_factor (C_out, C_in / groups, kernel_size);
+    kernel_size, stride, padding and dilation are an integer, or one in a sequence.
     """
     return _norms("sample_grad_norm_conv1d", 1, activations, grad_outputs, kernel_size, stride, padding, dilation,
                   groups, bias, weight_factor)

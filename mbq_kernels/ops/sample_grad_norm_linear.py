@@ -22,8 +22,9 @@ def sample_grad_norm_linear(activations, grad_outputs, *, bias=True, weight_fact
     A_n (T, d_in), G_n (T, d_out): the sample's rows of activations and of grad_outputs, T the product of the middle
     dimensions. Formed in tiles that are squared and summed at once, or for small T as sum_st (A A^T)_st (G G^T)_st,
     half of it, whichever costs less; memory beside the result is tiles and 8 bytes for each of them and each sample.
-    Products and sums within a tile are float32, and the sum of tiles is float64, in a fixed order. The relative error
-    is some 1e-6 of the norm with tiles, and of sum_t |a_t|^2 |g_t|^2 with Gram products; it is never negative.
+    Products and sums within a tile are float32, and the sum of tiles is float64, in a fixed order: results repeat (on
+    CPU with the same number of threads; with another the last bit may differ). The relative error is some 1e-6 of the
+    norm with tiles, and of sum_t |a_t|^2 |g_t|^2 with Gram products; the norm is never negative.
 
     Args:
         activations: (N, ..., d_in), float32, bfloat16, float16 (float64 on CPU) - what the layer was given.
