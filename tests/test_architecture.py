@@ -114,10 +114,18 @@ def test_nothing_imports_tests_or_bench():
         assert not [name for name in imports(path) if name.split(".")[0] in local], path
 
 
+# Ops whose GPU kernels are Triton's alone: no measurement says that CUDA would do better.
+TRITON_ALONE = {"correct_weight_bias", "fake_quantize_corrected", "sample_grad_norm_batch_norm",
+                "sample_grad_norm_embedding", "sample_grad_norm_layer_norm"}
+
+
 def test_every_op_has_its_file_in_every_room():
+    assert TRITON_ALONE <= set(ops())
     for op in ops():
-        for path in (f"csrc/cpu/{op}.cpp", f"csrc/cuda/{op}.cu", f"mbq_kernels/reference/{op}.py",
-                     f"mbq_kernels/triton/{op}.py", f"mbq_kernels/ops/{op}.py", f"tests/test_{op}.py"):
+        cuda = ROOT / f"csrc/cuda/{op}.cu"
+        assert cuda.is_file() != (op in TRITON_ALONE), f"{cuda.name}: one of the file and the entry in TRITON_ALONE"
+        for path in (f"csrc/cpu/{op}.cpp", f"mbq_kernels/reference/{op}.py", f"mbq_kernels/triton/{op}.py",
+                     f"mbq_kernels/ops/{op}.py", f"tests/test_{op}.py"):
             assert (ROOT / path).is_file(), f"{op} lacks {path}"
         assert any(f'"{op}"' in path.read_text() for path in (ROOT / "bench").glob("bench_*.py")), f"{op}: no benchmark"
         assert f"`{op}`" in (ROOT / "README.md").read_text(), f"{op} has no row in the README"
