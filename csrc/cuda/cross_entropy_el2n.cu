@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_el2n_forward(const Tensor& logi
     job.loss = static_cast<float*>(losses.mutable_data_ptr());
     job.el2n = static_cast<float*>(norms.mutable_data_ptr());
     job.kept = static_cast<float*>(kept.mutable_data_ptr());
-    launch_logit_rows(launch, logit_rows_forward_kernel<T, kWarpLanes>, logit_rows_forward_kernel<T, kThreads>, job);
+    launch_logit_rows(launch, logit_rows_kernel<T, kWarpLanes>, logit_rows_kernel<T, kThreads>, job);
   });
   return {losses, norms, kept};
 }
@@ -42,7 +42,7 @@ Tensor cross_entropy_el2n_backward(const Tensor& grad, const Tensor& logits, con
     job.kept = static_cast<float*>(const_cast<void*>(numbers.const_data_ptr()));
     job.grad = static_cast<const float*>(grads.const_data_ptr());
     job.grad_x = static_cast<T*>(grad_logits.mutable_data_ptr());
-    launch_logit_rows(launch, logit_rows_backward_kernel<T, kWarpLanes>, logit_rows_backward_kernel<T, kThreads>, job);
+    launch_logit_rows(launch, logit_gradient_kernel<T, kWarpLanes>, logit_gradient_kernel<T, kThreads>, job);
   });
   return grad_logits;
 }

@@ -68,7 +68,7 @@ __device__ __forceinline__ float row_sum(float value) {
 }
 
 template <class T, int lanes>
-__global__ void logit_rows_forward_kernel(const __grid_constant__ LogitJob<T> job) {
+__global__ void logit_rows_kernel(const __grid_constant__ LogitJob<T> job) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   if (row >= job.rows) return;  // whole warps, or whole blocks
   const int lane = threadIdx.x % lanes;
@@ -99,7 +99,7 @@ __global__ void logit_rows_forward_kernel(const __grid_constant__ LogitJob<T> jo
 }
 
 template <class T, int lanes>
-__global__ void logit_rows_backward_kernel(const __grid_constant__ LogitJob<T> job) {
+__global__ void logit_gradient_kernel(const __grid_constant__ LogitJob<T> job) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   if (row >= job.rows) return;
   const int64_t target = job.target(row), begin = row * job.classes;

@@ -11,21 +11,21 @@ ALONG = {True: (1, 1024), False: (128, 8)}  # (channels, positions) of a tile: p
 
 
 @triton.jit
-def affine_norms_kernel(x_ptr, grad_ptr, parts_ptr, channels, positions, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+def affine_norms_kernel(x_ptr, grad_ptr, parts_ptr, width, positions, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
                         POSITIONS_LAST: tl.constexpr, STEPS: tl.constexpr, BLOCK_C: tl.constexpr,
                         BLOCK_P: tl.constexpr):
-    """parts[n, tile of channels] = sum over the tile of (sum_p g x_hat)^2 + (sum_p g)^2"""
+    """parts[n, tile of the `width` channels] = sum over the tile of (sum_p g x_hat)^2 + (sum_p g)^2"""
     sample, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     with_x, alone = tl.zeros((BLOCK_C,), tl.float64), tl.zeros((BLOCK_C,), tl.float64)
     for step in range(STEPS):
         position = step * BLOCK_P + tl.arange(0, BLOCK_P)
-        mask = (channel < channels)[:, None] & (position < positions)[None, :]
+        mask = (channel < width)[:, None] & (position < positions)[None, :]
         if POSITIONS_LAST:
             offsets = channel.to(tl.int64)[:, None] * positions + position[None, :]
         else:
-            offsets = position.to(tl.int64)[None, :] * channels + channel[:, None]
-        at = sample * channels * positions + offsets
+            offsets = position.to(tl.int64)[None, :] * width + channel[:, None]
+        at = sample * width * positions + offsets
         grad = from_storage(tl.load(grad_ptr + at, mask=mask, other=0.0)).to(tl.float64)
         if WEIGHT:
             with_x += tl.sum(grad * from_storage(tl.load(x_ptr + at, mask=mask, other=0.0)).to(tl.float64), axis=1)
@@ -48,7 +48,7 @@ def squared_norms(op, normalized, grad_outputs, weight, bias, positions_last: bo
     parts = torch.empty(samples, tiles, dtype=torch.float64, device=grad_outputs.device)
     with torch.cuda.device_of(grad_outputs):
         affine_norms_kernel[tiles, samples](
-            x_ptr=normalized.contiguous(), grad_ptr=grad_outputs.contiguous(), parts_ptr=parts, channels=channels,
+            x_ptr=normalized.contiguous(), grad_ptr=grad_outputs.contiguous(), parts_ptr=parts, width=channels,
             positions=positions, WEIGHT=weight, BIAS=bias, POSITIONS_LAST=positions_last,
             STEPS=triton.cdiv(positions, block_p), BLOCK_C=block_c, BLOCK_P=block_p, **OPTIONS)
     return parts.sum(1).float()
