@@ -182,3 +182,13 @@ def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> Non
     if (first.dtype == torch.float64) != (second.dtype == torch.float64):
         raise TypeError(f"{op}: {names[1]} must be float64 exactly when {names[0]} is, got {second.dtype} beside "
                         f"{first.dtype}")
+
+
+def check_normalized(op: str, normalized, grad_outputs, weight, bias) -> None:
+    """What the norms of a normalization layer's gradients are computed from."""
+    check_x(op, normalized, "normalized")
+    check_x(op, grad_outputs, "grad_outputs")
+    check_pair(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
+    check_same_arithmetic(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
+    check_flag(op, "weight", weight)
+    check_flag(op, "bias", bias)

@@ -66,14 +66,8 @@ class CorrectWeightBiasDetachedBackward(BackwardFunction):
         return (grad * _like(factor, grad, axis)).to(grad.dtype)
 
 
-class CorrectWeightBiasDetached(torch.autograd.Function):
+class CorrectWeightBiasDetached(CorrectWeightBias):
     """The statistics are constants: only w_quant has a gradient, and only the factors are saved."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(w_quant, w_ref, axis, eps):
-        return _forward(w_quant, w_ref, axis, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -42,12 +42,7 @@ def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=T
 
     Reference: Ioffe and Szegedy, 2015, arXiv 1502.03167; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_x(NAME, normalized, "normalized")
-    check.check_x(NAME, grad_outputs, "grad_outputs")
-    check.check_pair(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_same_arithmetic(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_flag(NAME, "weight", weight)
-    check.check_flag(NAME, "bias", bias)
+    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
     if normalized.dim() < 2:
         raise ValueError(f"{NAME}: normalized must be (N, C, ...), got shape {tuple(normalized.shape)}")
     view = (*normalized.shape[:2], normalized.shape[2:].numel())

@@ -43,12 +43,7 @@ def sample_grad_norm_layer_norm(normalized, grad_outputs, *, normalized_shape, w
 
     Reference: Ba et al., 2016, arXiv 1607.06450, section 3; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_x(NAME, normalized, "normalized")
-    check.check_x(NAME, grad_outputs, "grad_outputs")
-    check.check_pair(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_same_arithmetic(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_flag(NAME, "weight", weight)
-    check.check_flag(NAME, "bias", bias)
+    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     leading = normalized.dim() - len(shape)
     if not shape or leading < 1 or tuple(normalized.shape[leading:]) != shape:

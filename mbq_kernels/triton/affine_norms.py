@@ -7,7 +7,7 @@ import triton.language as tl
 from .elementwise import OPTIONS
 from .quant_math import from_storage
 
-ALONG = {True: (1, 1024), False: (128, 8)}  # (channels, positions) of a tile: positions or channels lie side by side
+ALONG = {True: (1, 1024), False: (256, 4)}  # (channels, positions) of a tile: positions or channels lie side by side
 
 
 @triton.jit
