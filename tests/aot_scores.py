@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels of scores and corrections ahead of time, as aot_triton.py does: for test_gpu_scores.py."""
+"""Compiles the Triton kernels of scores and corrections ahead of time, like aot_triton.py: for test_gpu_scores.py."""
 
 import json
 
@@ -43,7 +43,8 @@ def of_corrections(x, tile):
         "grad_ptrs": (x,) * 4, "x_ptr": x, "grad_x_ptr": x, "scale_sums_ptr": "*fp32", "shift_sums_ptr": "*fp32",
         "levels": LEVELS, "factors": ("fp32",) * 4, **shift, **SIZES}, {
             "TERMS": quant_math.fake_quantize_terms, "ONE_SCALE": False, **tile}
-    yield f"correct {tile}", moved, moved, correct_kernel, {"x_ptr": x, "out_ptr": x, "rows_ptr": "*fp32", **SIZES}, tile
+    yield f"correct {tile}", moved, moved, correct_kernel, {
+        "x_ptr": x, "out_ptr": x, "rows_ptr": "*fp32", **SIZES}, tile
 
 
 def of_norms(x):

@@ -1,4 +1,4 @@
-"""Norms of the gradients of y = weight * x_hat + bias in Triton: sums over positions in float64, squared per channel."""
+"""Norms of the gradients of y = weight * x_hat + bias in Triton: sums over positions, squared per channel."""
 
 import torch
 import triton
@@ -38,7 +38,8 @@ def affine_norms_kernel(x_ptr, grad_ptr, parts_ptr, width, positions, WEIGHT: tl
 def squared_norms(op, normalized, grad_outputs, weight, bias, positions_last: bool):
     """Of (N, C, P) if positions are last, else (N, P, C)."""
     if grad_outputs.dtype == torch.float64:
-        raise TypeError(f"{op}: grad_outputs must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
+        raise TypeError(f"{op}: grad_outputs must be float32, bfloat16 or float16 for Triton kernels, "
+                        "got torch.float64")
     samples, channels, positions = (grad_outputs.shape if positions_last
                                     else (grad_outputs.shape[0], grad_outputs.shape[2], grad_outputs.shape[1]))
     block_c, block_p = ALONG[positions_last]
