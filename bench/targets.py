@@ -41,6 +41,13 @@ TARGETS = (
     Target("cuda", "round_clamp*-4096x4096-*", COPY, 0.90),
     *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
       for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
+    Target("cpu", "el2n-65536x1000-*", ("eager PyTorch",), 5),
+    Target("cpu", "el2n-2048x128Ki-*", ("eager PyTorch",), 5),
+    Target("cpu", "el2n-*", ("torch.compile(eager)",), 1.0),
+    Target("cpu", "cross_entropy_el2n-*", ("torch.compile(eager)",), 1.0),
+    Target("cpu", "fake_quantize_corrected-*", ("torch.compile(eager)",), 1.0),
+    Target("cuda", "el2n-65536x1000-*", COPY, 0.90),
+    Target("cuda", "el2n-2048x128Ki-*", COPY, 0.90),
     Target("cpu", "switched_linear-*-rows1-*", ("dequantize + linear",), 1.0),
     Target("cuda", "switched_linear-codes*-rows1-*", ("linear bfloat16",), 1.7),
     *(Target("cuda", f"switched_linear-planes{bits}-rows1-*", ("linear bfloat16",), ratio)

@@ -65,6 +65,11 @@ struct Decode {
   MBQ_HD T value(T code, T scale, T offset) const { return decode(code, scale, offset); }
 };
 
+template <class T>
+struct Centred {
+  MBQ_HD T value(T x, T centre, T) const { return x - centre; }
+};
+
 // A gradient times the factor of its channel.
 template <class T>
 struct Scaled {

@@ -246,3 +246,13 @@ def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
     if tuple(weight_factor.shape) != shape:
         raise ValueError(f"{op}: weight_factor must have the weight's shape {shape}, got {tuple(weight_factor.shape)}")
     return to_arithmetic(weight_factor.detach(), activations)
+
+
+def check_normalized(op: str, normalized, grad_outputs, weight, bias) -> None:
+    """What the norms of a normalization layer's gradients are computed from."""
+    check_x(op, normalized, "normalized")
+    check_x(op, grad_outputs, "grad_outputs")
+    check_pair(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
+    check_same_arithmetic(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
+    check_flag(op, "weight", weight)
+    check_flag(op, "bias", bias)

@@ -24,10 +24,10 @@ WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "
 NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 5}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
-MULTIPLES_OF_16 = ("cols", "inner", "count", "plane_bytes")
+MULTIPLES_OF_16 = ("cols", "inner", "count", "plane_bytes", "positions", "width")
 
 
-def compile_kernel(kernel, types, constants, capability):
+def compile_kernel(kernel, types, constants, capability, options=elementwise.OPTIONS):
     """`types` by argument name, pointers aligned to 16 bytes, sizes multiples of 16; the rest constant."""
     names = kernel.arg_names
     attributes = {}
@@ -40,7 +40,7 @@ def compile_kernel(kernel, types, constants, capability):
     source = ASTSource(fn=kernel, signature={name: types.get(name, "constexpr") for name in names},
                        constexprs={(names.index(name),): constants[name] for name in constants if name in names},
                        attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=elementwise.OPTIONS)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def facts(compiled):

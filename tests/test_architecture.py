@@ -114,9 +114,10 @@ def test_nothing_imports_tests_or_bench():
         assert not [name for name in imports(path) if name.split(".")[0] in local], path
 
 
-# Ops whose GPU kernels are Triton's alone: products of matrices on tensor cores, which Triton's tl.dot reaches and no
-# measurement says that CUDA would do better.
-TRITON_ALONE = {"sample_grad_norm_linear", "sample_grad_norm_conv2d"}
+# Ops whose GPU kernels are Triton's alone: no measurement says that CUDA would do better.
+TRITON_ALONE = {"correct_weight_bias", "fake_quantize_corrected", "sample_grad_norm_batch_norm",
+                "sample_grad_norm_conv2d", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm",
+                "sample_grad_norm_linear"}
 
 
 def test_every_op_has_its_file_in_every_room():

@@ -111,7 +111,8 @@ def test_memory_formats_empty_and_nan(device):
     torch.testing.assert_close(half, mbq.correct_weight_bias(quant[:, :, ::2].contiguous(), ref[:, :, ::2].contiguous(),
                                                              axis=1))
     for shape in ((0, 3), (3, 0)):
-        assert mbq.correct_weight_bias(torch.empty(shape, device=device), torch.empty(shape, device=device)).shape == shape
+        empty = torch.empty(shape, device=device)
+        assert mbq.correct_weight_bias(empty, empty).shape == shape
     quant = quant.contiguous()
     quant[1, 2, 0, 0] = torch.nan
     bad = mbq.correct_weight_bias(quant, ref, axis=1).isnan()

@@ -35,8 +35,8 @@ def test_loss_norm_and_gradient(device, dtype, smoothing, classes, spread):
     assert actual.dtype == dtype and actual.shape == logits.shape
     expected = gaps * grad.cpu().double().unsqueeze(1)
     rounding = torch.finfo(dtype).eps * expected.abs() + torch.finfo(dtype).smallest_normal
-    oracles.assert_within(actual, expected, rounding + 4e-6 * expected.abs() + 1e-7 * smoothing * grad.abs().max().cpu(),
-                          "grad logits")
+    rounding = rounding + 4e-6 * expected.abs() + 1e-7 * smoothing * grad.abs().max().cpu()
+    oracles.assert_within(actual, expected, rounding, "grad logits")
 
 
 @smoothings
@@ -101,10 +101,10 @@ def test_classes_of_probability_zero(device):
     assert grad[0, 1] == 0 and grad[1].tolist() == [0, 0, 0]
 
 
-def test_targets_out_of_range(device):
+def test_targets_out_of_range(device, backend):
     logits, targets = make(4, 10, 1.0, torch.float32, device)
     targets[3] = 10
-    if device == "cuda":
+    if device == "cuda" or backend == "triton":
         loss, norms = mbq.cross_entropy_el2n(logits, targets)
         (grad,) = torch.autograd.grad(loss.sum(), logits)
         assert (loss[3].isnan() & norms[3].isnan() & grad[3].isnan().all()).item() and loss[:3].isfinite().all()

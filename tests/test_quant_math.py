@@ -16,8 +16,9 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 SHARED = ["scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
-          "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "unit_position", "within_unit", "round_clamp_code",
-          "round_clamp_decode", "lsb_residual", "lsb_slope", "lsb_gradient"]
+          "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "unit_position",
+          "within_unit", "round_clamp_code", "round_clamp_decode", "lsb_residual", "lsb_slope", "lsb_gradient"]
+ROWS = ["exponential", "row_result", "class_gap", "target_gap", "smoothed_loss"]  # of softmax_math
 CODES = ["to_fields", "from_fields", "gather_fields", "spread_fields"]  # of code_math, beside each quant_math
 
 
@@ -31,9 +32,10 @@ def names(language, file="quant_math"):
 def test_same_functions_in_the_same_order(language):
     assert [name for name in names(language) if name in SHARED] == SHARED
     assert [name for name in names(language, "code_math") if name in CODES] == CODES
+    assert [name for name in names(language, "softmax_math") if name in ROWS] == ROWS
 
 
-@pytest.mark.parametrize("file", ["quant_math", "code_math"])
+@pytest.mark.parametrize("file", ["quant_math", "code_math", "softmax_math"])
 def test_reference_states_nothing_that_cpp_lacks(file):
     assert [name for name in names("cpp", file) if name in names("reference", file)] == names("reference", file)
 

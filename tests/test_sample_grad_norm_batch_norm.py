@@ -95,8 +95,8 @@ ERRORS = [
     ((X, X[:1]), {}, ValueError, r"grad_outputs must have the shape of normalized, \(2, 3, 4\), got \(1, 3, 4\)"),
     ((X[0, 0], X[0, 0]), {}, ValueError, r"normalized must be \(N, C, ...\), got shape \(4,\)"),
     ((X.int(), X), {}, TypeError, "normalized must be float32, bfloat16, float16 or float64, got torch.int32"),
-    ((X, X.double()), {}, TypeError, "grad_outputs must be float64 exactly when normalized is, got torch.float64 beside "
-                                     "torch.float32"),
+    ((X, X.double()), {}, TypeError, "grad_outputs must be float64 exactly when normalized is, got torch.float64 "
+                                     "beside torch.float32"),
     ((X, X), {"weight": 1}, TypeError, "weight must be True or False, got 1"),
 ]
 

@@ -25,8 +25,8 @@ def make(shape, width, dtype, device, rows=50):
 
 
 @dtypes
-@pytest.mark.parametrize("shape, width", [((1,), 1), ((5,), 7), ((3, 1), 5), ((4, 17), 33), ((2, 3, 5), 8), ((2, 200), 130)],
-                         ids=str)
+@pytest.mark.parametrize("shape, width", [((1,), 1), ((5,), 7), ((3, 1), 5), ((4, 17), 33), ((2, 3, 5), 8),
+                                          ((2, 200), 130)], ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 50])
 def test_norms(device, dtype, shape, width, rows):
     indices, grads = make(shape, width, dtype, device, rows)
@@ -54,7 +54,8 @@ def test_padding(device, padding_idx):
     indices, grads = make((4, 30), 9, torch.float32, device, rows=5)
     grads[indices == padding_idx] = torch.nan  # whatever stands there
     want = oracle(indices, grads.nan_to_num(), padding_idx if padding_idx >= 0 else None, rows=5)
-    oracles.assert_within(mbq.sample_grad_norm_embedding(indices, grads, padding_idx=padding_idx), want, 1e-6 * want, "norms")
+    actual = mbq.sample_grad_norm_embedding(indices, grads, padding_idx=padding_idx)
+    oracles.assert_within(actual, want, 1e-6 * want, "norms")
 
 
 def test_layouts_and_empty(device):
@@ -79,7 +80,8 @@ def test_what_is_not_finite_is_seen(device):
 
 def test_float64():
     indices, grads = make((3, 9), 4, torch.float64, "cpu", rows=3)
-    torch.testing.assert_close(mbq.sample_grad_norm_embedding(indices, grads), oracle(indices, grads), rtol=1e-12, atol=0)
+    want = oracle(indices, grads)
+    torch.testing.assert_close(mbq.sample_grad_norm_embedding(indices, grads), want, rtol=1e-12, atol=0)
 
 
 def test_extra_memory_is_bounded():
@@ -93,12 +95,14 @@ def test_extra_memory_is_bounded():
 
 I, G = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3, 4)
 ERRORS = [
-    ((I, G[:1]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(1, 3, 4\) for \(2, 3\)"),
+    ((I, G[:1]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(1, 3, 4\) for "
+                                 r"\(2, 3\)"),
     ((I.float(), G), {}, TypeError, "indices must be int64 or int32, got torch.float32"),
     ((I, G.int()), {}, TypeError, "grad_outputs must be float32, bfloat16, float16 or float64, got torch.int32"),
     ((I, G), {"padding_idx": 1.0}, TypeError, "padding_idx must be an integer or None, got 1.0"),
     ((I.to("meta"), G), {}, ValueError, "indices must be on grad_outputs' device cpu, got meta"),
-    ((I[0, 0], G[0, 0]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(4,\) for \(\)"),
+    ((I[0, 0], G[0, 0]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(4,\) for "
+                                         r"\(\)"),
 ]
 
 

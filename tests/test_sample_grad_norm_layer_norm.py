@@ -95,7 +95,8 @@ def test_what_is_not_finite_is_seen(device):
 
 X = torch.randn(2, 3, 4)
 ERRORS = [
-    ({"grad_outputs": X[:1]}, ValueError, r"grad_outputs must have the shape of normalized, \(2, 3, 4\), got \(1, 3, 4\)"),
+    ({"grad_outputs": X[:1]}, ValueError, r"grad_outputs must have the shape of normalized, \(2, 3, 4\), "
+                                          r"got \(1, 3, 4\)"),
     ({"normalized_shape": 3}, ValueError, r"normalized must be \(N, ..., \*normalized_shape\) with normalized_shape "
                                           r"\(3,\), got \(2, 3, 4\)"),
     ({"normalized_shape": (2, 3, 4)}, ValueError, r"normalized must be \(N, ..., \*normalized_shape\) with "

@@ -123,7 +123,6 @@ RAW = {
     "cross_entropy_el2n_backward":
         lambda x, s: (rows(x).sum(1), rows(x), classes(x), rows(x)[:, :1].expand(-1, 2), -100, 0.0),
     "correct_weight_bias_forward": lambda x, s: (x, x * 2, 0, 1e-8),
-    "correct_weight_bias_backward": lambda x, s: (x, x, x * 2, torch.stack([s] * 6), 0, 1e-8),
     "fake_quantize_corrected_fold":
         lambda x, s: (x, torch.stack([s, s]), torch.stack([s, s]), x * 2, [4, 1], True, 0),
     "fake_quantize_corrected_forward":

@@ -51,9 +51,8 @@ def of_batch_norm(codes, scale, bits=4):
 
 
 OPS = {"el2n": error_norms, "sample_grad_norm_embedding": of_embedding, "sample_grad_norm_layer_norm": of_layer_norm,
-       "sample_grad_norm_batch_norm": of_batch_norm,
-       "quantize_codes": quantize, "switch_bits": switch, "dequantize_codes": dequantize, "pack_codes": pack,
-       "to_planes": planes, "extract_lsb": residual}
+       "sample_grad_norm_batch_norm": of_batch_norm, "quantize_codes": quantize, "switch_bits": switch,
+       "dequantize_codes": dequantize, "pack_codes": pack, "to_planes": planes, "extract_lsb": residual}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 

@@ -1,8 +1,9 @@
 // fake_quantize_corrected on the CPU: one read of x for the moments of all bit-widths' codes and of the reference, a
-// second one for code * scale' + offset' (Banner et al., 2019, arXiv 1810.05723, eq. 12-13, folded); one fused backward.
+// second one for code * scale' + offset' (Banner et al., 2019, arXiv 1810.05723, eq. 12-13, folded); a fused backward.
 #include "../correction.h"
+#include "moments.h"
 #include "quantizer.h"
-#include "sums.h"
+#include "two_steps.h"
 
 namespace mbq {
 namespace {
@@ -44,35 +45,6 @@ Tensor checked_fold(const Quantizers& q, const Tensor& folded) {
   return make_contiguous(folded);
 }
 
-// The first element of every channel in memory, from which deviations are taken.
-template <class T, class W = wide_t<T>>
-std::vector<W> pivots(Layout layout, const T* x) {
-  std::vector<W> first(layout.channels);
-  for (int64_t c = 0; layout.numel() > 0 && c < layout.channels; ++c) first[c] = static_cast<W>(x[c * layout.inner]);
-  return first;
-}
-
-template <class W>
-std::vector<Moments> moments(const std::vector<W>& pivot, const SumsWork<DeviationSums<W>, W>& work) {
-  const Layout& layout = work.walk.layout;
-  std::vector<Moments> all;
-  for (int64_t c = 0; c < layout.channels; ++c)
-    all.push_back(moments_of(pivot[c], work.sum(work.sums, 0, c), work.sum(work.squares, 0, c),
-                             layout.outer * layout.inner));
-  return all;
-}
-
-template <class T, class W = wide_t<T>>
-std::vector<Moments> moments_of_reference(const Quantizers& q, const Tensor& given, std::optional<int64_t> axis) {
-  const Tensor reference = dense(given);
-  const Layout layout = layout_of(q.op, reference, axis);
-  const T* values = static_cast<const T*>(reference.const_data_ptr());
-  const std::vector<W> pivot = pivots<T>(layout, values);
-  const SumsWork<DeviationSums<W>, W> work(layout, {{{}, pivot.data(), nullptr}});
-  sums_loop(layout, values, work);
-  return moments(pivot, work);
-}
-
 template <class W>
 void write_fold(const Quantizers& q, const SumsWork<CodeSums<W>, W>& codes, const std::vector<Moments>& reference,
                 W* to) {
@@ -103,7 +75,7 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
     const SumsWork<CodeSums<W>, W> codes(q.layout, levels_as<CodeSums, W>(q));
     std::vector<Moments> kept;
     if (reference) {
-      kept = moments_of_reference<decltype(other_storage)>(q, *reference, axis);
+      kept = moments_of_tensor<decltype(other_storage)>(q.op, dense(*reference), axis);
       sums_loop(q.layout, values, codes);
     } else {
       const std::vector<W> pivot = pivots<T>(q.layout, values);
@@ -116,43 +88,6 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
   return folded;
 }
 
-// outs[k] = the value of x's code of level k under the folded parameters.
-template <class T, class Out, class W = wide_t<T>>
-struct CorrectedWork : Work<Encode<W>, W> {
-  const T* x;
-  std::vector<Out*> outs;
-  Work<Decode<W>, W> decoding;
-
-  CorrectedWork(const Quantizers& q, const Tensor& folded, std::vector<Out*> to)
-      : Work<Encode<W>, W>(q.layout, levels_as<Encode, W>(q)),
-        x(static_cast<const T*>(q.x.const_data_ptr())),
-        outs(std::move(to)),
-        decoding(q.layout, folded_levels<Decode<W>, W>(q, folded, 1, 2)) {}
-
-  void operator()(const Task& task, bool past_cache) const {
-    alignas(64) W wide_x[kBlock], codes[kBlock];
-    Results<Out, W> results(past_cache);
-    for (int64_t row = 0; row < task.rows; ++row) {
-      const int64_t begin = task.begin + row * task.stride;
-      const Block block = this->within(task.block, begin);
-      const W* xs = load(x + begin, wide_x, block.n());
-      for (size_t k = 0; k < outs.size(); ++k) {
-        W* to = results.target(outs[k] + begin);
-        const auto level = this->at(k, block);
-        const auto folded = decoding.at(k, block);
-        if (this->walk.by_run) {
-          run<ValuesByRun<Encode<W>, W>>(level, block, xs, codes);
-          run<ValuesByRun<Decode<W>, W>>(folded, block, codes, to);
-        } else {
-          run<ValuesByColumn<Encode<W>, W>>(level, block, xs, codes);
-          run<ValuesByColumn<Decode<W>, W>>(folded, block, codes, to);
-        }
-        results.finish(outs[k] + begin, block.n());
-      }
-    }
-  }
-};
-
 std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tensor& scales,
                                                     const std::optional<Tensor>& offsets, const Tensor& given,
                                                     std::vector<int64_t> bits, bool is_signed,
@@ -164,8 +99,11 @@ std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tenso
   for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
   q.check_against(outs);
   dispatch_pair(q.op, x.scalar_type(), dtype, [&](auto storage, auto out_storage) {
-    std::vector<CorrectedWork<decltype(storage), decltype(out_storage)>> works;
-    works.emplace_back(q, folded, pointers<decltype(out_storage)*>(outs));
+    using T = decltype(storage);
+    using W = wide_t<T>;
+    std::vector<TwoStepWork<Encode<W>, Decode<W>, T, decltype(out_storage)>> works;
+    works.emplace_back(q.layout, levels_as<Encode, W>(q), folded_levels<Decode<W>, W>(q, folded, 1, 2),
+                       static_cast<const T*>(q.x.const_data_ptr()), pointers<decltype(out_storage)*>(outs));
     forward_loop(works);
   });
   return outs;

@@ -16,7 +16,7 @@ template <class W>
 struct AddToRow {
   MBQ_HD void operator()(const W* __restrict x, int64_t n, RowSums<double>* sums) const {
     alignas(64) W top[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
-    for (int64_t j = 0; j < kLanes; ++j) top[j] = -std::numeric_limits<W>::infinity();
+    for (int64_t j = 0; j < kLanes; ++j) top[j] = -static_cast<W>(INFINITY);
     for (int64_t i = 0; i < n; i += kLanes)
       for (int64_t j = 0; j < kLanes; ++j) top[j] = x[i + j] > top[j] ? x[i + j] : top[j];
     for (int64_t half = kLanes / 2; half > 0; half /= 2)
@@ -125,8 +125,8 @@ RowSums<double> row_sums(const T* x, int64_t classes, int64_t target) {
     const W* block = load(x + begin, buffer, n);
     if (!whole) {
       if (block != buffer) std::memcpy(buffer, block, n * sizeof(W));
-      if (0 <= at && at < n) buffer[at] = -std::numeric_limits<W>::infinity();
-      std::fill(buffer + n, buffer + (n + kLanes - 1) / kLanes * kLanes, -std::numeric_limits<W>::infinity());
+      if (0 <= at && at < n) buffer[at] = -static_cast<W>(INFINITY);
+      std::fill(buffer + n, buffer + (n + kLanes - 1) / kLanes * kLanes, -static_cast<W>(INFINITY));
       block = buffer;
     }
     run<AddToRow<W>>(block, (n + kLanes - 1) / kLanes * kLanes, &sums);

@@ -8,7 +8,8 @@ namespace mbq {
 // The block's sums of runs, each into its place.
 template <class Summand, class W>
 struct SumsByRun {
-  MBQ_HD void operator()(Level<Summand, W> level, Block block, const W* __restrict x, double* sum, double* square) const {
+  MBQ_HD void operator()(Level<Summand, W> level, Block block, const W* __restrict x, double* sum,
+                         double* square) const {
     using Sum = typename Summand::Sum;
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const W scale = level.scale[channel], shift = level.shift ? level.shift[channel] : W(0);

@@ -44,12 +44,10 @@ struct Walk {
   }
 };
 
-// Calls visit.at<count, batch>(i, step) for all elements of a task: `batch` accesses of `count` elements each, at i,
-// i + step, ... Lanes share a chunk of a run; a column has one lane. aligned: every pointer is a multiple of 16 bytes.
+// Calls visit.at<count, batch>(i, step) for the n elements from `begin` on, which `lanes` share: `batch` accesses of
+// `count` elements each, at i, i + step, ... aligned: every pointer is a multiple of 16 bytes.
 template <int width, int batch, class Visit>
-MBQ_HD void walk_run(const Walk& walk, int64_t task, int lane, int lanes, bool aligned, Visit& visit) {
-  const int64_t from = task / walk.pieces * walk.inner, piece = task % walk.pieces * kChunk;
-  const int64_t begin = from + piece, left = walk.inner - piece, n = left < kChunk ? left : kChunk;
+MBQ_HD void walk_span(int64_t begin, int64_t n, int lane, int lanes, bool aligned, Visit& visit) {
   const int64_t misfit = (width - begin % width) % width;
   const int64_t head = !aligned || misfit > n ? n : misfit;
   const int64_t packed = (n - head) / width * width;
@@ -59,6 +57,14 @@ MBQ_HD void walk_run(const Walk& walk, int64_t task, int lane, int lanes, bool a
   for (; i + (batch - 1) * step < tail; i += batch * step) visit.template at<width, batch>(i, step);
   for (; i < tail; i += step) visit.template at<width, 1>(i, 0);
   for (i = tail + lane; i < begin + n; i += lanes) visit.template at<1, 1>(i, 0);
+}
+
+// The elements of a task by run: lanes share a chunk of it. (A column has one lane.)
+template <int width, int batch, class Visit>
+MBQ_HD void walk_run(const Walk& walk, int64_t task, int lane, int lanes, bool aligned, Visit& visit) {
+  const int64_t from = task / walk.pieces * walk.inner, piece = task % walk.pieces * kChunk;
+  const int64_t left = walk.inner - piece;
+  walk_span<width, batch>(from + piece, left < kChunk ? left : kChunk, lane, lanes, aligned, visit);
 }
 
 template <class Visit>

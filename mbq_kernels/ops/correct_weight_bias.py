@@ -15,21 +15,30 @@ def _forward_shape(w_quant, w_ref, axis, eps):
     return torch.empty_like(w_quant), rows
 
 
-def _backward_shape(grad, w_quant, w_ref, rows, axis, eps):
-    return torch.empty_like(w_quant), torch.empty_like(w_ref)
-
-
 _forward = define(NAME, "correct_weight_bias_forward",
                   "(Tensor w_quant, Tensor w_ref, int? axis, float eps) -> (Tensor, Tensor)", _forward_shape)
-_backward = define(NAME, "correct_weight_bias_backward",
-                   "(Tensor grad, Tensor w_quant, Tensor w_ref, Tensor rows, int? axis, float eps) "
-                   "-> (Tensor, Tensor)", _backward_shape)
+def _like(row, x, axis):
+    """One number per channel, in a shape that broadcasts against x."""
+    return row.reshape([-1 if d == axis else 1 for d in range(x.dim())])
 
 
 class CorrectWeightBiasBackward(BackwardFunction):
+    """Through the statistics too: d y / d w_quant = factor (I - 1/n - z z^T / (n - 1)), z the normalised w_quant."""
+
     @staticmethod
     def forward(grad, w_quant, w_ref, rows, axis, eps):
-        return _backward(grad, w_quant, w_ref, rows, axis, eps)
+        factor, centre, _, quant_sd, ref_mean, ref_sd = rows.double()
+        others = [d for d in range(grad.dim()) if d != axis]
+        count, g = max(w_quant.numel() // max(factor.numel(), 1), 1), grad.double()
+        quant, ref = w_quant.double() - _like(centre, g, axis), w_ref.double() - _like(ref_mean, g, axis)
+        total, along = (t.sum(others).reshape(-1) if others else t for t in (g, g * quant))
+        along = along / max(count - 1, 1)
+        along_quant = torch.where(factor == 0, 0, factor * along / (quant_sd * (quant_sd + eps)))
+        along_ref = torch.where((factor == 0) | (ref_sd == 0), 0, along / (ref_sd * (quant_sd + eps)))
+        spread, factor_ = _like(total / count, g, axis), _like(factor, g, axis)
+        to_quant = factor_ * (g - spread) - _like(along_quant, g, axis) * quant
+        to_ref = spread + _like(along_ref, g, axis) * ref
+        return to_quant.to(w_quant.dtype), to_ref.to(w_ref.dtype)
 
 
 class CorrectWeightBias(torch.autograd.Function):
@@ -54,20 +63,11 @@ class CorrectWeightBias(torch.autograd.Function):
 class CorrectWeightBiasDetachedBackward(BackwardFunction):
     @staticmethod
     def forward(grad, factor, axis):
-        shape = [1] * grad.dim()
-        if axis is not None:
-            shape[axis] = -1
-        return (grad * factor.reshape(shape)).to(grad.dtype)
+        return (grad * _like(factor, grad, axis)).to(grad.dtype)
 
 
-class CorrectWeightBiasDetached(torch.autograd.Function):
+class CorrectWeightBiasDetached(CorrectWeightBias):
     """The statistics are constants: only w_quant has a gradient, and only the factors are saved."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(w_quant, w_ref, axis, eps):
-        return _forward(w_quant, w_ref, axis, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -59,9 +59,9 @@ def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.
     """The cross-entropy of every row and the norm of its gradient in the logits (EL2N), from one read of the logits.
 
     loss = -sum_j q_j log p_j;  el2n = ||p - q||_2;  p = softmax(logits), q = (1 - e) onehot + e / C, e = label_smoothing
-    Without smoothing el2n is Paul et al.'s score, as the op el2n gives it; with smoothing it is the norm of the gradient
-    of the smoothed loss. Neither cancels for rows that are sure of their target: loss and el2n keep six digits down to
-    the smallest float32 numbers.
+    Without smoothing el2n is Paul et al.'s score, as the op el2n gives it; with smoothing it is the norm of the
+    gradient of the smoothed loss. Without smoothing neither cancels for rows that are sure of their target: loss and
+    el2n keep six digits down to the smallest float32 numbers.
 
     Args:
         logits: (..., C), float32, bfloat16, float16 (float64 on CPU), C >= 1.
@@ -83,8 +83,8 @@ def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.
     Equivalent to (loss):
         torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
 
-    Reference: Paul et al., "Deep Learning on a Data Diet", 2021, arXiv 2107.07075, definition 2.2; Szegedy et al., 2016,
-    arXiv 1512.00567, section 7, for the smoothing.
+    Reference: Paul et al., "Deep Learning on a Data Diet", 2021, arXiv 2107.07075, definition 2.2; Szegedy et al.,
+    2016, arXiv 1512.00567, section 7, for the smoothing.
     """
     check.check_logits(NAME, logits, targets, ignore_index)
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):

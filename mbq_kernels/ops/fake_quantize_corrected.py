@@ -42,7 +42,7 @@ def _spread(parameters, count: int):
 
 
 def _gathered(grad, parameters, grad_factor):
-    """Gradients (K, C) for parameters that may have been spread; LSQ's factor then is for the elements of all channels."""
+    """Gradients (K, C) for parameters that may have been spread; LSQ's factor then is for all channels' elements."""
     if parameters is None or grad.shape == parameters.shape:
         return grad
     factor = 1 / math.sqrt(max(grad.shape[1], 1)) if grad_factor is None else 1.0
@@ -51,8 +51,8 @@ def _gathered(grad, parameters, grad_factor):
 
 def _gradients(grads, x, scales, offsets, folded, bits, signed, axis, grad_factor):
     count = folded.shape[2]
-    grad_x, grad_scales, grad_offsets = _backward(list(grads), x, _spread(scales, count), _spread(offsets, count), folded,
-                                                  bits, signed, axis, grad_factor)
+    grad_x, grad_scales, grad_offsets = _backward(list(grads), x, _spread(scales, count), _spread(offsets, count),
+                                                  folded, bits, signed, axis, grad_factor)
     return grad_x, _gathered(grad_scales, scales, grad_factor), _gathered(grad_offsets, offsets, grad_factor)
 
 
@@ -97,8 +97,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
     x_hat = fake_quantize(x, scale, offset, bits=bits, ...);  y = factor * (x_hat - mean(x_hat)) + mean(reference),
     factor = sd(reference) / (sd(x_hat) + 1e-8), unbiased, per channel of `correct_axis`; 0 where all codes are one value
     It is computed folded, y = code * scale' + offset' with fold_correction's scale' and offset': what a store of the
-    codes with those two gives back is y, bit for bit. One read of x gives the statistics of all bit-widths (of codes
-    they are exact), a second one the results.
+    codes with those two gives back is y, bit for bit. One read of x gives the statistics of all bit-widths (sums of
+    codes are exact), a second one the results.
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
@@ -136,8 +136,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
 def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0):
     """The scale and offset that make a store of x's codes give back fake_quantize_corrected(x, ...), bit for bit.
 
-    scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of a channel are one value,
-    scale' stays scale. scale' is 0 only where a channel of the reference is constant and its codes are not.
+    scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of a channel are one
+    value, scale' stays scale. scale' is 0 only where a channel of the reference is constant and its codes are not.
 
     Args: as fake_quantize_corrected.
 

@@ -17,7 +17,8 @@ _forward = define(NAME, "sample_grad_norm_batch_norm_forward",
 def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=True):
     """Squared norm of every sample's gradient of a BatchNorm's weight and bias, its statistics constant (eval mode).
 
-    norm_n = sum over channels of (sum over positions of g x_hat)^2 + (sum over positions of g)^2, y = weight * x_hat + bias
+    norm_n = sum over channels of (sum over positions of g x_hat)^2 + (sum over positions of g)^2;
+    y = weight * x_hat + bias
     In training mode a sample's loss depends on all others through the statistics, and a sample has no gradient of its
     own. GroupNorm and InstanceNorm, which mix no samples, are the same sum.
 
@@ -29,8 +30,8 @@ def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=T
         weight, bias: whether the layer has them; both False gives zeros.
 
     Returns:
-        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and infinities
-        stay.
+        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and
+        infinities stay.
 
     Gradient: none.
 
@@ -42,12 +43,7 @@ def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=T
 
     Reference: Ioffe and Szegedy, 2015, arXiv 1502.03167; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_x(NAME, normalized, "normalized")
-    check.check_x(NAME, grad_outputs, "grad_outputs")
-    check.check_pair(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_same_arithmetic(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_flag(NAME, "weight", weight)
-    check.check_flag(NAME, "bias", bias)
+    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
     if normalized.dim() < 2:
         raise ValueError(f"{NAME}: normalized must be (N, C, ...), got shape {tuple(normalized.shape)}")
     view = (*normalized.shape[:2], normalized.shape[2:].numel())

@@ -30,8 +30,8 @@ def sample_grad_norm_embedding(indices, grad_outputs, *, padding_idx=None):
             scale_grad_by_freq of nn.Embedding are not known here.)
 
     Returns:
-        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and infinities
-        stay.
+        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and
+        infinities stay.
 
     Gradient: none.
 
@@ -52,8 +52,8 @@ def sample_grad_norm_embedding(indices, grad_outputs, *, padding_idx=None):
     if padding_idx is not None and (isinstance(padding_idx, bool) or not isinstance(padding_idx, int)):
         raise TypeError(f"{NAME}: padding_idx must be an integer or None, got {padding_idx!r}")
     if indices.dim() == 0 or indices.shape != grad_outputs.shape[:-1]:
-        raise ValueError(f"{NAME}: grad_outputs must be (N, ..., D) for indices (N, ...), got {tuple(grad_outputs.shape)} "
-                         f"for {tuple(indices.shape)}")
+        raise ValueError(f"{NAME}: grad_outputs must be (N, ..., D) for indices (N, ...), "
+                         f"got {tuple(grad_outputs.shape)} for {tuple(indices.shape)}")
     if indices.device != grad_outputs.device:
         raise ValueError(f"{NAME}: indices must be on grad_outputs' device {grad_outputs.device}, got {indices.device}")
     samples, positions = indices.shape[0], indices.shape[1:].numel()

@@ -22,16 +22,16 @@ def sample_grad_norm_layer_norm(normalized, grad_outputs, *, normalized_shape, w
     norm_n = || sum over positions of g x_hat ||^2 + || sum over positions of g ||^2, y = weight * x_hat + bias
 
     Args:
-        normalized: (N, ..., *normalized_shape), float32, bfloat16, float16 (float64 on CPU) - x_hat, the input with mean
-            0 and variance 1: torch.nn.functional.layer_norm(input, normalized_shape, eps=eps).
+        normalized: (N, ..., *normalized_shape), float32, bfloat16, float16 (float64 on CPU) - x_hat, the input with
+            mean 0 and variance 1: torch.nn.functional.layer_norm(input, normalized_shape, eps=eps).
         grad_outputs: normalized's shape, any of its dtypes - the loss's gradient in the result, the loss summed over
             samples.
         normalized_shape: an integer or a sequence of them, as nn.LayerNorm has it.
         weight, bias: whether the layer has them; both False gives zeros.
 
     Returns:
-        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and infinities
-        stay.
+        norms: (N,), float32 (float64 for float64 gradients), >= 0, summed in float64 in a fixed order. NaN and
+        infinities stay.
 
     Gradient: none.
 
@@ -43,12 +43,7 @@ def sample_grad_norm_layer_norm(normalized, grad_outputs, *, normalized_shape, w
 
     Reference: Ba et al., 2016, arXiv 1607.06450, section 3; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_x(NAME, normalized, "normalized")
-    check.check_x(NAME, grad_outputs, "grad_outputs")
-    check.check_pair(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_same_arithmetic(NAME, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check.check_flag(NAME, "weight", weight)
-    check.check_flag(NAME, "bias", bias)
+    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     leading = normalized.dim() - len(shape)
     if not shape or leading < 1 or tuple(normalized.shape[leading:]) != shape:

@@ -1,11 +1,10 @@
-"""correct_weight_bias in Triton: moments of both weights, a read each, then one pass; the full gradient is PyTorch's."""
+"""correct_weight_bias in Triton: moments of both weights from a read each, then one pass."""
 
 import torch
 import triton
 import triton.language as tl
 
 from ..reference._correction import correction_rows
-from ..reference.correct_weight_bias import correct_weight_bias_backward  # noqa: F401  (the raw operator's backward)
 from .elementwise import Tiling, _parameter, _tile, dense
 from .quant_math import from_storage, to_storage
 from .sums import moments_of_codes_and_values

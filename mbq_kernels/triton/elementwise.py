@@ -67,8 +67,9 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, co
 
 @triton.jit
 def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, grad_scale_ptr, scale_sums_ptr,
-                    shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr, ONE_SCALE: tl.constexpr,
-                    BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+                    shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr,
+                    ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                    BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms
 
     grad_scale_ptr: what the upstream gradient of every channel is multiplied by first, or None.
@@ -189,7 +190,8 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
             backward_kernel[tiling.grid()](
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
                 scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
-                grad_scale_ptr=None if grad_scales is None else grad_scales.contiguous(), scale_sums_ptr=partial, shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
+                grad_scale_ptr=None if grad_scales is None else grad_scales.contiguous(), scale_sums_ptr=partial,
+                shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
                 TERMS=terms, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts

@@ -1,4 +1,4 @@
-"""fake_quantize_corrected in Triton: moments of all bit-widths from one read, folded per channel, results from another."""
+"""fake_quantize_corrected in Triton: moments of all bit-widths from one read, results from another."""
 
 import torch
 import triton

@@ -8,7 +8,7 @@ from .elementwise import OPTIONS
 from .quant_math import from_storage, to_storage
 from .softmax_math import class_gap, exponential, row_result, smoothed_loss, target_gap
 
-TILE = 4096  # logits at once: rows of few classes share a program
+TILE = 2048  # logits at once: rows of few classes share a program
 OPTIONS = {**OPTIONS, "num_warps": 8}
 
 
@@ -56,8 +56,8 @@ def logit_rows_forward_kernel(x_ptr, targets_ptr, loss_ptr, el2n_ptr, rows_ptr, 
     if SMOOTH:
         uniform = smoothing / classes
         loss = smoothed_loss(loss, top, log_sum, plain / classes, smoothing)
-        gap = target_gap(logit, top, log_sum, smoothing, uniform)
-        squares = gap * gap
+        of_target = target_gap(logit, top, log_sum, smoothing, uniform)
+        squares = of_target * of_target
         for step in range(STEPS):
             x, column, mask, offsets = _tile_of(x_ptr, row, exists, step * BLOCK, classes, BLOCK)
             gap = class_gap(x, top[:, None], log_sum[:, None], uniform)

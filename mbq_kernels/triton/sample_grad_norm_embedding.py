@@ -1,4 +1,4 @@
-"""sample_grad_norm_embedding in Triton: positions in the order of their indices, so that equal ones follow each other."""
+"""sample_grad_norm_embedding in Triton: positions in the order of their indices, equal ones together."""
 
 import torch
 import triton

@@ -56,5 +56,7 @@ def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bo
     sums = partial.sum(dim=(0, 2))
     size = x.numel() // max(tiling.channels, 1)
     codes = moments_of(0.0, *sums[:, :len(levels)].unbind(-1), size) if levels else None
-    values = moments_of(0.0 if pivots is None else pivots.double(), *sums[:, -1].unbind(-1), size) if with_values else None
+    values = None
+    if with_values:
+        values = moments_of(0.0 if pivots is None else pivots.double(), *sums[:, -1].unbind(-1), size)
     return codes if codes is None else type(codes)(codes.mean.t(), codes.deviation.t()), values

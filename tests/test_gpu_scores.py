@@ -1,0 +1,47 @@
+"""What the compilers made of the GPU code of scores and corrections, read without a GPU: wide accesses, no spills."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_gpu_code import cuda_code, functions, needs_triton, wide_bytes  # noqa: F401
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def triton_kernels():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, TESTS / "aot_scores.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_triton_moves_16_bytes_at_once_and_spills_nothing(triton_kernels):
+    by_capability = {c: sum(k["name"][0] == c for k in triton_kernels) for c in (80, 90, 100)}
+    assert by_capability == {80: 40, 90: 40, 100: 40}
+    for kernel in triton_kernels:
+        moved = wide_bytes(kernel["loads"]), wide_bytes(kernel["stores"])
+        assert moved[0] >= kernel["reads"] and moved[1] >= kernel["writes"], (kernel["name"], moved, kernel["reads"])
+        assert kernel["local"] == [] and kernel["stack"] and not any(kernel["stack"]), kernel["name"]
+
+
+@needs_triton
+def test_triton_quantizers_do_not_contract(triton_kernels):
+    found = [kernel for kernel in triton_kernels if kernel["name"][1].startswith(("corrected", "gradient of corr"))]
+    assert len(found) == 3 * 8
+    for kernel in found:
+        assert kernel["fma"] == [], kernel["name"]
+
+
+def test_cuda_kernels_read_16_bytes_at_once(cuda_code):  # noqa: F811
+    kernels = functions(cuda_code[1], r"Function : (\S*logit_(?:rows|gradient)_kernel\S*)")
+    assert len({name for _, name in kernels}) == 2 * 2 * 3
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text and ("STG.E.128" in text) == ("gradient" in key[1]), key
+    assert not re.search(r"\b(LDL|STL)\b", "".join(kernels.values()))
