@@ -13,7 +13,9 @@ constexpr int64_t kMostPixels = 1024;   // of an image whose Gram matrix is kept
 
 // Columns of a strip: few multiply slowly, many leave more of the lower half.
 inline int64_t strip_columns(int64_t positions) {
-  return positions < 96 ? std::max<int64_t>(positions, 1) : positions < 1024 ? 64 : 128;
+  if (positions < 64) return std::max<int64_t>(positions, 1);
+  if (positions < 128) return pieces(positions, 32) * 16;  // two strips of whole cache lines
+  return positions < 1024 ? 64 : 128;
 }
 
 // The share of a square that strips compute.
