@@ -162,7 +162,8 @@ def check(case: Score, arguments, results: dict) -> dict:
     for name, result in results.items():
         error = max(((one.double() - want).norm() / want.norm()).item()
                     for one, want in zip(flat(result), wanted, strict=True))
-        limit = 2e-5 if case.dtype == torch.float32 else 4e-3
+        # (a code of which float64 decides the tie otherwise is a step off)
+        limit = 4e-3 if case.dtype != torch.float32 else 2e-4 if case.bits else 2e-5
         assert error <= limit, f"{name}: relative error {error:.3g} against float64, allowed {limit:.3g}"
         verdicts[name] = f"relative error {error:.2g}"
     return verdicts
