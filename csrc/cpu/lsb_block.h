@@ -24,8 +24,9 @@ MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict 
     if (out != LsbOut::residual && !counts) continue;
     const W residual = quantizer.residual(u);
     if (out == LsbOut::residual) to[i] = residual;
-    penalty += static_cast<int>(residual < 0 ? -residual : residual);
-    nonzero += residual != 0;
+    const int lsb = static_cast<int>(residual), size = lsb < 0 ? -lsb : lsb;
+    penalty += size;
+    nonzero += size < 1 ? size : 1;
   }
   found->penalty += penalty, found->nonzero += nonzero, found->outside |= outside;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <limits>
 
 #include "../lsb.h"
 #include "lsb_block.h"
