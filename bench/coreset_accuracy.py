@@ -28,7 +28,7 @@ FULL, SHORT = "full", "full, same time"
 OPTIONS = Options.for_recipe("emqnet", bits=(32, 4, 2), epochs=30, float_epochs=5, score_epochs=3, prune_rate=0.8)
 
 
-def main(results: Path, table: bool = False, seeds: int = 5,
+def main(results: Path, table: bool = False, seeds: int = 3,
          data: Annotated[str, typer.Option(help="as of mbq train")] = OPTIONS.data,
          model: str = OPTIONS.model, epochs: int = OPTIONS.epochs, score_epochs: int = OPTIONS.score_epochs,
          prune_rate: float = OPTIONS.prune_rate, train_limit: int = 0) -> None:

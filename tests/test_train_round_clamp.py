@@ -105,7 +105,7 @@ def test_bad_bit_widths_of_layers_change_nothing(images):
     with pytest.raises(ValueError, match="scale_chain and shared_sum must be left alone .* got scale_chain"):
         convert(small_network(), (8,), quantizer="round-clamp", scale_chain=True)
     set_layer_bits(model, {"3": 2})
-    with pytest.raises(ValueError, match="3: bits must be left alone where a layer has a bit-width of its own, 2, got 4"):
+    with pytest.raises(ValueError, match="3: bits must be left alone where a layer has .* of its own, 2, got 4"):
         add_bits(model, (4,), [images])
 
 
@@ -138,7 +138,8 @@ def test_a_store_has_the_weights_of_eval_mode_bit_for_bit(images, tmp_path, layo
             for name, bits in own_layer_bits(model).items():
                 weight = model[int(name)].weight
                 assert store.layer(name).bits == bits and not store.layer(name).signed
-                assert np.array_equal(store.dequantize(name), model[int(name)].weight_quantizer(weight).detach().numpy())
+                computed = model[int(name)].weight_quantizer(weight).detach().numpy()
+                assert np.array_equal(store.dequantize(name), computed)
                 if layout == "packed":
                     planes = bits * weight.shape[0] * -(-weight[0].numel() // 8)
                     fewest = weight.shape[0] * -(-weight[0].numel() * bits // 8) if bits in (1, 2, 4) else planes

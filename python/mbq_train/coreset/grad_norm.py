@@ -71,7 +71,7 @@ class GradNormScorer:
             raise ValueError(f"GradNormScorer: parameters must be those of {SUPPORTED}, got {', '.join(missing)} "
                              "(strict=False leaves them out)")
         if missing:
-            warnings.warn(f"GradNormScorer: {self.left_out:.1%} of the parameters do not count, for their gradients "
+            warnings.warn(f"GradNormScorer: {self.left_out:.2%} of the parameters do not count, for their gradients "
                           f"are not known: {', '.join(missing)}", RuntimeWarning, stacklevel=2)
 
     def __call__(self, inputs, targets: torch.Tensor, *, loss: Callable | None = None) -> GradNorms:

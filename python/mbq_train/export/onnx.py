@@ -23,8 +23,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
 
     A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
     to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4 with an
-    Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip to
-    the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
+    Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip
+    to the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
     training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
 
     Args:
@@ -129,7 +129,8 @@ def _tidy(program, metadata: dict[str, str]) -> None:
         codes = stored.const_value.numpy()
         signed = codes.dtype.kind == "i"
         if -2 ** (_PACKED_BITS - 1) <= codes.min(initial=0) and codes.max(initial=0) < 2 ** (_PACKED_BITS - signed):
-            stored.const_value = ir.tensor(codes.astype(ml_dtypes.int4 if signed else ml_dtypes.uint4), name=stored.name)
+            packed = ml_dtypes.int4 if signed else ml_dtypes.uint4
+            stored.const_value = ir.tensor(codes.astype(packed), name=stored.name)
             stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
 
 

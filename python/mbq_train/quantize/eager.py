@@ -75,7 +75,7 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
 def round_clamp(x, *, bits):
     """Quantize x to `bits` bits between -max|x| and max|x|, from plain PyTorch operations and autograd.
 
-    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), 2^bits - 1);  x_hat = max|x| (2 code - top) / top, top = 2^bits - 1
+    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), top);  x_hat = max|x| (2 code - top) / top, top = 2^bits - 1
 
     The same numbers and gradients as mbq_kernels.round_clamp.
 

@@ -24,8 +24,8 @@ _CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies in [0, 1] of a run; `untrained` are the bit-widths that were made by `add_bits`, `layer_bits` those
-    of the weights of layers that have their own."""
+    """Test accuracies in [0, 1] of a run; `untrained` are the bit-widths that were made by `add_bits`, `layer_bits` the
+    weights' of layers that have their own."""
 
     accuracy: dict[int, float]
     untrained: tuple[int, ...]

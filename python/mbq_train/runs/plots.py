@@ -47,7 +47,7 @@ def plot_layers(path, records) -> None:
     """The weight bit-width of every layer after each epoch, and how many of its weights used their last bits, as a PNG;
     from the lines of metrics.jsonl."""
     records = [record for record in records if "layer_bits" in record]
-    figure = _figure(11, 5)
+    figure = figure_of(11, 5)
     bits, rates = figure.subplots(1, 2)
     for number, name in enumerate(records[0]["layer_bits"] if records else ()):
         style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.2}
@@ -62,12 +62,12 @@ def plot_layers(path, records) -> None:
         plot.set_xlabel("epoch")
         plot.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=6)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_sensitivities(path, at_bits) -> None:
     """Write a PNG with the sensitivity of every layer, by bit-width and name; one of 0 has no point."""
-    figure = _figure(8, 4)
+    figure = figure_of(8, 4)
     axes = figure.subplots()
     for bits, values in at_bits.items():
         axes.plot(list(values), [value or float("nan") for value in values.values()], ".-", label=f"{bits} bits")
@@ -76,7 +76,7 @@ def plot_sensitivities(path, at_bits) -> None:
     axes.tick_params(axis="x", rotation=90, labelsize=6)
     axes.grid(alpha=0.3)
     axes.legend()
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_store(path, facts: dict) -> None:

@@ -58,7 +58,8 @@ def example_images(data: Data, images: int = 2) -> torch.Tensor:
 def plan_of(options: Options, data: Data, model: nn.Module, bits=None):
     """What the options make of `model`, at their bit-widths or others."""
     return plan_conversion(model, bits or quantized(options.bits), example=example_images(data),
-                           batch_norm=options.batch_norm, keep_float=options.keep_float, learn_offset=options.learn_offset,
-                           quantizer=options.quantizer, weight_correction=options.weight_correction,
-                           rounding=options.rounding, scale_chain=options.scale_chain, shared_sum=options.shared_sum,
-                           normalise=options.normalise, activation_bits=options.activation_bits or None)
+                           batch_norm=options.batch_norm, keep_float=options.keep_float,
+                           learn_offset=options.learn_offset, quantizer=options.quantizer,
+                           weight_correction=options.weight_correction, rounding=options.rounding,
+                           scale_chain=options.scale_chain, shared_sum=options.shared_sum, normalise=options.normalise,
+                           activation_bits=options.activation_bits or None)

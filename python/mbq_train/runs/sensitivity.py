@@ -75,7 +75,8 @@ def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path
 
 def _shared(traces: dict[str, Trace], device) -> dict[str, Trace]:
     """The same in every process, which may round differently: they decide on bit-widths."""
-    numbers = torch.tensor([[trace.value, trace.error] for trace in traces.values()], dtype=torch.float64, device=device)
+    rows = [[trace.value, trace.error] for trace in traces.values()]
+    numbers = torch.tensor(rows, dtype=torch.float64, device=device)
     return {name: replace(trace, value=value, error=error) for (name, trace), (value, error) in
             zip(traces.items(), distributed.mean(numbers).tolist(), strict=True)}
 

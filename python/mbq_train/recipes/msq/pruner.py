@@ -46,8 +46,8 @@ class Pruner:
         self.low_bits = {name: min(wanted[name], room[name]) for name in self.bits if room[name] > 0}
 
     def prune(self, rates: Mapping[str, float]) -> dict[str, int]:
-        """Take their `low_bits` bits from the layers whose rate is below the threshold, the least sensitive first, until
-        the target is reached; the new bit-widths of those layers.
+        """Take their `low_bits` bits from the layers whose rate is below the threshold, the least sensitive first, as
+        long as the target is not reached; the new bit-widths of those layers.
 
         rates: the share of a layer's weights whose `low_bits` last bits are in use.
         """
