@@ -92,27 +92,36 @@ MBQ_HD uint64_t clamp_bytes(uint64_t word, Bounds<int> range, bool is_signed) {
   return result;
 }
 
-// switch_code on planes, the most significant first, of any word: `count` planes become `bits`. A carry runs through
-// the planes that stay, from where the others round up and the code is not the highest.
+// switch_code on eight planes, the most significant first, of any word: the first `count` become `bits`. A carry runs
+// through the planes that stay, from where the others round up; hi + 1, which looks like lo, goes back to hi. (Masks and
+// loops of fixed length, not branches: on a GPU the planes are then registers.)
 template <class Word>
-MBQ_HD void round_planes(Word* planes, int bits, int count, bool half_even) {
+MBQ_HD void round_planes(Word (&planes)[8], int bits, int count, bool half_even) {
   if (count == bits) return;
-  Word carry = planes[bits], highest = ~planes[0], above = planes[bits - 1];
-  for (int p = bits + 1; p < count; ++p) above |= planes[p];  // more than a tie, or a tie of an odd quotient
-  if (half_even) carry &= above;
-  for (int p = 1; p < bits; ++p) highest &= planes[p];
-  carry &= ~highest;
-  for (int p = bits - 1; p >= 0; --p) {
-    const Word sum = planes[p] ^ carry;
-    carry &= planes[p];
-    planes[p] = sum;
+  const Word all = ~Word{}, none{}, sign = planes[0];
+  Word carry{}, decides{};  // what is below a tie, or makes the quotient odd
+  MBQ_UNROLL_8
+  for (int p = 0; p < 8; ++p) {
+    carry |= planes[p] & (p == bits ? all : none);
+    decides |= planes[p] & (p == bits - 1 || (p > bits && p < count) ? all : none);
   }
+  carry &= decides | (half_even ? none : all);
+  MBQ_UNROLL_8
+  for (int p = 7; p >= 0; --p) {
+    const Word before = planes[p], add = carry & (p < bits ? all : none);
+    planes[p] = before ^ add;
+    carry = (before & add) | (carry & ~(p < bits ? all : none));
+  }
+  const Word over = planes[0] & ~sign;
+  planes[0] &= ~over;
+  MBQ_UNROLL_8
+  for (int p = 1; p < 8; ++p) planes[p] |= over & (p < bits ? all : none);
 }
 
 // Codes from words whose byte b is plane bits - 1 - b.
-MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits) {
+MBQ_HD uint64_t codes_of_planes(uint64_t planes, int bits, bool is_signed) {
   const uint64_t fields = transpose_bits(planes);
-  return bits < 8 ? from_fields(fields, bits, true) : fields;
+  return bits < 8 ? from_fields(fields, bits, is_signed) : fields;
 }
 
 }  // namespace mbq

@@ -70,51 +70,6 @@ MBQ_HD T decode(T code, T scale, T offset) {
   return code * scale + offset;
 }
 
-// From integer codes to those of `bits` bits, 2^drop times coarser: clamp(round(code / 2^drop), lo, hi), where round is
-// half_up, (code + 2^(drop-1)) >> drop, or half to even.
-struct CodeSwitch {
-  int bits, drop;
-  bool half_up;
-
-  template <class T>
-  MBQ_HD T operator()(T code) const {
-    const T half = (T(1) << drop) >> 1, even = half_up || drop == 0 ? 0 : 1, hi = (T(1) << (bits - 1)) - 1;
-    const T level = (code + half - even + ((code >> drop) & even)) >> drop;
-    return level < hi ? level : hi;  // only rounding up leaves the range
-  }
-
-  // Bit planes that decide a rounding: all that are kept and the one below, which with half_up is enough.
-  MBQ_HD int planes() const { return drop == 0 ? bits : half_up ? bits + 1 : bits + drop; }
-
-  // The same on words of up to eight bit planes, each with one bit of many codes, the sign first. The first `bits`
-  // become the result. (Loops of fixed length: on a GPU the planes are then registers.)
-  template <class Word>
-  MBQ_HD void operator()(Word* plane, int64_t stride) const {
-    if (drop == 0) return;
-    const Word sign = plane[0];
-    Word carry{}, below{}, odd{};
-    MBQ_UNROLL_8
-    for (int p = 0; p < 8; ++p) {
-      if (p == bits - 1) odd = plane[p * stride];
-      if (p == bits) carry = plane[p * stride];
-      if (p > bits && p < planes()) below |= plane[p * stride];
-    }
-    if (!half_up) carry &= below | odd;
-    MBQ_UNROLL_8
-    for (int p = 7; p >= 0; --p) {
-      if (p >= bits) continue;
-      const Word before = plane[p * stride];
-      plane[p * stride] = before ^ carry;
-      carry &= before;
-    }
-    const Word over = plane[0] & ~sign;  // hi + 1, which looks like lo: back to hi
-    plane[0] &= ~over;
-    MBQ_UNROLL_8
-    for (int p = 1; p < 8; ++p)
-      if (p < bits) plane[p * stride] |= over;
-  }
-};
-
 // Terms of the gradients of x, of the scale and of the offset or zero point; the last two are summed over a channel.
 template <class T>
 struct Terms {

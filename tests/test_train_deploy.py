@@ -105,6 +105,23 @@ def test_holds_a_byte_a_weight():
         assert held <= file.tell() < held + 20000
 
 
+@pytest.mark.parametrize("bits", [6, 4, 2])
+def test_planes_are_read_partially_with_half_up(bits):
+    """Of 8 planes of every layer bits + 1 are read: others may hold anything, the last of them may not."""
+    model, x = trained(rounding="half_up"), images()
+    mbq_train.initialise(model, x)
+    stored = deploy(model.eval(), layout="planes")
+    set_bits(stored, bits)
+    layers = [layer for layer in stored.modules() if hasattr(layer, "store")]
+    want, weights = stored(x), [layer.weight_at(bits, torch.empty(0)).clone() for layer in layers]
+    for layer in layers:
+        layer.store[bits + 1:] = 0xA5
+    assert torch.equal(stored(x), want) and len(layers) == 5
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.store[bits] ^= 0xFF
+        assert not torch.equal(layer.weight_at(bits, torch.empty(0)), weight)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bit_widths_that_were_not_trained(layout):
     model, x = trained(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)), bits=(8, 4)), torch.randn(6, 20)

@@ -4,7 +4,7 @@ import mbq_store
 import numpy as np
 import pytest
 import torch
-from mbq_train import convert, initialise, set_bits
+from mbq_train import build_model, convert, initialise, set_bits
 from mbq_train.cli import app
 from mbq_train.deployment import deploy
 from mbq_train.export import export_store
@@ -72,7 +72,49 @@ def test_what_cannot_be_exported_is_an_error(images, tmp_path):
         export_store(network(images), tmp_path / "store", layout="code")
     with pytest.raises(RuntimeError, match="must have seen a training batch"):
         export_store(convert(small_network(), BITS, quantizer="double-rounding"), tmp_path / "store")
+    for make in (lambda model: export_store(model, tmp_path / "store"), deploy):
+        with pytest.raises(TypeError, match="weight of 3 must be float32, bfloat16 or float16, got torch.float64"):
+            make(network(images).double())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("classes, size, options, stored, packed", [
+    (10, 32, {"keep_float": ()}, 0.27, 0.15), (1000, 64, {}, 0.30, 0.18)])
+def test_a_resnet18_is_small(tmp_path, classes, size, options, stored, packed):
+    """Files with one BatchNorm a bit-width, as parts of the float network's."""
+    model = build_model("resnet18", classes=classes, in_channels=3, image_size=(size, size))
+    as_float = sum(tensor.nbytes for tensor in model.state_dict().values())
+    initialise(convert(model, BITS, quantizer="double-rounding", **options), torch.randn(2, 3, size, size))
+    export_store(model, tmp_path / "store")
+    mbq_store.switch(tmp_path / "store", 4, tmp_path / "low")
+    assert 44e6 < as_float < 47e6
+    assert (tmp_path / "store").stat().st_size <= stored * as_float
+    assert (tmp_path / "low").stat().st_size <= packed * as_float
+
+
+def test_a_layer_under_two_names_is_stored_under_both(tmp_path):
+    """No float weight stays in the rest."""
+    layer = torch.nn.Linear(6, 6)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), layer, torch.nn.ReLU(), torch.nn.ModuleDict({"again": layer}))
+    model = convert(model, BITS, quantizer="double-rounding", keep_float=("0",), rules=[("1", {"activations": False})])
+    initialise(model[1], torch.randn(3, 6))
+    export_store(model, tmp_path / "store")
+    with mbq_store.open(tmp_path / "store") as store:
+        assert store.layers == ("1", "3.again")
+        assert sorted(store.rest) == ["0.bias", "0.weight", "1.bias", "3.again.bias"]
+        assert np.array_equal(store.codes("1", 4), store.codes("3.again", 4))
+
+
+def test_networks_converted_apart(images, tmp_path):
+    """One store has one second rounding; the bit-widths it was trained at are those of all parts."""
+    parts = [network(images), network(images, "half_up")]
+    with pytest.raises(ValueError, match="model must have one rounding in all layers, got half_even, half_up"):
+        export_store(torch.nn.Sequential(*parts), tmp_path / "store")
+    other = convert(small_network(), (8, 4, 3), quantizer="double-rounding")
+    initialise(other, images)
+    export_store(torch.nn.Sequential(parts[0], other), tmp_path / "store")
+    with mbq_store.open(tmp_path / "store") as store:
+        assert store.trained_bits == (8, 4)
 
 
 def test_the_commands_train_export_switch_and_inspect(tmp_path):

@@ -1,31 +1,11 @@
 // pack_codes and unpack_codes on the CPU: 8 / bits codes a byte, the first one in its low bits.
 #include "bytes.h"
+#include "code_words.h"
 
 namespace mbq {
 namespace {
 
 constexpr int64_t per_byte(int bits) { return 8 / bits; }
-
-// Eight codes a word, and the word of `bits` bytes that they are packed into.
-template <int bits, bool is_signed>
-struct PackChunk {
-  static constexpr bool kSigned = is_signed;
-  static constexpr uint64_t kFill = is_signed && bits == 1 ? ~uint64_t{0} : 0;  // codes whose fields are 0
-  using Packed = packed_word_t<bits>;
-  MBQ_HD void operator()(const uint64_t* __restrict codes, Packed* __restrict packed, int64_t words) const {
-    for (int64_t i = 0; i < words; ++i)
-      packed[i] = static_cast<Packed>(gather_fields(to_fields(codes[i], bits, is_signed), bits));
-  }
-};
-
-template <int bits, bool is_signed>
-struct UnpackChunk {
-  static constexpr bool kSigned = is_signed;
-  using Packed = packed_word_t<bits>;
-  MBQ_HD void operator()(const Packed* __restrict packed, uint64_t* __restrict codes, int64_t words) const {
-    for (int64_t i = 0; i < words; ++i) codes[i] = from_fields(spread_fields(packed[i], bits), bits, is_signed);
-  }
-};
 
 // Calls body with the Chunk of `bits` and `is_signed`.
 template <template <int, bool> class Chunk, class Body>

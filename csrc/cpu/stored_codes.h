@@ -5,20 +5,13 @@
 #include <atomic>
 #include <cstring>
 
-#include "../quant_math.h"
-#include "../tensor.h"
-#include "isa.h"
+#include "../codes.h"
+#include "code_words.h"
+#include "planes.h"
 
 namespace mbq {
 
 constexpr int64_t kPiece = 1024;  // codes of a row at a time, a multiple of 512
-constexpr int kMaxPlanes = 8;
-
-struct SwitchPiece {
-  MBQ_HD void operator()(const int8_t* from, int8_t* to, int64_t n, CodeSwitch lower) const {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int8_t>(lower(static_cast<int16_t>(from[i])));
-  }
-};
 
 struct OutOfRange {
   MBQ_HD void operator()(const int8_t* codes, int64_t n, int8_t hi, bool* found) const {
@@ -27,53 +20,6 @@ struct OutOfRange {
     *found = outside != 0;
   }
 };
-
-typedef uint64_t PlaneWords __attribute__((vector_size(64), may_alias));
-
-struct SwitchPlanes {
-  MBQ_HD void operator()(uint64_t* planes, int64_t stride, int64_t words, CodeSwitch lower) const {
-    for (int64_t w = 0; w < words; w += 8) lower(reinterpret_cast<PlaneWords*>(planes + w), stride / 8);
-  }
-};
-
-// to = the codes whose bits are the planes, 64 codes a word
-struct JoinPlanes {
-  MBQ_HD void operator()(const uint64_t* planes, int64_t stride, int64_t words, int bits, int8_t* to) const {
-    for (int64_t i = 0; i < words * 8; ++i) {
-      uint64_t codes = 0;  // eight, a byte each
-      for (int p = 0; p < bits; ++p) {
-        const uint64_t byte = reinterpret_cast<const uint8_t*>(planes + p * stride)[i];
-        const uint64_t apart = (byte * 0x0101010101010101) & 0x8040201008040201;  // bit j in byte j
-        const uint64_t bit = ((apart + 0x7f7f7f7f7f7f7f7f) >> 7) & 0x0101010101010101;
-        codes = p == 0 ? bit * 0xff : ((codes & 0x7f7f7f7f7f7f7f7f) << 1) | bit;  // the sign goes all the way up
-      }
-      std::memcpy(to + i * 8, &codes, 8);
-    }
-  }
-};
-
-#if defined(__x86_64__)
-// A word of a plane is a mask of 64 codes here: two instructions a plane instead of some forty.
-__attribute__((target("avx512f,avx512bw"))) inline void join_planes_v4(const uint64_t* planes, int64_t stride,
-                                                                       int64_t words, int bits, int8_t* to) {
-  const __m512i one = _mm512_set1_epi8(1);
-  for (int64_t w = 0; w < words; ++w) {
-    __m512i codes = _mm512_movm_epi8(planes[w]);
-    for (int p = 1; p < bits; ++p) {
-      codes = _mm512_add_epi8(codes, codes);
-      codes = _mm512_mask_add_epi8(codes, planes[p * stride + w], codes, one);
-    }
-    _mm512_storeu_si512(to + w * 64, codes);
-  }
-}
-#endif
-
-inline void join_planes(const uint64_t* planes, int64_t stride, int64_t words, int bits, int8_t* to) {
-#if defined(__x86_64__)
-  if (isa() == Isa::v4) return join_planes_v4(planes, stride, words, bits, to);
-#endif
-  run<JoinPlanes>(planes, stride, words, bits, to);
-}
 
 class StoredCodes {
  public:
@@ -84,13 +30,13 @@ class StoredCodes {
         columns(columns),
         op_(op),
         high_bits_(high_bits),
-        lower_{static_cast<int>(bits), static_cast<int>(high_bits - bits), half_up} {
-    check(2 <= bits && bits <= high_bits && high_bits <= kMaxPlanes, op,
-          ": bits must be between 2 and high_bits, and those at most 8, got ", bits, " and ", high_bits);
+        bits_(static_cast<int>(bits)),
+        planes_(static_cast<int>(planes_read(high_bits, bits, !half_up))),
+        lower_(checked_switch(op, high_bits, bits, !half_up)) {
     const bool codes = store.scalar_type() == ScalarType::Char && store.dim() == 2;
     is_planes_ = store.scalar_type() == ScalarType::Byte && store.dim() == 3;
     check(store.is_cpu() && (codes || is_planes_), op, ": store must be int8 codes or uint8 planes on the CPU");
-    check(!is_planes_ || store.size(0) >= lower_.planes(), op, ": store must have ", lower_.planes(), " planes");
+    check(!is_planes_ || store.size(0) >= planes_, op, ": store must have ", planes_, " planes");
     row_bytes_ = is_planes_ ? (columns + 7) / 8 : columns;
     check(columns >= 0 && store.size(store.dim() - 1) == row_bytes_, op, ": store must have rows of ", row_bytes_);
     kept_ = make_contiguous(store);
@@ -109,8 +55,9 @@ class StoredCodes {
       run<OutOfRange>(from, n, static_cast<int8_t>((1 << (high_bits_ - 1)) - 1), &found);
       if (found) out_of_range_ = true;
     }
-    lower_.drop == 0 ? static_cast<void>(std::memcpy(to, from, n)) : run<SwitchPiece>(from, to, n, lower_);
+    std::memcpy(to, from, n);
     std::memset(to + n, 0, -n & 63);
+    if (lower_.shift > 0) run<SwitchChunk>(reinterpret_cast<uint64_t*>(to), (n + kWord - 1) / kWord, lower_);
   }
 
   // After all reads; in between, a thread cannot throw.
@@ -126,21 +73,22 @@ class StoredCodes {
   }
 
   void read_planes(int64_t row, int64_t begin, int64_t n, int8_t* to) const {
-    constexpr int64_t stride = kPiece / 64;
-    alignas(64) uint64_t planes[kMaxPlanes * stride] = {};
-    const int64_t words = (n + 63) / 64, bytes = (n + 7) / 8;
-    for (int p = 0; p < lower_.planes(); ++p) {
+    constexpr int64_t stride = kPiece / 8;
+    alignas(64) uint8_t read[8 * stride] = {};
+    const int64_t bytes = (n + 7) / 8;
+    for (int p = 0; p < planes_; ++p) {
       const char* from = data_ + (p * rows + row) * row_bytes_ + begin / 8;
-      fetch(from + kPiece / 8, std::min(kPiece, columns - begin - n) / 8);
-      std::memcpy(planes + p * stride, from, bytes);
+      fetch(from + stride, std::min(kPiece, columns - begin - n) / 8);
+      std::memcpy(read + p * stride, from, bytes);
     }
-    run<SwitchPlanes>(planes, stride, words, lower_);
-    join_planes(planes, stride, words, lower_.bits, to);
+    run<RoundPlanes>(static_cast<uint8_t*>(read), stride, bytes, bits_, planes_, lower_.odd != 0);
+    join_planes(read, stride, bits_, true, reinterpret_cast<uint8_t*>(to), bytes);
   }
 
   const char* op_;
   int64_t high_bits_;
-  CodeSwitch lower_;
+  int bits_, planes_;
+  Switch lower_;
   bool is_planes_;
   int64_t row_bytes_;
   Tensor kept_;

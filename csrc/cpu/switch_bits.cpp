@@ -1,15 +1,10 @@
 // switch_bits on the CPU: code_l = clamp(round(code_h / 2^D), lo, hi), D = from_bits - to_bits
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2).
 #include "bytes.h"
+#include "code_words.h"
 
 namespace mbq {
 namespace {
-
-struct SwitchChunk {
-  MBQ_HD void operator()(uint64_t* words, int64_t count, Switch s) const {
-    for (int64_t i = 0; i < count; ++i) words[i] = switch_words(words[i], s);
-  }
-};
 
 Tensor switch_bits_forward(const Tensor& given_codes, int64_t from_bits, int64_t to_bits, bool half_even) {
   const char* op = "switch_bits";

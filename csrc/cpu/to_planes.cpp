@@ -1,64 +1,14 @@
 // to_planes and from_planes on the CPU: plane p holds bit (bits - 1 - p) of every code, eight codes a byte.
 #include "bytes.h"
+#include "planes.h"
 
 namespace mbq {
 namespace {
 
 using Planes = uint8_t[8][kChunkWords];
-using PlaneBlock = uint64_t __attribute__((vector_size(64)));
 
-// Words of eight codes become a byte for every plane.
-struct SplitChunk {
-  MBQ_HD void operator()(uint64_t* __restrict words, uint8_t (*__restrict planes)[kChunkWords], int64_t count,
-                         int bits) const {
-    for (int64_t i = 0; i < count; ++i) words[i] = transpose_bits(words[i]);
-    for (int p = 0; p < bits; ++p)
-      for (int64_t i = 0; i < count; ++i) planes[p][i] = static_cast<uint8_t>(words[i] >> 8 * (bits - 1 - p));
-  }
-};
-
-struct RoundChunk {
-  MBQ_HD void operator()(uint8_t (*planes)[kChunkWords], int64_t bytes, int bits, int count, bool half_even) const {
-    for (int64_t i = 0; i < bytes; i += sizeof(PlaneBlock)) {
-      PlaneBlock blocks[8];
-      for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], &planes[p][i], sizeof(PlaneBlock));
-      round_planes(blocks, bits, count, half_even);
-      for (int p = 0; p < bits; ++p) std::memcpy(&planes[p][i], &blocks[p], sizeof(PlaneBlock));
-    }
-  }
-};
-
-template <int bits>
-struct JoinChunk {
-  MBQ_HD void operator()(const uint8_t (*__restrict planes)[kChunkWords], uint64_t* __restrict codes,
-                         int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) {
-      uint64_t word = 0;
-#pragma GCC unroll 8
-      for (int p = 0; p < bits; ++p) word |= static_cast<uint64_t>(planes[p][i]) << 8 * (bits - 1 - p);
-      codes[i] = codes_of_planes(word, bits);
-    }
-  }
-};
-
-void join(const uint8_t (*planes)[kChunkWords], uint64_t* codes, int64_t count, int64_t bits) {
-  switch (bits) {
-    case 2:
-      return run<JoinChunk<2>>(planes, codes, count);
-    case 3:
-      return run<JoinChunk<3>>(planes, codes, count);
-    case 4:
-      return run<JoinChunk<4>>(planes, codes, count);
-    case 5:
-      return run<JoinChunk<5>>(planes, codes, count);
-    case 6:
-      return run<JoinChunk<6>>(planes, codes, count);
-    case 7:
-      return run<JoinChunk<7>>(planes, codes, count);
-    default:
-      return run<JoinChunk<8>>(planes, codes, count);
-  }
-}
+// n codes, filled up.
+int64_t whole_steps(int64_t n) { return (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes; }
 
 Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
   const char* op = "to_planes";
@@ -77,13 +27,12 @@ Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
     const int8_t* source = from + row * rows.n + begin;
     range.see(source, n);
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
-    alignas(64) uint64_t words[kChunkWords];
+    alignas(64) uint8_t read[kChunk];
     alignas(64) Planes made;
-    words[bytes - 1] = 0;
-    std::memcpy(words, source, n);
+    std::memcpy(read, source, n);
+    std::memset(read + n, 0, whole_steps(n) - n);
     fetch(source + n, n);
-    run<SplitChunk>(static_cast<uint64_t*>(words), static_cast<uint8_t (*)[kChunkWords]>(made), bytes,
-                    static_cast<int>(bits));
+    split_planes(read, made[0], kChunkWords, static_cast<int>(bits), bytes);
     for (int64_t p = 0; p < bits; ++p) deliver(made[p], to + p * plane_bytes + offset, bytes, large);
   });
   range.finish(from, codes.numel());
@@ -106,15 +55,14 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
     alignas(64) Planes read;
-    alignas(64) uint64_t made[kChunkWords];
+    alignas(64) uint8_t made[kChunk];
     for (int64_t p = 0; p < count; ++p) {
       std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
       fetch(from + p * plane_bytes + offset + bytes, bytes);
     }
-    if (count > bits)
-      run<RoundChunk>(static_cast<uint8_t (*)[kChunkWords]>(read), bytes, static_cast<int>(bits),
-                      static_cast<int>(count), half_even);
-    join(read, made, bytes, bits);
+    run<RoundPlanes>(static_cast<uint8_t*>(read[0]), kChunkWords, bytes, static_cast<int>(bits), static_cast<int>(count),
+                     half_even);
+    join_planes(read[0], kChunkWords, static_cast<int>(bits), true, made, bytes);
     deliver(made, to + row * rows.n + begin, n, large);
   });
   return codes;

@@ -1,6 +1,7 @@
 // Products of rows of x with rows of a stored weight, 32 codes a lane at a time. Host code too: the tests run it there.
 #pragma once
 
+#include "../code_math.h"
 #include "walk.cuh"
 
 namespace mbq {
@@ -11,14 +12,14 @@ constexpr int kCodes = 32;  // of a lane: two 16-byte accesses to codes, a word 
 struct StoredRows {
   const uint8_t* store;
   int64_t rows, columns, row_bytes;
-  int planes, high_bits;
-  CodeSwitch lower;
+  int planes, high_bits, bits;
+  Switch lower;
   bool aligned;  // 16 bytes for codes, 4 for planes: the store, and the length of a row
 
   // Codes outside high_bits are clamped: here nobody can raise an error.
   MBQ_HD int switched(int code) const {
     const int top = 1 << (high_bits - 1);
-    return lower(code < -top ? -top : (code >= top ? top - 1 : code));
+    return switch_code(clamp(code, -top, top - 1), lower);
   }
 
   MBQ_HD uint32_t word(int p, int64_t row, int64_t column) const {
@@ -35,13 +36,13 @@ struct StoredRows {
     MBQ_UNROLL_8
     for (int p = 0; p < 8; ++p)
       if (p < planes) plane[p] = word(p, row, column);
-    lower(plane, 1);
+    round_planes(plane, bits, planes, lower.odd != 0);
 #pragma unroll
     for (int j = 0; j < kCodes; ++j) {
       int code = -static_cast<int>(plane[0] >> j & 1);
       MBQ_UNROLL_8
       for (int p = 1; p < 8; ++p)
-        if (p < lower.bits) code = 2 * code + static_cast<int>(plane[p] >> j & 1);
+        if (p < bits) code = 2 * code + static_cast<int>(plane[p] >> j & 1);
       codes[j] = static_cast<float>(code);
     }
   }
@@ -67,11 +68,11 @@ struct StoredRows {
     MBQ_UNROLL_8
     for (int p = 0; p < 8; ++p)
       if (p < planes) plane[p] = store[(p * rows + row) * row_bytes + column / 8] >> (column % 8) & 1;
-    lower(plane, 1);
+    round_planes(plane, bits, planes, lower.odd != 0);
     int code = -static_cast<int>(plane[0] & 1);
     MBQ_UNROLL_8
     for (int p = 1; p < 8; ++p)
-      if (p < lower.bits) code = 2 * code + static_cast<int>(plane[p] & 1);
+      if (p < bits) code = 2 * code + static_cast<int>(plane[p] & 1);
     return static_cast<float>(code);
   }
 };
@@ -98,7 +99,7 @@ MBQ_HD void dot_row(const StoredRows& weight, int64_t row, const T* x, int64_t f
 template <int batch, class T>
 MBQ_HD void dot_column(const StoredRows& weight, int64_t column, const float* scale, bool one_scale, const T* grad,
                        int64_t first, int64_t count, T* grad_x) {
-  const float step = static_cast<float>(1 << weight.lower.drop);
+  const float step = static_cast<float>(1 << weight.lower.shift);
   float sums[batch] = {};
   for (int64_t row = 0; row < weight.rows; ++row) {
     const float value = weight.at(row, column) * (scale[one_scale ? 0 : row] * step);

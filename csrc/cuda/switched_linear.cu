@@ -2,6 +2,7 @@
 // from int8 codes or bit planes (Huang et al., 2025, arXiv 2502.01199, eq. 1-3), and the gradient of x. A warp has a
 // row of the weight. Plain float32 products: for several rows of x the Triton kernels, on tensor cores, do more at
 // once.
+#include "../codes.h"
 #include "code_rows.cuh"
 #include "kernels.cuh"
 #include "launch.cuh"
@@ -36,7 +37,7 @@ __global__ void switched_linear_rows(const __grid_constant__ Linear<T> job) {
   if (first >= job.count) return;  // a whole warp: the shuffles below are full
   float sums[kBatch] = {};
   dot_row<kBatch>(job.weight, row, job.x, first, job.count, lane, kWarpLanes, sums);
-  const double step = static_cast<double>(job.scale[job.one_scale ? 0 : row]) * (1 << job.weight.lower.drop);
+  const double step = static_cast<double>(job.scale[job.one_scale ? 0 : row]) * (1 << job.weight.lower.shift);
   const double shift = job.bias ? job.bias[row] : 0.0f;
 #pragma unroll
   for (int m = 0; m < kBatch; ++m) {
@@ -54,22 +55,23 @@ __global__ void switched_linear_columns(const __grid_constant__ Linear<T> job) {
 }
 
 StoredRows stored_rows(const Tensor& store, int64_t columns, int64_t high_bits, int64_t bits, bool half_up) {
-  check(2 <= bits && bits <= high_bits && high_bits <= 8, kOp, ": bits must be between 2 and high_bits, got ", bits);
+  const Switch lower = checked_switch(kOp, high_bits, bits, !half_up);
   const bool codes = store.scalar_type() == ScalarType::Char && store.dim() == 2;
   const bool planes = store.scalar_type() == ScalarType::Byte && store.dim() == 3;
   check(codes || planes, kOp, ": store must be int8 codes or uint8 planes");
-  const CodeSwitch lower{static_cast<int>(bits), static_cast<int>(high_bits - bits), half_up};
+  const int64_t read = planes_read(high_bits, bits, !half_up);
   const int64_t row_bytes = codes ? columns : (columns + 7) / 8;
   check(columns >= 0 && store.size(store.dim() - 1) == row_bytes, kOp, ": store must have rows of ", row_bytes);
-  check(codes || store.size(0) >= lower.planes(), kOp, ": store must have ", lower.planes(), " planes");
+  check(codes || store.size(0) >= read, kOp, ": store must have ", read, " planes");
   const auto* data = static_cast<const uint8_t*>(store.const_data_ptr());
   const int64_t unit = codes ? 16 : 4;
   return {data,
           store.size(store.dim() - 2),
           columns,
           row_bytes,
-          codes ? 0 : lower.planes(),
+          codes ? 0 : static_cast<int>(read),
           static_cast<int>(high_bits),
+          static_cast<int>(bits),
           lower,
           reinterpret_cast<uintptr_t>(data) % unit == 0 && row_bytes % unit == 0};
 }

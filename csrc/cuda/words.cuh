@@ -150,7 +150,7 @@ struct JoinWords {
     uint64_t word = 0;
 #pragma unroll
     for (int p = 0; p < bits; ++p) word |= (rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
-    return codes_of_planes(word, bits);
+    return codes_of_planes(word, bits, true);
   }
 
   MBQ_HD void many(int64_t word) const {
@@ -160,7 +160,7 @@ struct JoinWords {
       plane[p] = load<uint64_t, 2>(reinterpret_cast<const uint64_t*>(from + p * words.count() + word));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint64_t rounded[planes];
+      uint64_t rounded[8] = {};
 #pragma unroll
       for (int p = 0; p < planes; ++p) rounded[p] = plane[p].at[half];
       round_planes(rounded, bits, planes, half_even);
@@ -172,7 +172,7 @@ struct JoinWords {
   }
 
   MBQ_HD void one(int64_t word) const {
-    uint64_t rounded[planes];
+    uint64_t rounded[8] = {};
     for (int p = 0; p < planes; ++p) rounded[p] = from[p * words.count() + word];
     round_planes(rounded, bits, planes, half_even);
     write_bytes(to + words.first_code(word), codes(rounded, 0), words.codes_in(word));

@@ -9,17 +9,10 @@ constexpr int64_t kBlock = 4096;  // a multiple of 8: blocks begin with a byte i
 
 struct alignas(64) Codes {
   int8_t values[kBlock];
+  uint8_t* bytes() { return reinterpret_cast<uint8_t*>(values); }
+  uint64_t* words() { return reinterpret_cast<uint64_t*>(values); }
 };
 static_assert(kBlock % kPlaneCodes == 0);
-
-// The shift is the compiler's: by a variable it shifts 32-bit lanes, by a constant 16-bit lanes, three times as fast.
-template <int odd, int shift>
-struct SwitchCodes {
-  MBQ_HD void operator()(const int8_t* from, int8_t* to, Switch given, int64_t n) const {
-    const Switch rule{shift, (1 << shift) / 2 - odd, odd, given.lo, given.hi};
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int8_t>(switch_code(static_cast<int>(from[i]), rule));
-  }
-};
 
 // *outside = whether a code is not in [lo, hi]; without_zero: nor is zero allowed, as between -1 and +1.
 struct CheckCodes {
@@ -39,22 +32,25 @@ struct Decode {
   }
 };
 
+// Calls body with the Chunk of `bits`, 1, 2 or 4, and `is_signed`.
+template <template <int, bool> class Chunk, class Body>
+inline void with_chunk(int bits, bool is_signed, const Body& body) {
+  with_constant<1, 2, 4>(bits, [&](auto b) { is_signed ? body(Chunk<b, true>{}) : body(Chunk<b, false>{}); });
+}
+
 // n codes from (row, column) on: where they lie, or unpacked into `codes`.
 inline const int8_t* read_block(const Matrix<const uint8_t>& from, int64_t row, int64_t column, int64_t n,
                                 Codes& codes) {
   const uint8_t* source = from.at(row, column);
   if (from.layout == Layout::codes) return reinterpret_cast<const int8_t*>(source);
   if (from.layout == Layout::planes)
-    run<FromPlanes>(source, from.plane_bytes(), from.bits, from.is_signed, reinterpret_cast<uint8_t*>(codes.values),
-                    from.bytes_of(n));
+    join_planes(source, from.plane_bytes(), from.bits, from.is_signed, codes.bytes(), from.bytes_of(n));
   else
-    with_constant<1, 2, 4>(from.bits,
-                           [&](auto bits) { run<FromFields<bits>>(source, codes.values, from.bytes_of(n)); });
-  if (from.layout == Layout::planes) return codes.values;
-  if (from.binary())
-    run<FromBinary>(codes.values, n);
-  else if (from.is_signed && from.bits < 8)
-    run<ExtendSign>(codes.values, from.bits, n);
+    with_chunk<UnpackChunk>(from.bits, from.is_signed, [&](auto chunk) {
+      alignas(64) typename decltype(chunk)::Packed packed[kBlock / 8];
+      std::memcpy(packed, source, from.bytes_of(n));
+      run<decltype(chunk)>(static_cast<const typename decltype(chunk)::Packed*>(packed), codes.words(), (n + 7) / 8);
+    });
   return codes.values;
 }
 
@@ -67,31 +63,26 @@ inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int
   return !outside;
 }
 
-// n codes at the bit-width asked for, from `from` to `to`.
-inline void switch_block(const int8_t* from, int8_t* to, Switch rule, int64_t n) {
-  if (rule.shift == 0 && from != to) std::memcpy(to, from, n);
-  with_constant<1, 2, 3, 4, 5, 6>(rule.shift, [&](auto shift) {
-    rule.odd ? run<SwitchCodes<1, shift>>(from, to, rule, n) : run<SwitchCodes<0, shift>>(from, to, rule, n);
-  });
-}
-
-// The same to `codes`, or where they lie if nothing has to be done to them.
+// n codes at the bit-width asked for: in `codes`, or where they lie if nothing has to be done to them.
 inline const int8_t* switched_block(const int8_t* from, Codes& codes, Switch rule, int64_t n) {
   if (rule.shift == 0) return from;
-  switch_block(from, codes.values, rule, n);
+  if (from != codes.values) std::memcpy(codes.values, from, n);
+  run<SwitchChunk>(codes.words(), (n + 7) / 8, rule);
   return codes.values;
 }
 
-// Writes n codes as planes or packed, at (row, column); changes `codes`.
+// Writes n codes as planes or packed, at (row, column); changes `codes` behind them.
 inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
-  const int64_t bytes = to.bytes_of(n);
-  if (to.binary()) run<ToBinary>(codes.values, n);
-  std::memset(codes.values + n, 0, (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes - n);
+  const int64_t bytes = to.bytes_of(n), filled = (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes;
+  std::memset(codes.values + n, to.binary() ? -1 : 0, filled - n);  // their fields are 0
   if (to.layout == Layout::planes)
-    run<ToPlanes>(reinterpret_cast<const uint8_t*>(codes.values), to.at(row, column), to.plane_bytes(), to.bits, bytes);
+    split_planes(codes.bytes(), to.at(row, column), to.plane_bytes(), to.bits, bytes);
   else
-    with_constant<1, 2, 4>(to.bits, [&](auto bits) {
-      run<ToFields<bits>>(static_cast<const int8_t*>(codes.values), to.at(row, column), bytes);
+    with_chunk<PackChunk>(to.bits, to.is_signed, [&](auto chunk) {
+      alignas(64) typename decltype(chunk)::Packed packed[kBlock / 8];
+      run<decltype(chunk)>(static_cast<const uint64_t*>(codes.words()),
+                           static_cast<typename decltype(chunk)::Packed*>(packed), (n + 7) / 8);
+      std::memcpy(to.at(row, column), packed, bytes);
     });
 }
 

@@ -53,13 +53,12 @@ bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int6
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
+    const int8_t* switched = switched_block(source, codes, rule, n);
     if (to.layout != Layout::codes) {
-      switch_block(source, codes.values, rule, n);
+      if (switched != codes.values) std::memcpy(codes.values, switched, n);
       pack_block(to, row, column, n, codes);
-    } else if (streams) {
-      stream(switched_block(source, codes, rule, n), to.at(row, column), n);
     } else {
-      switch_block(source, reinterpret_cast<int8_t*>(to.at(row, column)), rule, n);
+      streams ? stream(switched, to.at(row, column), n) : static_cast<void>(std::memcpy(to.at(row, column), switched, n));
     }
     return good;
   });

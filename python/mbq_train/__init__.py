@@ -5,7 +5,7 @@ from .conversion.plan import Conversion
 from .coreset import CoresetSampler, GradNorms, GradNormScorer, draw_rows, score_images
 from .data import Batch, Data, DataError, load_data
 from .deployment import deploy
-from .export import export_store
+from .export import export_onnx, export_store
 from .models import Decoder, build_model
 from .options import Options
 from .quantize.adaptation import adapt_bn
@@ -33,7 +33,8 @@ __all__ = [
     "Evaluation", "GradNormScorer", "GradNorms", "Interrupted", "Options", "QuantConv1d", "QuantConv2d",
     "QuantLinear", "QuantMultiheadAttention", "QuantizationTime", "Result", "State", "Training", "TrainingError",
     "WeightBank", "WeightQuantizer", "adapt_bn", "add_bits", "build_model", "clamp_scales", "convert", "deploy",
-    "draw_rows", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_store", "initialise",
+    "draw_rows", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_onnx", "export_store",
+    "initialise",
     "load_checkpoint", "load_data", "parameter_groups", "plan_conversion", "quantization_time", "resume_run",
     "save_checkpoint", "score_images", "set_bits", "train_run",
 ]

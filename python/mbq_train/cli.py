@@ -17,7 +17,7 @@ from rich.table import Table
 from mbq_kernels import BackendError
 
 from . import distributed
-from .export import export_store
+from .export import export_onnx, export_store
 from .options import Options
 from .runs.ablate import ablate
 from .runs.checkpoint import load_metadata
@@ -196,15 +196,25 @@ def ablate_command(
 @app.command()
 def export(
     run: _Folder,
-    store: Annotated[Path, typer.Option(help="file to write: an int8 store, as mbq_store reads it")],
-    bits: Annotated[int, typer.Option(help="without double rounding: the one bit-width to store")] = 0,
-    layout: Annotated[str, typer.Option(help="codes or planes")] = "codes",
-    rest: Annotated[str, typer.Option(help="float32 or bfloat16: what is not quantized")] = "float32",
+    store: Annotated[Path | None, typer.Option(help="file to write: an int8 store, as mbq_store reads it")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="file to write: ONNX, at the one bit-width --bits")] = None,
+    bits: Annotated[int, typer.Option(help="with --onnx, or without double rounding: the bit-width")] = 0,
+    layout: Annotated[str, typer.Option(help="of the store: codes or planes")] = "codes",
+    rest: Annotated[str, typer.Option(help="of the store: float32 or bfloat16, what is not quantized")] = "float32",
+    batch: Annotated[int, typer.Option(min=0, help="of ONNX: images in a batch; 0: any number")] = 0,
 ) -> None:
-    """Write the codes of a run's weights, from which every lower bit-width is read after double rounding."""
+    """Write a run's network as a store, from which every bit-width is read after double rounding, or as ONNX."""
     with _clean_errors():
-        export_store(load_quantized(run), store, bits=bits or None, layout=layout, rest=rest)
-        typer.echo(f"written: {store} ({store.stat().st_size / 2**20:.2f} MiB)")
+        if store is None and onnx is None:
+            raise ValueError("export: --store or --onnx must name a file to write, got neither")
+        model, data = load_quantized(run)
+        if store is not None:
+            export_store(model, store, bits=bits or None, layout=layout, rest=rest)
+        if onnx is not None:
+            images = torch.zeros(batch or 1, data.in_channels, *data.image_size)
+            export_onnx(model, onnx, bits=bits, example=images, dynamic_batch=not batch)
+        for path in filter(None, (store, onnx)):
+            typer.echo(f"written: {path} ({path.stat().st_size / 2**20:.2f} MiB)")
 
 
 @app.command()

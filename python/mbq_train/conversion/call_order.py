@@ -19,28 +19,35 @@ def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[
     Raises:
         TypeError: example is none of these. ValueError: the forward fails; its error is the cause.
     """
-    args, kwargs = _arguments(example)
     called = {}
     hooks = [layer.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
              for name, layer in layers.items()]
     try:
-        with in_mode(model, training=False), torch.no_grad(), same_random_numbers(model):
-            model(*args, **kwargs)
-    except Exception as error:
-        raise ValueError(f"convert: example must be what {type(model).__name__} can be called with, got an error from "
-                         f"its forward ({type(error).__name__}: {error})") from error
+        try_example("convert", model, example)
     finally:
         for hook in hooks:
             hook.remove()
     return list(called)
 
 
-def _arguments(example):
+def try_example(function: str, model: nn.Module, example) -> None:
+    """One forward, as `call_order` makes it. Raises as it does, in the name of `function`."""
+    args, kwargs = arguments(function, example)
+    try:
+        with in_mode(model, training=False), torch.no_grad(), same_random_numbers(model):
+            model(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"{function}: example must be what {type(model).__name__} can be called with, got an error "
+                         f"from its forward ({type(error).__name__}: {error})") from error
+
+
+def arguments(function: str, example) -> tuple[tuple, dict]:
+    """(args, kwargs) to call a model with. Raises TypeError where `example` is no tensor, tuple or dict."""
     if isinstance(example, torch.Tensor):
         return (example,), {}
     if isinstance(example, tuple):
         return example, {}
     if isinstance(example, dict):
         return (), example
-    raise TypeError("convert: example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+    raise TypeError(f"{function}: example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
                     f"got {type(example).__name__}")

@@ -90,7 +90,7 @@ class Conversion:
                                  f"at {entry.name}")
         state = BitState(self.bits)
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
-        _replace(self.model, new)
+        replace_modules(self.model, new)
         close_fast_paths(self.model)
         return self.model
 
@@ -117,9 +117,9 @@ def _reasons(entries) -> str:
     return f"with {shown}{'; ...' if len(entries) > 3 else ''}" if entries else "without parameters"
 
 
-def _replace(model: nn.Module, new: dict) -> None:
-    """Put new[module] where `module` stands; a module used in several places is replaced in each."""
+def replace_modules(model: nn.Module, new: dict) -> None:
+    """Put new[module] where `module` stands below `model`, in each place where it is used in several."""
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if module in new:
+        if path and module in new:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, new[module])

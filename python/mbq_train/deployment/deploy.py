@@ -1,7 +1,9 @@
 """deploy: leave of a trained network's weights the integer codes alone."""
 
+import torch
 from torch import nn
 
+from ..conversion.plan import replace_modules
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
 from .codes import LAYOUTS
 from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
@@ -27,7 +29,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
 
     Raises:
         ValueError: an unknown layout; a layer whose bit-widths have codes of their own; no layer to replace.
-        RuntimeError: a scale has no value yet. Nothing is changed then.
+        TypeError: float64 weights. RuntimeError: a scale has no value yet. Nothing is changed then.
 
     Reference: Huang et al., 2025, arXiv 2502.01199, section 3.
     """
@@ -41,14 +43,14 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
         if not hasattr(layer.weight_quantizer, "high_bits"):
             raise ValueError(f"deploy: {name or 'the model'} must have a DoubleRoundingQuantizer, got "
                              f"{type(layer.weight_quantizer).__name__}, whose bit-widths have codes of their own")
+        if layer.weight.dtype == torch.float64:
+            raise TypeError(f"deploy: weight of {name or 'the model'} must be float32, bfloat16 or float16, got "
+                            "torch.float64")
     if not layers:
         raise ValueError(f"deploy: model must hold layers made by convert, got {type(model).__name__} without any")
     workspace = Workspace()
     stored = {layer: FORMS[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in stored:
-                parent._modules[name] = stored[child]
+    replace_modules(model, stored)
     model = stored.get(model, model)
     _offer_all_bits(model, stored.values())
     return model

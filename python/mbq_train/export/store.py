@@ -4,12 +4,10 @@ import mbq_store
 import torch
 from torch import nn
 
-import mbq_kernels
-
 from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.quantizers import WeightQuantizer
+from .codes import codes_of, quantized_layers
 
 REST = ("float32", "bfloat16")
 
@@ -31,52 +29,44 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
         metadata: more strings for the file's header.
 
     Raises:
-        ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; a layout that cannot hold
-        the codes; double rounding with a weight correction. RuntimeError: a scale has no value yet. OSError: the disk
-        is full.
+        ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
+        that cannot hold the codes; double rounding with a weight correction. TypeError: float64 weights. RuntimeError:
+        a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(("codes", "planes")), layout, argument="layout")
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
-    if not layers:
-        raise ValueError(f"export_store: model must hold layers made by convert, got {type(model).__name__} without "
-                         "any")
+    layers = quantized_layers("export_store", model)
     data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
     others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
-    roundings = {layer.weight_quantizer.rounding for layer in layers.values()
-                 if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
-    mbq_store.write(path, data, others, rounding=roundings.pop() if roundings else "half_even",
-                    trained_bits=bit_states(model)[0].trained, metadata=metadata)
+    trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
+    mbq_store.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
+                    metadata=metadata)
 
 
-@torch.no_grad()
+def _rounding(layers: dict[str, nn.Module]) -> str:
+    """That of all layers with double rounding: a store has one."""
+    found = {layer.weight_quantizer.rounding for layer in layers.values()
+             if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    if len(found) > 1:
+        raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")
+    return found.pop() if found else "half_even"
+
+
 def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
     switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    if switchable and quantizer.correction:
-        raise ValueError(f"export_store: {name} must have no weight correction, which differs between bit-widths and "
-                         "the codes do not have, got it on")
     trained = quantizer.bit_state.trained
     if not switchable and bits not in trained:
         raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
                          f"trained, got {bits}")
     bits = quantizer.high_bits if switchable else bits
-    quantizer.check_initialised([bits])
-    x, scale, offset, signed = quantizer.stored(layer.weight, bits)
-    axis = 0 if scale.dim() else None
-    codes = mbq_kernels.quantize_codes(x, scale, offset, bits=bits, signed=signed, axis=axis)
-    if quantizer.correction:
-        scale, offset = mbq_kernels.fold_correction(x, scale, offset, bits=bits, signed=signed, axis=axis)
-    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), _float32(scale),
-                               None if offset is None else _float32(offset), bits=bits, signed=signed, layout=layout,
-                               switchable=switchable, module=type(layer).__name__)
-
-
-def _float32(tensor: torch.Tensor):
-    return tensor.detach().float().cpu().numpy()
+    codes, scale, offset = codes_of(layer, bits)
+    return mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
+                               None if offset is None else offset.cpu().numpy(), bits=bits,
+                               signed=codes.dtype == torch.int8, layout=layout, switchable=switchable,
+                               module=type(layer).__name__)
 
 
 def _array(tensor: torch.Tensor, rest: str):

@@ -83,8 +83,8 @@ class QuantMultiheadAttention(nn.Module):
     def _heads(self, q, k, v):
         """The three as (N, heads, length, head_dim); keys and values with bias_k, bias_v and the zeros at their end."""
         if self.bias_k is not None:
-            k = torch.cat([k, self.bias_k.to(k.dtype).expand(len(k), -1, -1)], dim=1)
-            v = torch.cat([v, self.bias_v.to(v.dtype).expand(len(v), -1, -1)], dim=1)
+            k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], -1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], -1, -1)], dim=1)
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         return (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
@@ -178,8 +178,8 @@ def _check_inputs(query, key, value, is_causal: bool, attn_mask) -> None:
 def _check_sizes(query, key, attn_mask, key_padding_mask, heads: int, batched: bool) -> None:
     """query and key are (N, length, features) here."""
     (n, target), source = query.shape[:2], key.shape[1]
-    if len(key) != n:
-        raise ValueError(f"QuantMultiheadAttention: key must have the batch size of query, {n}, got {len(key)}")
+    if key.shape[0] != n:
+        raise ValueError(f"QuantMultiheadAttention: key must have the batch size of query, {n}, got {key.shape[0]}")
     if attn_mask is not None and attn_mask.shape not in ((target, source), (n * heads, target, source)):
         raise ValueError(f"QuantMultiheadAttention: attn_mask must have shape {(target, source)} or "
                          f"{(n * heads, target, source)}, got {tuple(attn_mask.shape)}")

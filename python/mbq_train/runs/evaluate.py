@@ -75,9 +75,13 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
                       evaluate(model, data, FLOAT), metadata["phase"] == "finished")
 
 
-def load_quantized(folder) -> nn.Module:
-    """The network of a run as it was at its last checkpoint, on the CPU. Raises as `evaluate_run`."""
-    return load_data_and_network(folder)[2]
+def load_quantized(folder) -> tuple[nn.Module, Data]:
+    """The network of a run as it was at its last checkpoint, in eval mode on the CPU, and its data.
+
+    Raises as `evaluate_run`.
+    """
+    _, data, model = load_data_and_network(folder)
+    return model, data
 
 
 def load_data_and_network(folder, device: str = "cpu") -> tuple[Options, Data, nn.Module]:

@@ -1,0 +1,49 @@
+"""The integer codes of a network's quantized weights, as every form of it stores them."""
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from ..quantize.double_rounding import DoubleRoundingQuantizer
+from ..quantize.quantizers import WeightQuantizer
+
+
+def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` with a quantized weight, by each name they have.
+
+    Raises ValueError where there is none, TypeError for float64, whose products float32 scales do not give.
+    """
+    layers = {name: module for name, module in model.named_modules(remove_duplicate=False)
+              if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer)}
+    if not layers:
+        raise ValueError(f"{function}: model must hold layers made by convert, not yet deployed, got "
+                         f"{type(model).__name__} without any")
+    for name, layer in layers.items():
+        if layer.weight.dtype == torch.float64:
+            raise TypeError(f"{function}: weight of {name} must be float32, bfloat16 or float16, got torch.float64")
+    return layers
+
+
+@torch.no_grad()
+def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(codes int8 or uint8, scale float32, offset likewise or None) of the layer's weight at `bits`: code * scale +
+    offset is what it computes with; (C,) or one element. A weight correction is folded in.
+
+    Raises RuntimeError where the scale has no value yet, ValueError for double rounding with a weight correction.
+    """
+    quantizer = layer.weight_quantizer
+    quantizer.check_initialised([bits])
+    kept = quantizer.kept_at(bits)
+    x, scale, offset, signed = quantizer.stored(layer.weight, kept)
+    axis = 0 if scale.dim() else None
+    codes = mbq_kernels.quantize_codes(x, scale, offset, bits=kept, signed=signed, axis=axis)
+    if quantizer.correction:
+        if isinstance(quantizer, DoubleRoundingQuantizer):
+            raise ValueError(f"codes_of: {quantizer.layer_name} must have no weight correction, which differs between "
+                             "bit-widths and codes that are rounded twice do not have, got it on")
+        scale, offset = mbq_kernels.fold_correction(x, scale, offset, bits=bits, signed=signed, axis=axis)
+    if bits < kept:
+        codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)
+    scale = scale.detach().float() * 2.0 ** (kept - bits)
+    return codes, scale, None if offset is None else offset.float()

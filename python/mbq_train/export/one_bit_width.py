@@ -1,0 +1,86 @@
+"""A trained network at one bit-width in operators of ONNX, which torch.onnx.export takes over as they are."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..conversion.plan import replace_modules
+from ..quantize.any_precision import AnyPrecisionActivation
+from ..quantize.batch_norm import BitBatchNorm
+from ..quantize.bits import code_range
+from ..quantize.quantizers import ActivationQuantizer, quantizers
+from .codes import codes_of, quantized_layers
+
+OPSET = 21  # the first with 4-bit integers
+
+
+def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
+    """A copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
+
+    Raises ValueError where nothing is quantized, and for any-precision quantizers; RuntimeError where a scale has no value yet.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    layers = set(quantized_layers("export_onnx", model).values())
+    for quantizer in quantizers(model):
+        quantizer.check_initialised([bits])
+    for layer in layers:
+        if isinstance(layer.input_quantizer, AnyPrecisionActivation):
+            raise ValueError("export_onnx: quantizers must be learned or double-rounding, got any-precision")
+        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits))
+        layer.weight = None
+        if isinstance(layer.input_quantizer, ActivationQuantizer):
+            layer.input_quantizer = _RoundedInput(layer.input_quantizer, bits)
+    replace_modules(model, {module: module.by_bits[str(bits)] for module in model.modules()
+                            if isinstance(module, BitBatchNorm)})
+    return model
+
+
+class _StoredWeight(nn.Module):
+    """x_hat = code * scale + offset, per output channel."""
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None):
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", None if offset is None else offset.reshape(-1, *[1] * (codes.dim() - 1)))
+
+    def forward(self, _):
+        x_hat = _onnx("DequantizeLinear", self.codes, self.scale, like=self.codes, dtype=torch.float32, axis=0)
+        return x_hat if self.offset is None else x_hat + self.offset
+
+
+class _RoundedInput(nn.Module):
+    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; Clip only where 8 bits hold more codes."""
+
+    def __init__(self, quantizer: nn.Module, bits: int):
+        super().__init__()
+        self.dtype = torch.int8 if quantizer.signed else torch.uint8
+        self.is_sign = bits == 1 and quantizer.signed
+        self.clips = bits < 8
+        offset = None if quantizer.offsets is None else quantizer.offsets[str(bits)]
+        self.register_buffer("scale", quantizer.scales[str(bits)].detach().clone())
+        self.register_buffer("offset", None if offset is None else offset.detach().clone())
+        for name, code in zip(("lo", "hi"), code_range(bits, quantizer.signed), strict=True):
+            self.register_buffer(name, torch.tensor(code, dtype=self.dtype))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=self.dtype))
+
+    def forward(self, x):
+        x = x if self.offset is None else x - self.offset
+        x = self._sign(x) if self.is_sign else self._rounded(x)
+        return x if self.offset is None else x + self.offset
+
+    def _rounded(self, x):
+        code = _onnx("QuantizeLinear", x, self.scale, self.zero_point, like=x, dtype=self.dtype)
+        if self.clips:
+            code = _onnx("Clip", code, self.lo, self.hi, like=x, dtype=self.dtype)
+        return _onnx("DequantizeLinear", code, self.scale, self.zero_point, like=x, dtype=torch.float32)
+
+    def _sign(self, x):
+        """1 bit: the code 0 that rounding could give does not exist."""
+        return torch.where(x / self.scale < 0, -self.scale, self.scale)
+
+
+def _onnx(operator: str, *inputs, like: torch.Tensor, dtype: torch.dtype, **attributes) -> torch.Tensor:
+    """One node of the exported graph, with the shape of `like`."""
+    return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape, version=OPSET)

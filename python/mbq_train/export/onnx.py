@@ -1,0 +1,139 @@
+"""export_onnx: a trained network at one bit-width as an ONNX file of standard operators."""
+
+import importlib.util
+import math
+import warnings
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from ..conversion.call_order import arguments, try_example
+from ..quantize.bits import bit_states, in_mode, set_bits
+from ..runs.checkpoint import atomic_path
+from .one_bit_width import OPSET, at_one_bit_width
+
+_PACKED_BITS = 4  # up to here two codes share a byte
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
+
+
+def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bool = True,
+                metadata: dict[str, str] | None = None) -> None:
+    """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
+
+    A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
+    to 4 bits; code * scale is what training computed with, bit for bit. An input is QuantizeLinear to 8 bits, Clip to
+    the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
+    training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
+
+    Args:
+        model: what `convert` returned, float32, with first values for all scales; left as it is.
+        path: the file, written whole or not at all.
+        bits: one of the trained bit-widths.
+        example: a tensor, a tuple of arguments or a dict of keyword arguments to call the model with, in eval mode.
+        dynamic_batch: dimension 0 of the tensors in example, as long as that of the first, has any size in the file;
+            False for a model that fixes it, as by len(x), which x.shape[0] does not.
+        metadata: more strings for the file's metadata.
+
+    Raises:
+        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
+        ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
+        onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
+        OSError: the disk is full.
+    """
+    _check_packages()
+    _check_bits(model, bits)
+    metadata = dict(metadata or {})
+    if not all(isinstance(part, str) for item in metadata.items() for part in item):
+        raise TypeError(f"export_onnx: metadata must map strings to strings, got {metadata!r}")
+    args, kwargs = arguments("export_onnx", example)
+    frozen = at_one_bit_width(model, bits)
+    _check_dtypes(frozen)
+    with in_mode(model, training=False):
+        set_bits(model, bits)
+        try_example("export_onnx", model, example)
+    program = _program(frozen, args, kwargs, dynamic_batch)
+    _tidy(program, bits, {**metadata, "mbq.bits": str(bits)})
+    proto = _checked_proto(program)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _check_packages() -> None:
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"export_onnx: the packages onnx and onnxscript must be installed, got no {package}: "
+                             "pip install 'mbq-kernels[onnx]'")
+
+
+def _check_bits(model: nn.Module, bits: int) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"export_onnx: bits must be an integer, got {bits!r}")
+    for state in bit_states(model):
+        if bits not in state.trained:
+            raise ValueError(f"export_onnx: bits must be one of {', '.join(map(str, state.trained))}, which were "
+                             f"trained, got {bits}")
+
+
+def _check_dtypes(frozen: nn.Module) -> None:
+    for name, tensor in frozen.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TypeError(f"export_onnx: model must be float32, got {tensor.dtype} in {name}")
+
+
+def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
+    """The network as an ONNXProgram of torch.onnx, whose nodes are the operators in `frozen`."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    if not tensors or not len(tensors[0]):
+        raise ValueError("export_onnx: example must hold a batch of at least one, got none")
+    batch = len(tensors[0]) if dynamic_batch else -1
+
+    def in_batch(leaf):
+        return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
+
+    def prepared(leaf):  # two at least: torch.export takes a size of one for a constant
+        leaf = leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf
+        return torch.cat([leaf, leaf]) if batch == 1 and in_batch(leaf) else leaf
+
+    sizes, names = (pytree.tree_map(lambda leaf: {0: mark} if in_batch(leaf) else None, args or kwargs)
+                    for mark in (torch.export.Dim.DYNAMIC, "batch"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            exported = torch.export.export(frozen, *pytree.tree_map(prepared, (args, kwargs)), dynamic_shapes=sizes)
+            return torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, verbose=False,
+                                     dynamic_shapes=names)
+    except Exception as error:
+        hint = "; dynamic_batch=False allows a model that fixes its batch" if dynamic_batch else ""
+        raise ValueError(f"export_onnx: model must be one that torch.onnx.export takes, got {type(frozen).__name__} "
+                         f"({type(error).__name__}: {str(error).partition(chr(10))[0]}{hint})") from error
+
+
+def _tidy(program, bits: int, metadata: dict[str, str]) -> None:
+    """Pack 4-bit codes, and leave nothing in the file of the place where it was made."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    graph = program.model.graph
+    program.model.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    if len(graph.outputs) == 1:
+        graph.outputs[0].name = "output"
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for part in (*graph, *values):
+        part.metadata_props.clear()  # torch writes lines of source code, with their paths
+    for node in graph if bits <= _PACKED_BITS else ():
+        if node.op_type == "DequantizeLinear" and (stored := node.inputs[0]).name in graph.initializers:
+            stored.const_value = ir.tensor(stored.const_value.numpy().astype(ml_dtypes.int4), name=stored.name)
+            stored.dtype = ir.DataType.INT4
+
+
+def _checked_proto(program):
+    import onnx
+
+    size = sum(math.ceil(value.const_value.nbytes) for value in program.model.graph.initializers.values())
+    if size > _LARGEST:
+        raise ValueError(f"export_onnx: model must fit into a file of 2 GiB, got {size / 2**30:.1f} GiB of tensors")
+    proto = program.model_proto
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
