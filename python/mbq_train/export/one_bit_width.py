@@ -18,7 +18,8 @@ OPSET = 21  # the first with 4-bit integers
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """A copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
 
-    Raises ValueError where nothing is quantized, and for any-precision quantizers; RuntimeError where a scale has no value yet.
+    Raises ValueError where nothing is quantized and for any-precision quantizers, RuntimeError where a scale has no value
+    yet.
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
