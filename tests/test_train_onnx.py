@@ -190,6 +190,16 @@ class TwoInputs(nn.Module):
         return self.last(self.again(self.layer(self.first(x)).relu() + shift).relu()) * factor, x + 1
 
 
+def test_corrected_weights_have_their_offset_in_the_file(tmp_path):
+    model = trained(small_network(), x := images(), weight_correction=True)
+    for bits in (8, 2):
+        export_onnx(model, tmp_path / "file.onnx", bits=bits, example=x)
+        set_bits(model, bits)
+        want = model(x).detach()
+        got, = run(tmp_path / "file.onnx", x)
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
 @pytest.mark.parametrize("call", ["tuple", "dict"])
 def test_several_inputs_and_outputs_and_a_shared_layer(tmp_path, call):
     x, shift = torch.randn(3, 6), torch.randn(6)
@@ -227,6 +237,8 @@ def test_a_model_that_fixes_its_batch(tmp_path):
      "model must hold layers made by convert, not yet deployed, got Sequential"),
     ({"model": lambda: trained(small_network(), images()).bfloat16(), "example": images().bfloat16()}, TypeError,
      r"model must be float32, got torch\.bfloat16 in 0\.weight"),
+    ({"model": lambda: trained(small_network(), images(), quantizer="any-precision")}, ValueError,
+     "quantizers must be learned or double-rounding, got any-precision"),
     ({"bits": 3}, ValueError, "bits must be one of 8, 4, 2, which were trained, got 3"),
     ({"bits": 32}, ValueError, "bits must be one of 8, 4, 2, which were trained, got 32"),
     ({"bits": True}, TypeError, "bits must be an integer, got True"),

@@ -5,6 +5,7 @@ from torch import nn
 
 import mbq_kernels
 
+from ..quantize.double_rounding import DoubleRoundingQuantizer
 from ..quantize.quantizers import WeightQuantizer
 from ..quantize.round_clamp import RoundClampQuantizer
 
@@ -28,9 +29,10 @@ def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or at the
-    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with in eval mode.
+    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with in eval mode. A weight
+    correction is folded in.
 
-    Raises RuntimeError where the scale has no value yet.
+    Raises RuntimeError where the scale has no value yet, ValueError for double rounding with a weight correction.
     """
     quantizer = layer.weight_quantizer
     if isinstance(quantizer, RoundClampQuantizer):
@@ -41,7 +43,10 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
     x, scale, offset, signed = quantizer.stored(layer.weight, kept)
     options = {"bits": kept, "signed": signed, "axis": 0 if scale.dim() else None}
     codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
-    if quantizer.correction and kept == bits:
+    if quantizer.correction:
+        if isinstance(quantizer, DoubleRoundingQuantizer):
+            raise ValueError(f"codes_of: {quantizer.layer_name} must have no weight correction, which differs between "
+                             "bit-widths and codes that are rounded twice do not have, got it on")
         scale, offset = mbq_kernels.fold_correction(x, scale, offset, **options)
     if bits < kept:
         codes = mbq_kernels.switch_bits(codes, from_bits=kept, to_bits=bits, rounding=quantizer.rounding)

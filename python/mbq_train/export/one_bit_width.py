@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..conversion.plan import replace_modules
+from ..quantize.any_precision import AnyPrecisionActivation
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import code_range
 from ..quantize.quantizers import ActivationQuantizer, quantizers
@@ -17,13 +18,16 @@ OPSET = 21  # the first with 4-bit integers
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """A copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
 
-    Raises ValueError where nothing is quantized, RuntimeError where a scale has no value yet.
+    Raises ValueError where nothing is quantized and for any-precision quantizers, RuntimeError where a scale has no
+    value yet.
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
     for quantizer in quantizers(model):
         quantizer.check_initialised([bits])
     for layer in layers:
+        if isinstance(layer.input_quantizer, AnyPrecisionActivation):
+            raise ValueError("export_onnx: quantizers must be learned or double-rounding, got any-precision")
         layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits))
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):

@@ -71,9 +71,6 @@ def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> m
     if bits not in (*trained, quantizer.own_bits) or bits is None:
         raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
                          f"trained, got {bits}")
-    if switchable and quantizer.correction:
-        raise ValueError(f"export_store: {name} must have no weight correction, which differs between bit-widths and "
-                         "the codes do not have, got it on")
     if switchable and layout == "packed":
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
