@@ -247,7 +247,7 @@ def test_a_model_that_fixes_its_batch(tmp_path):
     ({"example": "image"}, TypeError, "example must be a tensor, a tuple of arguments or a dict"),
     ({"example": images()[:0]}, ValueError, "example must hold a batch of at least one, got none"),
     ({"metadata": {"a": 1}}, TypeError, "metadata must map strings to strings, got {'a': 1}"),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else "" if isinstance(value, type) else "/".join(value))
 def test_what_cannot_be_exported_is_an_error(tmp_path, change, error, message):
     given = {"model": lambda: trained(small_network(), images()), "bits": 8, "example": images()} | change
     with pytest.raises(error, match=f"^export_onnx: {message}"):
