@@ -3,6 +3,11 @@
 #include "quantizer.h"
 
 namespace mbq {
+
+template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&, std::optional<ScalarType>);
+template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
+                                                   std::optional<double>);
+
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,

@@ -149,4 +149,10 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
+// Three ops run these; fake_quantize.cpp compiles them for all.
+extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
+                                                                   std::optional<ScalarType>);
+extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
+                                                          std::optional<double>);
+
 }  // namespace mbq

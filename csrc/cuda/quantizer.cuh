@@ -85,4 +85,8 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   return all;
 }
 
+// Two ops run this; fake_quantize.cu compiles it for both.
+extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
+                                                                   std::optional<ScalarType>);
+
 }  // namespace mbq

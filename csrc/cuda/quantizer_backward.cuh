@@ -97,4 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
+// As quantize_forward's.
+extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
+                                                          std::optional<double>);
+
 }  // namespace mbq
