@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/mbq train --data digits --bits 8,4,2 --out runs/digits --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,bench]"

@@ -1,5 +1,6 @@
 """What the compilers made of the GPU code, read without a GPU: wide accesses, no spills, no contraction."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -56,6 +57,7 @@ def test_triton_neither_spills_nor_contracts(triton_kernels):
         assert kernel["stack"] and not any(kernel["stack"]), kernel["name"]
 
 
+@functools.cache
 def cuobjdump(*options):
     import triton
 
