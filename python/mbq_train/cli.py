@@ -127,7 +127,7 @@ def score(
     by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
     bits: _Trained = "",
     out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
-    images: Annotated[int, typer.Option(min=1, help="hardest and easiest images to show")] = 16,
+    images: Annotated[int, typer.Option(min=1, max=512, help="hardest and easiest images to show")] = 16,
     threads: _Threads = 1,
     device: _Device = "cpu",
 ) -> None:
