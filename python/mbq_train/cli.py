@@ -219,8 +219,9 @@ def inspect(
         if plot is not None:
             plot_store(plot, facts)
         Console().print(store_table(facts))
-        sizes = "  ".join(f"{b} bits: {size / 2**20:.2f} MiB" for b, size in facts["bytes_at"].items())
-        typer.echo(f"{facts['file_bytes'] / 2**20:.2f} MiB, as float32 {facts['float32_bytes'] / 2**20:.2f}; {sizes}")
+        sizes = {"": facts["file_bytes"], "as float32: ": facts["float32_bytes"]}
+        sizes |= {f"{b} bits: ": size for b, size in facts["bytes_at"].items()}
+        typer.echo("  ".join(f"{name}{size / 2**20:.2f} MiB" for name, size in sizes.items()))
 
 
 @app.command()
