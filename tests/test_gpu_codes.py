@@ -1,36 +1,20 @@
 """What the compilers made of the GPU code of the integer ops, read without a GPU: wide accesses, no spills."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_gpu_code import cuda_code, functions, needs_triton, wide_bytes  # noqa: F401
+from test_gpu_code import check_wide_and_exact, compiled_kernels, cuda_code, functions  # noqa: F401
 
-TESTS = Path(__file__).resolve().parent
 KERNELS = r"Function : (\S*(?:switch_bits|dequantize_codes|words)_kernel\S*)"
 
 
 @pytest.fixture(scope="module")
 def triton_kernels():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, TESTS / "aot_codes.py"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return compiled_kernels("aot_codes.py")
 
 
-@needs_triton
 def test_triton_moves_all_in_16_bytes_and_spills_nothing(triton_kernels):
-    by_capability = {c: sum(k["name"][0] == c for k in triton_kernels) for c in (80, 90, 100)}
-    assert by_capability == {80: 30, 90: 30, 100: 30}
-    for kernel in triton_kernels:
-        moved = wide_bytes(kernel["loads"]), wide_bytes(kernel["stores"])
-        assert moved == (kernel["reads"], kernel["writes"]), kernel["name"]
-        assert kernel["fma"] == [] and kernel["local"] == [], kernel["name"]
-        assert kernel["stack"] and not any(kernel["stack"]), kernel["name"]
+    check_wide_and_exact(triton_kernels, 30)
 
 
 def test_cuda_kernels_move_16_bytes_at_once(cuda_code):  # noqa: F811

@@ -1,29 +1,15 @@
 """What the compiler made of the Triton kernels of per-sample gradient norms, read without a GPU."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from test_gpu_code import wide_bytes
+from test_gpu_code import compiled_kernels, wide_bytes
 
-TESTS = Path(__file__).resolve().parent
 SHARED = 99 * 1024  # the least shared memory of a GPU these run on
 MMA = {"*fp32": "tf32", "*bf16": "bf16"}
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    if not importlib.util.find_spec("triton"):
-        pytest.skip("triton is not installed")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, TESTS / "aot_sample_grad_norm.py"], capture_output=True, text=True,
-                          env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return compiled_kernels("aot_sample_grad_norm.py")
 
 
 def test_compiles_for_every_architecture(kernels):

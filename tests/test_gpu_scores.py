@@ -1,27 +1,16 @@
 """What the compilers made of the GPU code of scores and corrections, read without a GPU: wide accesses, no spills."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_gpu_code import cuda_code, functions, needs_triton, wide_bytes  # noqa: F401
-
-TESTS = Path(__file__).resolve().parent
+from test_gpu_code import compiled_kernels, cuda_code, functions, wide_bytes  # noqa: F401
 
 
 @pytest.fixture(scope="module")
 def triton_kernels():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, TESTS / "aot_scores.py"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return compiled_kernels("aot_scores.py")
 
 
-@needs_triton
 def test_triton_moves_16_bytes_at_once_and_spills_nothing(triton_kernels):
     by_capability = {c: sum(k["name"][0] == c for k in triton_kernels) for c in (80, 90, 100)}
     assert by_capability == {80: 40, 90: 40, 100: 40}
@@ -31,7 +20,6 @@ def test_triton_moves_16_bytes_at_once_and_spills_nothing(triton_kernels):
         assert kernel["local"] == [] and kernel["stack"] and not any(kernel["stack"]), kernel["name"]
 
 
-@needs_triton
 def test_triton_quantizers_do_not_contract(triton_kernels):
     found = [kernel for kernel in triton_kernels if kernel["name"][1].startswith(("corrected", "gradient of corr"))]
     assert len(found) == 3 * 8

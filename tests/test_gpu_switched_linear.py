@@ -1,18 +1,14 @@
 """switched_linear's GPU code without a GPU: the CUDA loops run on the host, and what compilers made of the kernels."""
 
 import ctypes
-import importlib.util
-import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_gpu_code import cuda_code, functions, wide_bytes  # noqa: F401
+from test_gpu_code import compiled_kernels, cuda_code, functions, wide_bytes  # noqa: F401
 from test_switched_linear import lowered, planes_of
 
 TESTS = Path(__file__).resolve().parent
@@ -65,13 +61,7 @@ def test_cuda_clamps_codes_outside_their_range(host):
 
 @pytest.fixture(scope="module")
 def triton_kernels():
-    if not importlib.util.find_spec("triton"):
-        pytest.skip("triton is not installed")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, TESTS / "aot_switched_linear.py"], capture_output=True, text=True,
-                          env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return compiled_kernels("aot_switched_linear.py")
 
 
 def test_triton_reads_the_store_16_bytes_at_once(triton_kernels):

@@ -74,7 +74,7 @@ def test_a_finished_run_is_kept_unless_told_otherwise(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     before = (folder / "checkpoint.safetensors").read_bytes()
     result = mbq("train", *TINY, "--out", folder)
-    assert result.exit_code == 2 and "error: train_run: folder must not hold a finished run" in result.stderr
+    assert result.exit_code == 2 and result.stderr.startswith("error: train_run: folder must not hold a finished run")
     assert (folder / "checkpoint.safetensors").read_bytes() == before
     result = mbq("train", *TINY, "--out", folder, "--overwrite", "--bits", "3,1", "--batch-norm", "shared")
     assert result.exit_code == 0 and "3 bits" in result.output
@@ -109,7 +109,7 @@ def test_wrong_options_are_one_line_and_write_nothing(tmp_path, options, message
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / "run").write_text("mine")
     result = mbq("train", *TINY, "--out", tmp_path / "run")
-    assert result.exit_code == 2 and "folder must be a folder, got a file" in result.stderr
+    assert result.exit_code == 2 and result.stderr.startswith("error: train_run: folder must be a folder, got a file")
     assert (tmp_path / "run").read_text() == "mine"
 
 

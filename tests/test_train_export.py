@@ -134,3 +134,7 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path):
     with mbq_store.open(store) as full, mbq_store.open(low) as four:
         for name in full.layers:
             assert np.array_equal(full.dequantize(name, 4), four.dequantize(name))
+    assert "MiB  as float32: " in mbq("inspect", low)
+    refused = CliRunner().invoke(app, ["inspect", str(low), "--plot", str(tmp_path / "none.png")])
+    assert refused.exit_code == 2 and "got one bit-width in every layer" in refused.stderr
+    assert not (tmp_path / "none.png").exists()

@@ -238,7 +238,7 @@ def test_a_model_that_fixes_its_batch(tmp_path):
     ({"model": lambda: trained(small_network(), images()).bfloat16(), "example": images().bfloat16()}, TypeError,
      r"model must be float32, got torch\.bfloat16 in 0\.weight"),
     ({"model": lambda: trained(small_network(), images(), quantizer="any-precision")}, ValueError,
-     "quantizers must be learned or double-rounding, got any-precision"),
+     "quantizer must be learned, double-rounding or round-clamp, got any-precision"),
     ({"bits": 3}, ValueError, "bits must be one of 8, 4, 2, which were trained, got 3"),
     ({"bits": 32}, ValueError, "bits must be one of 8, 4, 2, which were trained, got 32"),
     ({"bits": True}, TypeError, "bits must be an integer, got True"),
@@ -303,3 +303,10 @@ def test_the_command(tmp_path):
                                (("--onnx", path), "bits must be one of 8, 4, which were trained, got 0")):
         done = mbq("export", tmp_path / "run", *arguments)
         assert done.exit_code == 2 and message in done.output
+    before, store = path.read_bytes(), tmp_path / "four.safetensors"
+    for other, bits in ((path, 0), (tmp_path / "no/four.onnx", 4), (store, 4)):  # both or none
+        done = mbq("export", tmp_path / "run", "--store", store, "--onnx", other, "--bits", bits)
+        assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["four.onnx", "run"] and path.read_bytes() == before
+    assert mbq("export", tmp_path / "run", "--store", store, "--onnx", path, "--bits", 4).exit_code == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["four.onnx", "four.safetensors", "run"]

@@ -26,6 +26,17 @@ def small(monkeypatch):
     monkeypatch.setattr(prepare, "build_model", lambda *args, **options: tiny_model())
 
 
+def refused(*arguments):
+    """The one line a command ends in."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
+    return result.stderr
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def mbq(*arguments, exit_code=0):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == exit_code, result.output
@@ -149,6 +160,53 @@ def test_ablate_trains_two_networks_and_measures_four(tmp_path):
         folder = tmp_path / "ablation" / ("corrected" if cell["correction"] else "plain")
         assert json.loads((folder / "config.json").read_text())["weight_correction"] == cell["correction"]
         assert list(cell["accuracy"]) == ["32", "4", "3", "2"] and cell["untrained"] == [3]
+
+
+@pytest.mark.parametrize("command, message", [
+    (["score", "--score", "tdds"], "score_images: score must be one of el2n, grand, last_layer, got 'tdds'"),
+    (["score", "--bits", "8"], "set_bits: bits must be one of 32, 4, 2, got 8"),
+    (["transfer", "--bits", "4"], "transfer_run: bits must be at least two, to compare, got (4,)"),
+    (["transfer", "--bits", "2,4"], "transfer_run: bits must go from high to low"),
+    (["sensitivity", "--bits", "32,4"], "sensitivity_of_run: bits must be between 1 and 8, got 32"),
+    (["score", "--device", "tpu"], "check_device: device must be cpu, cuda or cuda:N, got 'tpu'"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_wrong_options_are_one_line_and_write_nothing(run, command, message):
+    before = files_of(run)
+    assert refused(command[0], run, *command[1:]).startswith(f"error: {message}")
+    assert files_of(run) == before
+
+
+def test_scores_go_to_a_folder(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/scores"):
+        assert f"folder must be a folder, got a file, {tmp_path / 'file'}" in refused("score", run, "--out", out)
+
+
+def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
+    folder = tmp_path / "run"
+    mbq("train", *TINY, "--out", folder)
+    names = {path.name for path in folder.iterdir()}
+    mbq("score", folder)
+    mbq("transfer", folder)
+    assert {path.name for path in folder.iterdir()} - names == {
+        "scores.parquet", "scores.png", "images.png", "transfer.json", "transfer.png"}
+    mbq("train", *TINY, "--out", folder, "--overwrite")
+    assert {path.name for path in folder.iterdir()} == names
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--measure", "16"], "ablate: bits must be between 1 and 8, or 32, got 16"),
+    (["--measure", "2,4"], "ablate: bits must go from high to low"),
+    (["--quantizer", "round-clamp"], "convert: weight_correction must be off with quantizer 'round-clamp'"),
+    ([], "train_run: folder must not hold an unfinished run"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_ablate_finds_errors_before_it_trains(tmp_path, options, message):
+    if not options:
+        (tmp_path / "corrected").mkdir()
+        (tmp_path / "corrected/config.json").write_text("{}")
+    before = files_of(tmp_path)
+    assert refused("ablate", *TINY, *options, "--out", tmp_path).startswith(f"error: {message}")
+    assert files_of(tmp_path) == before
 
 
 def test_a_wrong_coreset_is_an_error_before_anything_is_trained(tmp_path):

@@ -116,8 +116,8 @@ class Options:
         if self.bits == tuple(sorted(self.bits)):
             object.__setattr__(self, "bits", self.bits[::-1])
         check_bit_widths("options", self.bits, float_path=True)
-        self._check_recipe()
         self._check_together()
+        self._check_recipe()
 
     def _check_recipe(self):
         for option in fields(self):
@@ -127,6 +127,32 @@ class Options:
                                  f"with {self.recipe!r}")
         if self.recipe == "emqnet":
             self._check_emqnet()
+        elif self.recipe == "msq":
+            self._check_msq()
+
+    def _check_emqnet(self):
+        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
+        if self.score_epochs < least:
+            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
+                             f"score {self.score!r}, got {self.score_epochs}")
+        if self.score_epochs >= self.epochs:
+            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
+
+    def _check_msq(self):
+        if self.quantizer != "round-clamp" or len(self.bits) != 1:
+            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
+                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
+        for name in ("cuda_graph", "weight_bank"):
+            if getattr(self, name):
+                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
+        if self.lowest_bits > self.bits[0]:
+            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
+        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
+        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
+        if self.target_compression > best:
+            raise ValueError(f"options: target_compression must be at most {best:.4g}, for {prunings} prunings of "
+                             f"{most} from {self.bits[0]} bits end at {32 / best:g}, got {self.target_compression:g}; "
+                             "more epochs, a smaller prune_interval or lower lowest_bits reach further")
 
     def _check_together(self):
         if not quantized(self.bits):
@@ -146,37 +172,10 @@ class Options:
             raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
                              f"got {self.distill}")
 
-        if self.recipe == "msq":
-            self._check_msq()
-
-    def _check_msq(self):
-        if self.quantizer != "round-clamp" or len(self.bits) != 1:
-            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
-                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
-        for name in ("cuda_graph", "weight_bank"):
-            if getattr(self, name):
-                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
-        if self.lowest_bits > self.bits[0]:
-            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
-        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
-        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
-        if self.target_compression > best:
-            raise ValueError(f"options: target_compression must be at most {best:.4g}, for {prunings} prunings of "
-                             f"{most} from {self.bits[0]} bits end at {32 / best:g}, got {self.target_compression:g}; "
-                             "more epochs, a smaller prune_interval or lower lowest_bits reach further")
-
     @classmethod
     def for_recipe(cls, recipe: str, **given):
         """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
-
-    def _check_emqnet(self):
-        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
-        if self.score_epochs < least:
-            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
-                             f"score {self.score!r}, got {self.score_epochs}")
-        if self.score_epochs >= self.epochs:
-            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""

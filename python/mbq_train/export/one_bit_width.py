@@ -27,7 +27,8 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         quantizer.check_initialised([bits])
     for layer in layers:
         if isinstance(layer.input_quantizer, AnyPrecisionActivation):
-            raise ValueError("export_onnx: quantizers must be learned or double-rounding, got any-precision")
+            raise ValueError("export_onnx: quantizer must be learned, double-rounding or round-clamp, got any-"
+                             "precision")
         layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits))
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..options import Options
+from ..quantize.bits import check_bit_widths
 from .checkpoint import save_json
-from .evaluate import Evaluation, evaluate_run
+from .evaluate import Evaluation, dry_run, evaluate_run
+from .folder import check_free
 from .run import train_run
 
 ABLATION = "ablation.json"
@@ -30,8 +32,14 @@ def ablate(options: Options, folder, *, bits=None, device: str = "cpu", overwrit
 
     Raises as train_run and evaluate_run.
     """
-    folder, cells = Path(folder), {}
-    for correction, name in ((False, "plain"), (True, "corrected")):
+    folder, cells, names = Path(folder), {}, ((False, "plain"), (True, "corrected"))
+    if bits is not None:  # errors now, not after the first training
+        bits = check_bit_widths("ablate", bits, float_path=True)
+    for _, name in names:
+        check_free(folder / name, overwrite)
+    dry_run(replace(options, weight_correction=True), device=device)
+    (folder / ABLATION).unlink(missing_ok=True)
+    for correction, name in names:
         train_run(replace(options, weight_correction=correction), folder / name, device=device, overwrite=overwrite,
                   **callbacks)
         for adapt in (False, True):

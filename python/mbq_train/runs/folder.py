@@ -12,19 +12,35 @@ CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "f
                                               "checkpoint.safetensors")
 ACCURACY, CURVES, CONVERSION = "accuracy.png", "curves.png", "conversion.txt"
 LAYERS, TRACES, SENSITIVITY = "layers.png", "sensitivity.json", "sensitivity.png"
+SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
+TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
+_FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION, LAYERS, TRACES, SENSITIVITY, SCORES,
+          HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
 
 
-def open_folder(folder: Path, overwrite: bool) -> None:
-    """Make `folder`, and take the files of an earlier run out of it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"train_run: folder must be a folder, got a file, {folder}")
+def check_folder(function: str, folder: Path) -> None:
+    """Raise ValueError where something else stands in the place of `folder`."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"{function}: folder must be a folder, got a file, {path}")
+            return
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError where no run can begin in `folder`."""
+    check_folder("train_run", folder)
     if (folder / CONFIG).exists() and not overwrite:
         finished = (folder / CHECKPOINT).exists() and standing(folder)["phase"] == "finished"
         state, way = ("a finished", "") if finished else ("an unfinished", "mbq resume goes on with it, ")
         raise ValueError(f"train_run: folder must not hold {state} run, got {folder} ({way}--overwrite replaces it)")
+
+
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make `folder`, and take the files of an earlier run out of it."""
+    check_free(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION, LAYERS, TRACES,
-                 SENSITIVITY):  # without config: no run
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 

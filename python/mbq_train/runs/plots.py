@@ -72,15 +72,17 @@ def plot_sensitivities(path, at_bits) -> None:
     for bits, values in at_bits.items():
         axes.plot(list(values), [value or float("nan") for value in values.values()], ".-", label=f"{bits} bits")
     axes.set_yscale("log")
-    axes.set_ylabel("mean trace of the Hessian x squared error")
-    axes.tick_params(axis="x", rotation=90, labelsize=6)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _by_layer(axes, "mean trace of the Hessian x squared error")
     write_figure(figure, path)
 
 
 def plot_store(path, facts: dict) -> None:
-    """Write a PNG with the relative error of every layer of a store at every bit-width, from mbq_store.inspect."""
+    """Write a PNG with the relative error of every layer of a store at every bit-width, from mbq_store.inspect.
+
+    Raises ValueError where every layer has one bit-width alone, and so no error.
+    """
+    if all(len(layer["error"]) < 2 for layer in facts["layers"]):
+        raise ValueError("plot_store: facts must be of a store that can be switched, got one bit-width in every layer")
     figure = figure_of(8, 4)
     axes = figure.subplots()
     names = [layer["name"] for layer in facts["layers"]]
@@ -88,10 +90,7 @@ def plot_store(path, facts: dict) -> None:
         axes.plot(names, [layer["error"].get(bits, float("nan")) for layer in facts["layers"]], ".-",
                   label=f"{bits} bits")
     axes.set_yscale("log")
-    axes.set_ylabel("mean square error / mean square")
-    axes.tick_params(axis="x", rotation=90, labelsize=6)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _by_layer(axes, "mean square error / mean square")
     write_figure(figure, path)
 
 
@@ -116,10 +115,7 @@ def plot_transfer(path, facts: dict) -> None:
     for i, name in enumerate(names[1:], start=1):
         angles.plot(list(facts["angles"]), [matrix[0][i] for matrix in facts["angles"].values()], ".-",
                     label=f"{names[0]} and {name}")
-    angles.set_ylabel("angle between gradients [degrees]")
-    angles.tick_params(axis="x", rotation=90, labelsize=6)
-    angles.grid(alpha=0.3)
-    angles.legend()
+    _by_layer(angles, "angle between gradients [degrees]")
     probe.imshow(facts["probe"], cmap="viridis")
     for i, row in enumerate(facts["probe"]):
         for j, value in enumerate(row):
@@ -129,6 +125,14 @@ def plot_transfer(path, facts: dict) -> None:
     probe.set_xlabel("features of")
     probe.set_ylabel("probe fitted on")
     write_figure(figure, path)
+
+
+def _by_layer(axes, label: str) -> None:
+    """Finish axes that have the names of layers below."""
+    axes.set_ylabel(label)
+    axes.tick_params(axis="x", rotation=90, labelsize=6)
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def figure_of(width: float, height: float):

@@ -26,6 +26,7 @@ from .folder import (
     CURVES,
     FLOAT_NETWORK,
     METRICS,
+    check_free,
     load_options,
     locked,
     open_folder,
@@ -72,6 +73,7 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     """
     folder = Path(folder)
     with processes(device) as device:
+        distributed.share_error(lambda: check_free(folder, overwrite))
         data, model = prepare(options, device)
         plan = plan_of(options, data, copy.deepcopy(model))
         check_state(plan.apply())  # errors now, not after float training

@@ -11,12 +11,11 @@ from ..coreset.transfer import gradient_angles, linear_probe
 from ..quantize.bits import FLOAT, check_bit_widths
 from .checkpoint import atomic_path, save_json
 from .evaluate import load_data_and_network
+from .folder import HISTOGRAM, SCORES, SHEET, TRANSFER, TRANSFER_PLOT, check_folder
 from .plots import plot_scores, plot_transfer
 from .sheet import contact_sheet
 
 _ANGLE_BATCHES = 8
-SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
-TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,11 @@ def score_run(folder, *, score: str = "grand", bits=None, out=None, images: int 
     Raises ValueError as score_images and evaluate_run, and where a score is not finite. OSError: cannot be written.
     """
     folder = Path(folder)
+    out = folder if out is None else Path(out)
+    check_folder("score_run", out)
     options, data, model = load_data_and_network(folder, device)
     bits = options.bits if bits is None else check_bit_widths("score_run", bits, float_path=True)
     scores = score_images(model, data, bits, score=score, batch_size=max(options.batch_size, 64))
-    out = folder if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _write_parquet(out / SCORES, scores, data.train_labels)
     mean = torch.stack([value / value.mean().clamp_min(1e-30) for value in scores.values()]).mean(dim=0)
@@ -61,11 +61,13 @@ def transfer_run(folder, *, bits=None, device: str = "cpu") -> dict:
     """Angles between the gradients of a run's bit-widths and accuracies of linear probes between their features.
 
     Writes transfer.json and transfer.png to the run's folder; returns what the first holds: {"bits", "angles": {layer:
-    matrix}, "probe": matrix}. Raises as score_run.
+    matrix}, "probe": matrix}. Raises as score_run, and ValueError for fewer than two bit-widths.
     """
     folder = Path(folder)
     options, data, model = load_data_and_network(folder, device)
     bits = options.bits if bits is None else check_bit_widths("transfer_run", bits, float_path=True)
+    if len(bits) < 2:
+        raise ValueError(f"transfer_run: bits must be at least two, to compare, got {bits}")
     batches = [batch for batch, _ in zip(data.still_batches(options.batch_size), range(_ANGLE_BATCHES), strict=False)]
     angles = gradient_angles(model, batches, bits)
     facts = {"bits": list(bits), "angles": {name: matrix.tolist() for name, matrix in angles.items()},

@@ -4,6 +4,8 @@ from rich.table import Table
 
 from ..quantize.bits import FLOAT
 from .ablate import Ablation
+from .evaluate import Evaluation
+from .run import Result
 from .score import ScoredRun
 from .sensitivity import Sensitivities
 
@@ -11,6 +13,32 @@ from .sensitivity import Sensitivities
 def network_name(bits: int) -> str:
     """What tables call a bit-width."""
     return "float path" if bits == FLOAT else f"{bits} bits"
+
+
+def accuracy_table(result: Evaluation) -> Table:
+    """The accuracies of a run, beside its float network's."""
+    table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy",
+                  caption="float: after its own epochs alone; the quantized network starts from it")
+    table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
+    for bits, value in result.accuracy.items():
+        name = network_name(bits) + (", not trained" if bits in result.untrained else "")
+        if result.layer_bits and bits != FLOAT:
+            low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
+            name = f"{low} to {high} bits, by layer"
+        table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
+    return table
+
+
+def time_table(result: Result) -> Table:
+    """What a training step takes, and its quantizers with and without the kernels."""
+    times = result.quantization
+    table = Table("part of a training step", "ms", "eager / this", title="Time", caption="quantizers: in float32, "
+                  f"forward and backward of {times.images} images at every bit-width")
+    table.add_row(f"{times.calls} quantizers, eager PyTorch", f"{times.eager_ms:.2f}", "1.00")
+    table.add_row(f"{times.calls} quantizers, mbq_kernels", f"{times.kernels_ms:.2f}",
+                  f"{times.eager_ms / times.kernels_ms:.2f}")
+    table.add_row("whole step of the run, with mbq_kernels", f"{result.step_ms:.2f}", "")
+    return table
 
 
 def score_table(result: ScoredRun, name: str) -> Table:
@@ -54,4 +82,14 @@ def sensitivity_table(found: Sensitivities) -> Table:
     for name, trace in found.traces.items():
         values = (f"{values[name]:.2e}" for values in found.at_bits.values())
         table.add_row(name, f"{trace.parameters:,}", f"{trace.value:.3g}", f"{trace.error:.2g}", *values)
+    return table
+
+
+def store_table(facts: dict) -> Table:
+    """Relative mean square error of every layer against its highest bit-width."""
+    widths = sorted({b for layer in facts["layers"] for b in layer["error"]}, reverse=True)
+    table = Table("layer", "shape", "layout", *(f"{b} bits" for b in widths), title=f"Error ({facts['rounding']})")
+    for layer in facts["layers"]:
+        errors = (f"{layer['error'][b]:.1e}" if b in layer["error"] else "-" for b in widths)
+        table.add_row(layer["name"], "x".join(map(str, layer["shape"])), layer["layout"], *errors)
     return table
