@@ -209,6 +209,12 @@ def test_traces_are_measured_once_for_the_same_weights(tiny_run, tmp_path, data)
     assert sensitivity.float_traces(model, data, replace(tiny_run, seed=1), folder=tmp_path) != again
 
 
+@pytest.mark.parametrize("images, sizes", [(1, [1]), (32, [32]), (40, [32, 8]), (1000, [32, 28])])
+def test_traces_are_measured_on_as_many_images_as_asked(data, images, sizes):
+    batches = sensitivity._batches(data, replace(OPTIONS, hessian_images=images))
+    assert [len(part) for batch in batches for part in batch] == [size for size in sizes for _ in range(2)]
+
+
 def test_the_command_shows_the_sensitivities_of_a_run(tiny_run, tmp_path):
     train_run(tiny_run, tmp_path / "run")
     kept = json.loads((tmp_path / "run/sensitivity.json").read_text())
