@@ -153,7 +153,9 @@ def test_a_target_that_training_does_not_reach_is_said(data):
 
 @pytest.mark.parametrize("changes, message", [
     ({"target_compression": 33.0}, "target_compression must be at most 32, for 7 prunings of 2 from 8 bits end at 1,"),
-    ({"lowest_bits": 3}, "target_compression must be at most 10.67, for 7 prunings of 2 from 8 bits end at 3, got 16"),
+    ({"target_compression": 4.0}, "target_compression must be above 4, which 8 bits have before any pruning, got 4"),
+    ({"bits": (2,)}, "target_compression must be above 16, which 2 bits have before any pruning, got 16"),
+    ({"lowest_bits": 3}, "target_compression must be at most 10.66, for 7 prunings of 2 from 8 bits end at 3, got 16"),
     ({"epochs": 4, "hessian": False}, "must be at most 6.4, for 3 prunings of 1 from 8 bits end at 5, got 16"),
     ({"bits": (8, 4)}, "bits must be the one bit-width that weights begin with, and quantizer round-clamp, with"),
     ({"quantizer": "learned"}, "bits must be the one bit-width that weights begin with, and quantizer round-clamp"),
