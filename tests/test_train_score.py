@@ -11,6 +11,7 @@ from mbq_train.cli import app
 from mbq_train.coreset.transfer import gradient_angles, linear_probe
 from mbq_train.options import Options
 from mbq_train.runs import prepare
+from mbq_train.runs.ablate import ablate
 from mbq_train.runs.evaluate import load_data_and_network
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import halves
@@ -149,6 +150,12 @@ def test_ablate_trains_two_networks_and_measures_four(tmp_path):
         folder = tmp_path / "ablation" / ("corrected" if cell["correction"] else "plain")
         assert json.loads((folder / "config.json").read_text())["weight_correction"] == cell["correction"]
         assert list(cell["accuracy"]) == ["32", "4", "3", "2"] and cell["untrained"] == [3]
+
+
+def test_ablate_without_a_correction_is_an_error_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="weight_correction must be off with quantizer 'round-clamp', got it on"):
+        ablate(Options(quantizer="round-clamp", float_epochs=1, epochs=1), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_coreset_is_an_error_before_anything_is_trained(tmp_path):

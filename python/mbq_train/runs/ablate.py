@@ -30,12 +30,12 @@ def ablate(options: Options, folder, *, bits=None, device: str = "cpu", overwrit
 
     Raises as train_run and evaluate_run.
     """
-    folder, cells = Path(folder), {}
-    for correction, name in ((False, "plain"), (True, "corrected")):
-        train_run(replace(options, weight_correction=correction), folder / name, device=device, overwrite=overwrite,
-                  **callbacks)
-        for adapt in (False, True):
-            cells[correction, adapt] = evaluate_run(folder / name, bits=bits, device=device, adapt=adapt)
+    folder = Path(folder)
+    runs = {True: folder / "corrected", False: folder / "plain"}
+    for correction, run in runs.items():  # the corrected one first: where there is no correction, nothing is trained
+        train_run(replace(options, weight_correction=correction), run, device=device, overwrite=overwrite, **callbacks)
+    cells = {(correction, adapt): evaluate_run(runs[correction], bits=bits, device=device, adapt=adapt)
+             for correction in (False, True) for adapt in (False, True)}
     save_json(folder / ABLATION, {"options": options.to_json(), "cells": [
         {"correction": correction, "adaptation": adapt, "accuracy": cell.accuracy, "untrained": list(cell.untrained)}
         for (correction, adapt), cell in cells.items()]})
