@@ -116,8 +116,8 @@ class Options:
         if self.bits == tuple(sorted(self.bits)):
             object.__setattr__(self, "bits", self.bits[::-1])
         check_bit_widths("options", self.bits, float_path=True)
-        self._check_recipe()
         self._check_together()
+        self._check_recipe()
 
     def _check_recipe(self):
         for option in fields(self):
@@ -127,6 +127,8 @@ class Options:
                                  f"with {self.recipe!r}")
         if self.recipe == "emqnet":
             self._check_emqnet()
+        if self.recipe == "msq":
+            self._check_msq()
 
     def _check_together(self):
         if not quantized(self.bits):
@@ -145,9 +147,6 @@ class Options:
         if self.distill and len(self.bits) == 1:
             raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
                              f"got {self.distill}")
-
-        if self.recipe == "msq":
-            self._check_msq()
 
     def _check_msq(self):
         if self.quantizer != "round-clamp" or len(self.bits) != 1:
@@ -169,11 +168,6 @@ class Options:
                              f"{self.target_compression:g}; more epochs, a smaller prune_interval or lower "
                              "lowest_bits reach further")
 
-    @classmethod
-    def for_recipe(cls, recipe: str, **given):
-        """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
-        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
-
     def _check_emqnet(self):
         least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
         if self.score_epochs < least:
@@ -181,6 +175,11 @@ class Options:
                              f"score {self.score!r}, got {self.score_epochs}")
         if self.score_epochs >= self.epochs:
             raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
+
+    @classmethod
+    def for_recipe(cls, recipe: str, **given):
+        """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
+        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
         """A JSON object from which `from_json` makes the same options."""
