@@ -69,7 +69,7 @@ class RoundClampQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(codes, scale, offset): uint8 codes of `bits` bits, and what makes a weight of them, code * scale + offset."""
+        """(codes, scale, offset): uint8 codes of `bits` bits; a weight is code * scale + offset."""
         x = self.normalised(weight).float()
         limit, top = largest(x), 2**bits - 1
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
