@@ -18,6 +18,7 @@ from mbq_train.training.divergence import TrainingError
 from mbq_train.training.loop import Training
 from networks import interruptible, one_thread, small_network, tiny_model  # noqa: F401
 from small_data import halves
+from torch import nn
 from typer.testing import CliRunner
 
 import mbq_kernels
@@ -251,6 +252,30 @@ def test_transformers_and_mobile_networks_through_the_same_command(tmp_path, mod
     store = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--layout",
                                      "packed"])
     assert store.exit_code == 0, store.output
+
+
+def test_layers_that_share_a_weight_are_each_stored(data):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
+
+    model = convert(Shared(), (8,), quantizer="round-clamp", keep_float=())
+    training = Training(model, data, (8,), replace(SMALL, epochs=6), recipe=Msq)
+    training.run()
+    bits, summary = training.recipe.pruner.bits, training.recipe.summary()
+    stored, biases = 64 * 64 * (bits["first"] + bits["second"]) + 128 * bits["last"], 64 + 64 + 2
+    assert summary["compression_of_all_parameters"] == pytest.approx(
+        32 * (2 * 64 * 64 + 128 + biases) / (stored + 32 * biases))
+
+
+def test_a_model_without_round_clamp_is_an_error(data):
+    with pytest.raises(ValueError, match="msq: model must hold layers that convert made .* got Sequential without any"):
+        Training(convert(small_network(), (8,)), data, (8,), SMALL, recipe=Msq)
 
 
 def test_weights_that_leave_the_numbers_are_named(data):
