@@ -18,6 +18,7 @@ from mbq_train.training.divergence import TrainingError
 from mbq_train.training.loop import Training
 from networks import interruptible, one_thread, small_network, tiny_model  # noqa: F401
 from small_data import halves
+from torch import nn
 from typer.testing import CliRunner
 
 import mbq_kernels
@@ -153,7 +154,9 @@ def test_a_target_that_training_does_not_reach_is_said(data):
 
 @pytest.mark.parametrize("changes, message", [
     ({"target_compression": 33.0}, "target_compression must be at most 32, for 7 prunings of 2 from 8 bits end at 1,"),
-    ({"lowest_bits": 3}, "target_compression must be at most 10.67, for 7 prunings of 2 from 8 bits end at 3, got 16"),
+    ({"target_compression": 4.0}, "target_compression must be above 4, which 8 bits have before any pruning, got 4"),
+    ({"bits": (2,)}, "target_compression must be above 16, which 2 bits have before any pruning, got 16"),
+    ({"lowest_bits": 3}, "target_compression must be at most 10.66, for 7 prunings of 2 from 8 bits end at 3, got 16"),
     ({"epochs": 4, "hessian": False}, "must be at most 6.4, for 3 prunings of 1 from 8 bits end at 5, got 16"),
     ({"bits": (8, 4)}, "bits must be the one bit-width that weights begin with, and quantizer round-clamp, with"),
     ({"quantizer": "learned"}, "bits must be the one bit-width that weights begin with, and quantizer round-clamp"),
@@ -209,6 +212,12 @@ def test_traces_are_measured_once_for_the_same_weights(tiny_run, tmp_path, data)
     assert sensitivity.float_traces(model, data, replace(tiny_run, seed=1), folder=tmp_path) != again
 
 
+@pytest.mark.parametrize("images, sizes", [(1, [1]), (32, [32]), (40, [32, 8]), (1000, [32, 28])])
+def test_traces_are_measured_on_as_many_images_as_asked(data, images, sizes):
+    batches = sensitivity._batches(data, replace(OPTIONS, hessian_images=images))
+    assert [len(part) for batch in batches for part in batch] == [size for size in sizes for _ in range(2)]
+
+
 def test_the_command_shows_the_sensitivities_of_a_run(tiny_run, tmp_path):
     train_run(tiny_run, tmp_path / "run")
     kept = json.loads((tmp_path / "run/sensitivity.json").read_text())
@@ -243,6 +252,30 @@ def test_transformers_and_mobile_networks_through_the_same_command(tmp_path, mod
     store = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--layout",
                                      "packed"])
     assert store.exit_code == 0, store.output
+
+
+def test_layers_that_share_a_weight_are_each_stored(data):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
+
+    model = convert(Shared(), (8,), quantizer="round-clamp", keep_float=())
+    training = Training(model, data, (8,), replace(SMALL, epochs=6), recipe=Msq)
+    training.run()
+    bits, summary = training.recipe.pruner.bits, training.recipe.summary()
+    stored, biases = 64 * 64 * (bits["first"] + bits["second"]) + 128 * bits["last"], 64 + 64 + 2
+    assert summary["compression_of_all_parameters"] == pytest.approx(
+        32 * (2 * 64 * 64 + 128 + biases) / (stored + 32 * biases))
+
+
+def test_a_model_without_round_clamp_is_an_error(data):
+    with pytest.raises(ValueError, match="msq: model must hold layers that convert made .* got Sequential without any"):
+        Training(convert(small_network(), (8,)), data, (8,), SMALL, recipe=Msq)
 
 
 def test_weights_that_leave_the_numbers_are_named(data):

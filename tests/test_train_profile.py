@@ -28,6 +28,17 @@ def test_quantization_time_covers_every_quantizer_at_every_bit_width(images):
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if ".scales.8" in name)
 
 
+@pytest.mark.parametrize("normalise", ["max", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantization_time_of_round_clamp_with_layers_of_zeros_and_frozen_ones(images, normalise, dtype):
+    model = convert(tiny_model(), (8, 2), quantizer="round-clamp", normalise=normalise, keep_float=()).to(dtype)
+    first, second = (module for module in model if isinstance(module, nn.Conv2d))
+    nn.init.zeros_(first.weight)
+    second.weight.requires_grad_(False)
+    initialise(model, images.to(dtype))
+    assert quantization_time(model, images.to(dtype), repeats=1).eager_ms > 0
+
+
 def test_quantization_time_refuses_results_that_differ(images, monkeypatch):
     model = convert(tiny_model(), BITS)
     initialise(model, images)

@@ -48,6 +48,16 @@ def test_values_are_those_of_the_op_and_in_eval_mode_those_of_a_store(bits, norm
     assert (stored - trained).abs().max() <= 2.0**-22 * limit
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalise", ["max", "tanh"])
+def test_short_floats_have_the_same_codes_in_training_and_in_eval_mode(dtype, normalise):
+    weight = torch.randn(64, 33).to(dtype)
+    quantizer = quantizer_at(8, weight, normalise=normalise)
+    trained, stored = quantizer.train()(weight), quantizer.eval()(weight)
+    assert trained.dtype == stored.dtype == dtype
+    torch.testing.assert_close(stored, trained, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_gradients_pass_straight_through(training):
     weight = torch.randn(4, 6, requires_grad=True)

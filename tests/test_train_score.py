@@ -6,11 +6,12 @@ import struct
 import pyarrow.parquet
 import pytest
 import torch
-from mbq_train import adapt_bn, convert, evaluate_run, initialise, score_images, set_bits, train_run
+from mbq_train import adapt_bn, convert, dry_run, evaluate_run, initialise, score_images, set_bits, train_run
 from mbq_train.cli import app
 from mbq_train.coreset.transfer import gradient_angles, linear_probe
 from mbq_train.options import Options
 from mbq_train.runs import prepare
+from mbq_train.runs.ablate import ablate
 from mbq_train.runs.evaluate import load_data_and_network
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import halves
@@ -213,3 +214,5 @@ def test_a_wrong_coreset_is_an_error_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match="coreset_size: prune_rate must leave a batch of 32 images"):
         train_run(Options.for_recipe("emqnet", bits=BITS, batch_size=32), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="coreset_size: prune_rate must leave a batch of 32 images"):
+        dry_run(Options.for_recipe("emqnet", bits=BITS, batch_size=32))

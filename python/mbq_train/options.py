@@ -147,12 +147,16 @@ class Options:
                 raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
         if self.lowest_bits > self.bits[0]:
             raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
+        if self.target_compression <= 32 / self.bits[0]:
+            raise ValueError(f"options: target_compression must be above {32 / self.bits[0]:.4g}, which {self.bits[0]} "
+                             f"bits have before any pruning, got {self.target_compression:g}")
         prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
         best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
         if self.target_compression > best:
-            raise ValueError(f"options: target_compression must be at most {best:.4g}, for {prunings} prunings of "
-                             f"{most} from {self.bits[0]} bits end at {32 / best:g}, got {self.target_compression:g}; "
-                             "more epochs, a smaller prune_interval or lower lowest_bits reach further")
+            raise ValueError(f"options: target_compression must be at most {math.floor(100 * best) / 100:g}, for "
+                             f"{prunings} prunings of {most} from {self.bits[0]} bits end at {32 / best:g}, got "
+                             f"{self.target_compression:g}; more epochs, a smaller prune_interval or lower "
+                             "lowest_bits reach further")
 
     def _check_together(self):
         if not quantized(self.bits):

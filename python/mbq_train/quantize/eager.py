@@ -80,7 +80,7 @@ def round_clamp(x, *, bits):
     The same numbers and gradients as mbq_kernels.round_clamp.
 
     Args:
-        x: any shape, float32 or float64, not all zeros - what to quantize.
+        x: any shape, float32, float64, bfloat16 or float16 - what to quantize.
         bits: 1 to 8.
 
     Returns:
@@ -90,9 +90,10 @@ def round_clamp(x, *, bits):
 
     Reference: Han et al., 2025, arXiv 2507.22349.
     """
-    limit, top = x.detach().abs().max(), 2**bits - 1
-    code = torch.clamp((2**bits * (x.detach() / limit * 0.5 + 0.5)).round(), max=top)
-    return limit * ((2 * code - top) / top) + (x - x.detach())
+    wide, top = x.detach().to(torch.promote_types(x.dtype, torch.float32)), 2**bits - 1
+    limit = wide.abs().max()
+    code = torch.clamp((2**bits * (wide / torch.where(limit == 0, 1, limit) * 0.5 + 0.5)).round(), max=top)
+    return (limit * ((2 * code - top) / top)).to(x.dtype) + (x - x.detach())
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):

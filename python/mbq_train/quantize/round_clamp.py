@@ -29,7 +29,7 @@ class RoundClampQuantizer(WeightQuantizer):
     code = min(rint(2^n u), 2^n - 1), n the bit-width in use or the layer's own (`set_layer_bits`), which the state_dict
     holds. The value goes from -max|W| to max|W|; the maximum is a constant to autograd, and nothing is learned. In eval
     mode the value is code * scale + offset, bit for bit that of a store; in training it is mbq_kernels.round_clamp's,
-    which rounds otherwise: they differ by at most 2^-22 max|W|.
+    which rounds otherwise: before both are rounded to W's dtype they differ by at most 2^-22 max|W|.
 
     Args:
         bit_state: the model's.
@@ -69,8 +69,8 @@ class RoundClampQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(codes, scale, offset): uint8 codes of `bits` bits, and what makes a weight of them, code * scale + offset."""
-        x = self.normalised(weight.float())
+        """(codes, scale, offset): uint8 codes of `bits` bits; a weight is code * scale + offset."""
+        x = self.normalised(weight).float()
         limit, top = largest(x), 2**bits - 1
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
         codes = ((value / limit + 1) * (top / 2)).round().nan_to_num_(0)  # NaN: nothing but zeros, and a limit of 0

@@ -13,6 +13,7 @@ from ..quantize.adaptation import adapt_bn
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.round_clamp import own_layer_bits
 from ..quantize.untrained import add_bits
+from ..recipes import recipe_type
 from ..training.loop import evaluate
 from .checkpoint import CheckpointError, load_checkpoint
 from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
@@ -49,6 +50,7 @@ def dry_run(options: Options, *, device: str = "cpu") -> DryRun:
     plan = plan_of(options, data, model)
     images = example_images(data, 4)
     model = plan.apply()
+    recipe_type(options.recipe)(model, data, options.bits, options, options.epochs)
     memory = estimate_memory(model, images, options, train_size=data.train_size, classes=data.classes)
     return DryRun(plan, memory, data.steps(options.batch_size))
 

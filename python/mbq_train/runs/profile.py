@@ -46,7 +46,7 @@ class _Call:
         """(x_hat, gradients of x, scale and offset as far as they are wanted)"""
         inputs = [tensor for tensor in self.arguments if tensor is not None and tensor.requires_grad]
         x_hat = (_EAGER[self.kernel] if eager else self.kernel)(*self.arguments, **self.options)
-        return x_hat, torch.autograd.grad(x_hat, inputs, self.grad)
+        return x_hat, torch.autograd.grad(x_hat, inputs, self.grad) if inputs else ()
 
 
 def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 9) -> QuantizationTime:

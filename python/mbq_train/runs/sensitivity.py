@@ -1,7 +1,6 @@
 """The Hessian's traces of a run's float network, measured once, and the sensitivities of its layers."""
 
 import hashlib
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,9 +81,10 @@ def _shared(traces: dict[str, Trace], device) -> dict[str, Trace]:
 
 
 def _batches(data: Data, options: Options) -> list:
-    """The first training images of the first epoch, in batches."""
+    """(images, labels) of the first options.hessian_images training images of the first epoch, in batches."""
+    left = range(options.hessian_images, 0, -_BATCH)  # at every batch
     batches = data.train_batches(_BATCH, seed=options.seed, epoch=0)
-    return list(itertools.islice(batches, max(1, options.hessian_images // _BATCH)))
+    return [(batch.images[:most], batch.labels[:most]) for most, batch in zip(left, batches, strict=False)]
 
 
 def _read(path: Path, made_from: dict) -> dict[str, Trace] | None:

@@ -22,12 +22,17 @@ class Msq(Recipe):
     epochs the layers that use theirs in less than a share `prune_threshold` of the weights lose them: 2 bits where the
     Hessian says that the layer is less sensitive than the average, else 1. Once the compression is reached, bit-widths
     stay and the penalty is off.
+
+    Raises ValueError for a model without round-clamp quantizers.
     """
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.traces = None
         self.lsb_bank = LsbBank(self.model, unit_gradient=self.options.unit_penalty)
+        if not self.lsb_bank.layers:
+            raise ValueError("msq: model must hold layers that convert made with quantizer 'round-clamp', got "
+                             f"{type(self.model).__name__} without any")
         bits = dict.fromkeys(self.lsb_bank.layers, self.bits[0]) | own_layer_bits(self.model)
         set_layer_bits(self.model, bits)
         parameters = {name: layer.weight.numel() for name, layer in self.lsb_bank.layers.items()}
@@ -61,12 +66,13 @@ class Msq(Recipe):
 
     def summary(self) -> dict:
         """Bit-widths and compression at the end."""
-        every = sum(parameter.numel() for name, parameter in self.model.named_parameters() if "_quantizer." not in name
-                    and f".by_bits.{FLOAT}." not in name)
+        weights = {layer.weight for layer in self.lsb_bank.layers.values()}
+        others = sum(parameter.numel() for name, parameter in self.model.named_parameters() if parameter not in weights
+                     and "_quantizer." not in name and f".by_bits.{FLOAT}." not in name)
         quantized = sum(self.pruner.parameters.values())
         stored = 32 * quantized / self.pruner.compression
         return {"compression": self.pruner.compression, "target_compression": self.pruner.target,
-                "compression_of_all_parameters": 32 * every / (stored + 32 * (every - quantized)),
+                "compression_of_all_parameters": 32 * (quantized + others) / (stored + 32 * others),
                 "mean_bits": stored / quantized, "layer_bits": dict(self.pruner.bits)}
 
     def plot(self, records: list[dict]) -> None:
