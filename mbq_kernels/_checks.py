@@ -95,14 +95,14 @@ def check_factor(op: str, grad_factor) -> None:
         raise TypeError(f"{op}: grad_factor must be a number, got {grad_factor!r}")
 
 
-def check_axis(op: str, x, axis, name: str = "x"):
+def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
     """`axis` counted from the front, or None."""
     if axis is None:
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"{op}: axis must be an integer or None, got {axis!r}")
+        raise TypeError(f"{op}: {argument} must be an integer or None, got {axis!r}")
     if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
+        raise ValueError(f"{op}: {argument} must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
                          f"got {axis}")
     return axis % x.dim()
 
