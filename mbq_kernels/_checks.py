@@ -227,12 +227,7 @@ def check_samples(op: str, activations, grad_outputs, bias) -> None:
     check_x(op, activations, "activations")
     check_x(op, grad_outputs, "grad_outputs")
     check_flag(op, "bias", bias)
-    if arithmetic_dtype(grad_outputs) != arithmetic_dtype(activations):
-        raise TypeError(f"{op}: grad_outputs must be float64 exactly when activations are, got {grad_outputs.dtype} "
-                        f"for {activations.dtype}")
-    if grad_outputs.device != activations.device:
-        raise ValueError(f"{op}: grad_outputs must be on activations' device {activations.device}, "
-                         f"got {grad_outputs.device}")
+    check_same_arithmetic(op, ("activations", "grad_outputs"), activations, grad_outputs)
 
 
 def check_weight_factor(op: str, weight_factor, activations, shape: tuple):

@@ -181,7 +181,7 @@ A, G = torch.randn(3, 5, 7), torch.randn(3, 5, 4)
 WRONG = {
     "activations must be a tensor, got list": ([[1.0]], G, {}),
     "grad_outputs must be float32, bfloat16, float16 or float64, got torch.int64": (A, G.long(), {}),
-    "grad_outputs must be float64 exactly when activations are, got torch.float64 for torch.float32":
+    "grad_outputs must be float64 exactly when activations is, got torch.float64 beside torch.float32":
         (A, G.double(), {}),
     "bias must be True or False, got 1": (A, G, {"bias": 1}),
     "activations and grad_outputs must be .N, ..., d_in. and .N, ..., d_out., got shapes .3, 5, 7. and .2, 5, 4.":
