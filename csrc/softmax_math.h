@@ -63,12 +63,13 @@ struct RowResult {
 };
 
 // top = the row's maximum, log_sum = log(sum over all classes of e^(x - top)); loss = log_sum + top - logit;
-// el2n = sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2)
+// el2n = sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2). A logit of +inf, the target's too, gives NaN.
 template <class T>
 MBQ_HD RowResult<T> row_result(RowSums<T> others, T logit) {
   const T distance = logit - others.max, norm = std::sqrt(others.squares + others.sum * others.sum);
   if (distance > 0) {  // the target has the highest logit
-    const T small = exponential(-distance), rest = others.sum * small, loss = std::log1p(rest);
+    const T small = std::isinf(logit) ? static_cast<T>(NAN) : exponential(-distance);
+    const T rest = others.sum * small, loss = std::log1p(rest);
     return {loss, norm * small / (1 + rest), logit, loss};
   }
   const T whole = others.sum + exponential(distance), log_sum = std::log(whole);

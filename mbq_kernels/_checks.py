@@ -95,14 +95,14 @@ def check_factor(op: str, grad_factor) -> None:
         raise TypeError(f"{op}: grad_factor must be a number, got {grad_factor!r}")
 
 
-def check_axis(op: str, x, axis, name: str = "x"):
+def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
     """`axis` counted from the front, or None."""
     if axis is None:
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"{op}: axis must be an integer or None, got {axis!r}")
+        raise TypeError(f"{op}: {argument} must be an integer or None, got {axis!r}")
     if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
+        raise ValueError(f"{op}: {argument} must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
                          f"got {axis}")
     return axis % x.dim()
 
@@ -227,12 +227,7 @@ def check_samples(op: str, activations, grad_outputs, bias) -> None:
     check_x(op, activations, "activations")
     check_x(op, grad_outputs, "grad_outputs")
     check_flag(op, "bias", bias)
-    if arithmetic_dtype(grad_outputs) != arithmetic_dtype(activations):
-        raise TypeError(f"{op}: grad_outputs must be float64 exactly when activations are, got {grad_outputs.dtype} "
-                        f"for {activations.dtype}")
-    if grad_outputs.device != activations.device:
-        raise ValueError(f"{op}: grad_outputs must be on activations' device {activations.device}, "
-                         f"got {grad_outputs.device}")
+    check_same_arithmetic(op, ("activations", "grad_outputs"), activations, grad_outputs)
 
 
 def check_weight_factor(op: str, weight_factor, activations, shape: tuple):

@@ -82,11 +82,15 @@ def test_ignored_rows_have_no_gradient_whatever_they_hold(device):
     assert grad[:2].tolist() == [[0, 0], [0, 0]] and grad[2].isfinite().all()
 
 
-def test_nan_stays_in_its_row(device):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nan_and_infinity_stay_in_their_row(device, value, at, smoothing):
     logits, targets = make(4, 6, 3.0, torch.float32, device)
+    targets[2] = 5
     with torch.no_grad():
-        logits[2, 5] = torch.nan
-    loss, norms = mbq.cross_entropy_el2n(logits, targets)
+        logits[2, at] = value
+    loss, norms = mbq.cross_entropy_el2n(logits, targets, label_smoothing=smoothing)
     assert loss.isnan().tolist() == norms.isnan().tolist() == [False, False, True, False]
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     assert grad.isnan().all(1).tolist() == [False, False, True, False]

@@ -57,10 +57,11 @@ def test_classes_of_probability_zero(device):
     oracle.close(mbq.el2n(logits, targets), (logits.double().softmax(1) - onehot).norm(dim=1).cpu())
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("at", [0, 3, 11])
-def test_nan_makes_its_row_nan(device, at):
+def test_nan_and_infinity_make_their_row_nan(device, at, value):
     logits, targets = make(3, 12, 1.0, torch.float32, device)
-    logits[1, at] = torch.nan
+    logits[1, at] = value
     targets[1] = 3
     assert mbq.el2n(logits, targets).isnan().tolist() == [False, True, False]
 

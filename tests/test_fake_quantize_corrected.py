@@ -185,6 +185,8 @@ def test_repeats_whatever_the_threads(device):
 X, S = torch.randn(3, 4), torch.ones(3)
 ERRORS = [
     ({"axis": 0, "correct_axis": 1}, ValueError, "axis must be None or correct_axis, 1, got 0"),
+    ({"correct_axis": 2}, ValueError, r"correct_axis must be in \[-2, 2\) for x of shape \(3, 4\), got 2"),
+    ({"correct_axis": 0.0}, TypeError, "correct_axis must be an integer or None, got 0.0"),
     ({"scale": S}, ValueError, r"scale must have 1 element without axis, got 3 \(shape \(3,\); pass axis for one per "
                                r"channel\)"),
     ({"reference": X[:2]}, ValueError, r"reference must have the shape of x, \(3, 4\), got \(2, 4\)"),

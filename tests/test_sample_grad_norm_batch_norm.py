@@ -90,6 +90,15 @@ def test_what_is_not_finite_is_seen(device):
     assert norms.isnan().tolist() == [False, True, False] and norms.isinf().tolist() == [False, False, True]
 
 
+def test_more_samples_than_a_grid_has_rows(device, backend):
+    if (device, backend) == ("cpu", "triton"):
+        pytest.skip("takes minutes in Triton's interpreter")
+    grads = torch.randn(70_000, 2, 1, device=device)
+    want = 2 * grads.double().square().sum((1, 2))
+    actual = mbq.sample_grad_norm_batch_norm(torch.ones_like(grads), grads)
+    oracles.assert_within(actual, want.cpu(), 1e-6 * want.cpu(), "norms")
+
+
 X = torch.randn(2, 3, 4)
 ERRORS = [
     ((X, X[:1]), {}, ValueError, r"grad_outputs must have the shape of normalized, \(2, 3, 4\), got \(1, 3, 4\)"),

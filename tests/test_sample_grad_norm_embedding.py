@@ -36,6 +36,15 @@ def test_norms(device, dtype, shape, width, rows):
     assert torch.equal(mbq.sample_grad_norm_embedding(indices.int(), grads), actual)
 
 
+def test_more_samples_than_a_grid_has_rows(device, backend):
+    if (device, backend) == ("cpu", "triton"):
+        pytest.skip("takes minutes in Triton's interpreter")
+    grads = torch.randn(70_000, 1, 2, device=device)
+    indices = torch.zeros(70_000, 1, dtype=torch.int64, device=device)
+    want = grads.double().square().sum((1, 2)).cpu()
+    oracles.assert_within(mbq.sample_grad_norm_embedding(indices, grads), want, 1e-6 * want, "norms")
+
+
 def test_repeated_indices_add_up_before_they_are_squared(device):
     grads = torch.tensor([[[1.0], [1.0], [1.0]], [[1.0], [-1.0], [2.0]]], device=device)
     indices = torch.tensor([[4, 4, 9], [7, 7, 7]], device=device)

@@ -91,6 +91,16 @@ def test_values_that_cancel(device, case, gram):
         assert_norms(norms, layer(a, g), a, g, gram=gram is not False)
 
 
+@pytest.mark.parametrize("gradient", [1e-21, 1e21])
+def test_vectors_whose_squares_are_no_float32(device, backend, gradient):
+    if backend == "triton":
+        pytest.skip("Gram products in float32")
+    a, g = make(device, 3, (1,), 20, 24)
+    a, g = a / gradient * (100 if gradient < 1 else 1), g * gradient
+    want = a.double().square().sum((1, 2)) * g.double().square().sum((1, 2))
+    torch.testing.assert_close(mbq.sample_grad_norm_linear(a, g, bias=False), want.float(), rtol=1e-5, atol=0)
+
+
 @every_way
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_nan_and_infinity_stay_in_their_sample(device, value, gram):
@@ -171,7 +181,7 @@ A, G = torch.randn(3, 5, 7), torch.randn(3, 5, 4)
 WRONG = {
     "activations must be a tensor, got list": ([[1.0]], G, {}),
     "grad_outputs must be float32, bfloat16, float16 or float64, got torch.int64": (A, G.long(), {}),
-    "grad_outputs must be float64 exactly when activations are, got torch.float64 for torch.float32":
+    "grad_outputs must be float64 exactly when activations is, got torch.float64 beside torch.float32":
         (A, G.double(), {}),
     "bias must be True or False, got 1": (A, G, {"bias": 1}),
     "activations and grad_outputs must be .N, ..., d_in. and .N, ..., d_out., got shapes .3, 5, 7. and .2, 5, 4.":

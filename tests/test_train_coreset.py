@@ -109,6 +109,15 @@ def test_every_kind_of_sampling_draws_different_rows_without_replacement():
     assert draw_rows(torch.tensor([0.0, 1.0, 0.0, 1.0]), 2, generator()).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
+def test_images_with_score_0_are_drawn_when_no_others_are_left(temperature):
+    scores = torch.tensor([1e-38, 1.0]).repeat_interleave(20).repeat(2) * (torch.arange(80) < 40)
+    assert (draw_rows(scores, 30, generator(), temperature=temperature) < 40).all()
+    rows = draw_rows(scores, 60, generator(), temperature=temperature)
+    assert (rows < 40).sum() == 40
+    assert not torch.equal(rows, draw_rows(scores, 60, generator(1), temperature=temperature))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_bad_scores_are_refused_and_named(value):
     scores = torch.ones(9)
@@ -128,6 +137,8 @@ def test_bad_scores_are_refused_and_named(value):
     (lambda: draw_rows(torch.ones(3), 2, generator(), temperature=0.0), "temperature must be above 0, got 0.0"),
     (lambda: draw_rows(torch.ones(3), 2, generator(), sampling="topk"), "did you mean 'top-k'"),
     (lambda: draw_rows(torch.ones(3), 2, generator(), sampling="balanced"), "labels must be given"),
+    (lambda: draw_rows(torch.ones(3), 2, generator(), sampling="balanced", labels=torch.zeros(4, dtype=torch.int64)),
+     r"labels must have the shape of scores, \(3,\), got \(4,\)"),
 ])
 def test_arguments_out_of_range_are_errors(call, match):
     with pytest.raises(ValueError, match=match):

@@ -282,6 +282,34 @@ def test_batch_norm_in_training_mode_is_an_error():
         GradNormScorer(small_network())(*images())
 
 
+@pytest.mark.parametrize("layers", [None, ["3"]])
+def test_batch_norm_in_training_mode_is_an_error_where_it_does_not_count_too(layers):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="GradNormScorer: BatchNorm must be in eval mode.*got 2$"):
+        GradNormScorer(model, layers=layers)(*images())
+    assert model[2].num_batches_tracked == 0
+
+
+def test_hooks_of_others_belong_to_the_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))
+    model[1].register_forward_hook(lambda layer, args, out: 2 * out.relu())
+    check_frozen(model, *images())
+
+
+def test_no_samples():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    norms = GradNormScorer(model)(*(value[:0] for value in images()))
+    assert norms.total.shape == norms.layers["1"].shape == norms.losses.shape == (0,)
+
+
+def test_losses_that_depend_on_other_parameters_alone_are_an_error():
+    factor = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match="losses must depend on a layer with parameters"):
+        GradNormScorer(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))(
+            *images(), loss=lambda outputs, targets: outputs.detach() * factor)
+
+
 class ByHand(nn.Module):
     def __init__(self):
         super().__init__()

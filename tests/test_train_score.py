@@ -139,8 +139,17 @@ def test_adapt_bn_averages_the_statistics_of_one_bit_width(batch_norm):
     torch.testing.assert_close(model.state_dict()[prefix + "running_var"], variance)
     norm = model[1] if batch_norm == "shared" else model[1].by_bits["2"]
     assert model.training and norm.momentum == 0.1 and model[3].weight_quantizer.bit_state.bits == 4
+
+
+def test_adapt_bn_that_fails_changes_nothing():
+    model, images = trained("shared"), torch.randn(20, 1, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="adapt_bn: batches must hold images for the statistics"):
         adapt_bn(model, 2, [])
+    with pytest.raises(RuntimeError, match="channels"):
+        adapt_bn(model, 2, [images, images.expand(-1, 2, -1, -1)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and model[1].training and model[1].momentum == 0.1
 
 
 def test_eval_can_adapt_batch_norm_at_trained_and_untrained_bit_widths(run):

@@ -26,7 +26,8 @@ std::vector<double> norms_of_vectors(const Samples<W>& samples) {
     for (int i = 0; i < 2; ++i) {
       const Matrices<W> row = sources[i]->block({n, 1}, {0, 1}, {0, sources[i]->columns}, to);
       if (row.column_stride != 1) gather(row.data, row.column_stride, to, row.columns);
-      run<Squares<false, W>>(row.column_stride == 1 ? row.data : to, row.data, row.columns, &squares[i]);
+      const W* values = row.column_stride == 1 ? row.data : to;
+      run<Products<W>>(values, W(0), values, row.columns, &squares[i]);  // in double: a small gradient's is no float
     }
     norms[n] = (squares[0] + samples.bias) * squares[1];
   });

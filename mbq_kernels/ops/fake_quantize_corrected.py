@@ -163,7 +163,8 @@ def _checked(x, scale, offset, reference, bits, signed, axis, correct_axis):
         check.check_bits(NAME, bits)
     widths = [bits] if single else check.check_bit_widths(NAME, bits)
     check.check_flag(NAME, "signed", signed)
-    axis, correct_axis = check.check_axis(NAME, x, axis), check.check_axis(NAME, x, correct_axis)
+    axis = check.check_axis(NAME, x, axis)
+    correct_axis = check.check_axis(NAME, x, correct_axis, argument="correct_axis")
     if axis is not None and axis != correct_axis:
         raise ValueError(f"{NAME}: axis must be None or correct_axis, {correct_axis}, got {axis}")
     if reference is not None:

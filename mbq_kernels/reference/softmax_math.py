@@ -17,10 +17,11 @@ def row_result(others, total, squares, logit):
 
     Of those: others = their maximum, total = sum e^(x - others), squares = sum e^(2 (x - others)).
     top = the row's maximum, log_sum = log(sum over all classes of e^(x - top)); loss = log_sum + top - logit;
-    el2n = sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2)
+    el2n = sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2). A logit of +inf, the target's too, gives NaN.
     """
     distance = logit - others
-    small, ahead = exponential(-distance.abs()), distance > 0  # ahead: the target has the highest logit
+    ahead = distance > 0  # the target has the highest logit
+    small = torch.where(logit == torch.inf, torch.nan, exponential(-distance.abs()))
     rest = torch.where(ahead, total * small, total)
     log_sum = torch.where(ahead, torch.log1p(rest), torch.log(total + small))
     loss = torch.where(ahead, log_sum, log_sum - distance)

@@ -15,7 +15,8 @@ def affine_norms_kernel(x_ptr, grad_ptr, parts_ptr, width, positions, WEIGHT: tl
                         POSITIONS_LAST: tl.constexpr, STEPS: tl.constexpr, BLOCK_C: tl.constexpr,
                         BLOCK_P: tl.constexpr):
     """parts[n, tile of the `width` channels] = sum over the tile of (sum_p g x_hat)^2 + (sum_p g)^2"""
-    sample, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    tiles = tl.cdiv(width, BLOCK_C)
+    sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     with_x, alone = tl.zeros((BLOCK_C,), tl.float64), tl.zeros((BLOCK_C,), tl.float64)
     for step in range(STEPS):
@@ -32,7 +33,7 @@ def affine_norms_kernel(x_ptr, grad_ptr, parts_ptr, width, positions, WEIGHT: tl
         if BIAS:
             alone += tl.sum(grad, axis=1)
     total = tl.sum(with_x * with_x + alone * alone, axis=0)
-    tl.store(parts_ptr + sample * tl.num_programs(0) + tile, total)
+    tl.store(parts_ptr + tl.program_id(0), total)
 
 
 def squared_norms(op, normalized, grad_outputs, weight, bias, positions_last: bool):
@@ -48,7 +49,7 @@ def squared_norms(op, normalized, grad_outputs, weight, bias, positions_last: bo
         return grad_outputs.new_zeros(samples, dtype=torch.float32)
     parts = torch.empty(samples, tiles, dtype=torch.float64, device=grad_outputs.device)
     with torch.cuda.device_of(grad_outputs):
-        affine_norms_kernel[tiles, samples](
+        affine_norms_kernel[(samples * tiles,)](
             x_ptr=normalized.contiguous(), grad_ptr=grad_outputs.contiguous(), parts_ptr=parts, width=channels,
             positions=positions, WEIGHT=weight, BIAS=bias, POSITIONS_LAST=positions_last,
             STEPS=triton.cdiv(positions, block_p), BLOCK_C=block_c, BLOCK_P=block_p, **OPTIONS)

@@ -14,8 +14,9 @@ BLOCK_D = 256
 def embedding_norms_kernel(order_ptr, ends_ptr, grad_ptr, parts_ptr, width, POSITIONS: tl.constexpr,
                            BLOCK_D: tl.constexpr):
     """parts[n, tile of D]: gradients are added until the index ends, then squared"""
-    sample = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    tiles = tl.cdiv(width, BLOCK_D)
+    sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
     row, norms = tl.zeros((BLOCK_D,), tl.float64), tl.zeros((BLOCK_D,), tl.float64)
     for t in range(POSITIONS):
         position = tl.load(order_ptr + sample * POSITIONS + t)
@@ -25,7 +26,7 @@ def embedding_norms_kernel(order_ptr, ends_ptr, grad_ptr, parts_ptr, width, POSI
         row += grad.to(tl.float64)
         norms += tl.where(state == 1, row * row, 0.0)
         row = tl.where(state == 0, row, 0.0)
-    tl.store(parts_ptr + sample * tl.num_programs(0) + tl.program_id(0), tl.sum(norms, axis=0))
+    tl.store(parts_ptr + tl.program_id(0), tl.sum(norms, axis=0))
 
 
 def sample_grad_norm_embedding_forward(indices, grad_outputs, padding_idx):
@@ -43,7 +44,7 @@ def sample_grad_norm_embedding_forward(indices, grad_outputs, padding_idx):
     tiles = triton.cdiv(width, BLOCK_D)
     parts = torch.empty(samples, tiles, dtype=torch.float64, device=grad_outputs.device)
     with torch.cuda.device_of(grad_outputs):
-        embedding_norms_kernel[tiles, samples](
+        embedding_norms_kernel[(samples * tiles,)](
             order_ptr=order, ends_ptr=ends, grad_ptr=grad_outputs.contiguous(), parts_ptr=parts, width=width,
             POSITIONS=positions, BLOCK_D=BLOCK_D, **OPTIONS)
     return parts.sum(1).float()

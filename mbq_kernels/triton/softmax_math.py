@@ -42,11 +42,12 @@ def expm1(x):
 def row_result(others, total, squares, logit):
     """(loss, el2n, top, log_sum) of rows, from the target's logit and the classes but the target
 
-    Of those: others = their maximum, total = sum e^(x - others), squares = sum e^(2 (x - others)).
+    Of those: others = their maximum, total = sum e^(x - others), squares = sum e^(2 (x - others)). A logit of +inf, the
+    target's too, gives NaN.
     """
     distance = logit - others
     ahead = distance > 0.0  # the target has the highest logit
-    small = exponential(tl.where(ahead, -distance, distance))
+    small = tl.where(logit == float("inf"), float("nan"), exponential(tl.where(ahead, -distance, distance)))
     rest = tl.where(ahead, total * small, total)
     log_sum = tl.where(ahead, log1p(rest), tl.log(total + small))
     norm = tl.sqrt(squares + total * total)

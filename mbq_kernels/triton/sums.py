@@ -46,7 +46,7 @@ def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bo
     pivots = None
     if x.numel():
         if with_values:
-            first = x.reshape(-1)[:1] if axis is None else x.movedim(axis, 0).flatten(1)[:, 0] if x.dim() > 1 else x
+            first = x[tuple(slice(None) if d == axis else 0 for d in range(x.dim()))]
             pivots = first.float().contiguous()
         with torch.cuda.device_of(x):
             sums_kernel[tiling.grid()](

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..quantize.batch_norm import BATCH_NORMS
 from .by_hand import ByHand
 from .layer_norms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
 
@@ -66,7 +65,8 @@ class Calls:
     @contextlib.contextmanager
     def recorded(self):
         """Record the calls inside the block."""
-        hooks = [layer.register_forward_hook(self._on_call) for layer in self.layers]
+        # first of all hooks: what others make of a layer's output is not its parameters' doing
+        hooks = [layer.register_forward_hook(self._on_call, prepend=True) for layer in self.layers]
         hooks += [layer.input_quantizer.register_forward_hook(self._on_input(layer)) for layer in self.layers
                   if isinstance(getattr(layer, "input_quantizer", None), nn.Module)]
         fast_paths = torch.backends.mha.get_fastpath_enabled()  # of nn.TransformerEncoder, past its layers
@@ -80,13 +80,14 @@ class Calls:
                 hook.remove()
 
     def backward(self, losses: torch.Tensor) -> None:
-        if not losses.requires_grad:
-            raise ValueError("GradNormScorer: losses must depend on a layer with parameters, got losses that do not")
         self.samples = len(losses)
         self._missing = {key: len(calls) for key, calls in self.calls.items()}
-        losses.sum().backward()
+        if losses.requires_grad:
+            losses.sum().backward()
         for key in list(self.calls):  # calls that the loss does not depend on have no gradient
             self._finish(key)
+        if not self.squares:
+            raise ValueError("GradNormScorer: losses must depend on a layer with parameters, got losses that do not")
 
     def _on_input(self, layer):
         def keep(module, args, out):
@@ -96,9 +97,6 @@ class Calls:
 
     def _on_call(self, layer, args, out):
         name = self.layers[layer]
-        if isinstance(layer, BATCH_NORMS) and (layer.training or layer.running_mean is None):
-            raise ValueError(f"GradNormScorer: BatchNorm must be in eval mode with running statistics, for in training "
-                             f"mode it mixes the samples, got {name}")
         x = self._inputs.pop(layer, args[0] if args else None)
         if x is None:
             raise ValueError(f"GradNormScorer: layers must be called with their input as the first argument, got none "

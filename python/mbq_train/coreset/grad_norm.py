@@ -11,6 +11,7 @@ from torch import nn
 import mbq_kernels
 
 from .._names import look_up
+from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, parameters_of, scored_layers, wide_type
@@ -88,6 +89,7 @@ class GradNormScorer:
             RuntimeError: a layer's input was changed in place, a subclass does not compute what its base does, or a
             parameter is used outside of its layer. NaN or infinite gradients are NaN or infinite norms.
         """
+        _check_batch_norms(self.model)
         counted = [p for p in self.model.parameters() if p.requires_grad]  # of all layers: none gets a gradient
         calls = Calls(self.layers, counted, latent=self.latent, unproved=self._unproved, watch=self._watch)
         try:
@@ -99,7 +101,7 @@ class GradNormScorer:
                 if losses.dim() == 0:
                     raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce "
                                      "nothing")
-                losses = losses.reshape(len(losses), -1).sum(dim=1)
+                losses = losses.unsqueeze(-1).flatten(1).sum(dim=1)
                 calls.backward(losses)
         finally:
             for parameter in counted:
@@ -113,6 +115,14 @@ def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
         return layers
     by_name = {name: layer for layer, name in layers.items()}
     return {look_up("GradNormScorer", by_name, name, argument="layers"): name for name in names}
+
+
+def _check_batch_norms(model) -> None:
+    """Of all layers, with parameters that count or without: one that mixes the samples spoils the others' gradients."""
+    for name, module in model.named_modules():
+        if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
+            raise ValueError(f"GradNormScorer: BatchNorm must be in eval mode with running statistics, for in training "
+                             f"mode it mixes the samples, got {name}")
 
 
 def _norms(squares, losses, el2n, outputs) -> GradNorms:

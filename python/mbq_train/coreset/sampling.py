@@ -7,6 +7,7 @@ from .._names import look_up
 from ..data.batches import seeded
 
 SAMPLINGS = ("probability", "top-k", "random", "balanced")
+_BELOW = 100  # more than Gumbel numbers from float64 differ by: images with score 0 come after all others
 
 
 def coreset_size(images: int, prune_rate: float, *, batch_size: int) -> int:
@@ -29,9 +30,9 @@ def draw_rows(scores: torch.Tensor, count: int, generator: torch.Generator, *, s
         scores: (N,) floating point, >= 0; NaN and infinities are refused.
         count: how many, 1..N.
         generator: on the CPU.
-        sampling: 'probability', one after the other with probability proportional to score^(1 / temperature); 'top-k',
-            the highest (of equal ones the first); 'random', all alike; 'balanced', by probability with as many of every
-            class as its share.
+        sampling: 'probability', one after the other with probability proportional to score^(1 / temperature), those
+            with score 0 when no others are left; 'top-k', the highest (of equal ones the first); 'random', all alike;
+            'balanced', by probability with as many of every class as its share.
         temperature: > 0; large ones make all images alike.
         labels: (N,) int64, for 'balanced'.
 
@@ -48,12 +49,15 @@ def draw_rows(scores: torch.Tensor, count: int, generator: torch.Generator, *, s
     noise = torch.rand(len(scores), generator=generator, dtype=torch.float64)
     keys = -(-noise.log()).log()  # Gumbel: the largest of log(weight) + Gumbel are drawn by weight, without replacement
     if sampling != "random" and scores.max() > 0:
-        weights = scores.double() / scores.max()
-        keys = keys + weights.clamp_min(1e-30).log() / temperature
+        logs = (scores.double() / scores.max()).log() / temperature
+        keys = keys + logs.clamp_min(logs[scores > 0].min() - _BELOW)
     if sampling != "balanced":
         return keys.topk(count).indices.sort().values
     if labels is None:
         raise ValueError("draw_rows: labels must be given with sampling 'balanced', got None")
+    if labels.shape != scores.shape:
+        raise ValueError(f"draw_rows: labels must have the shape of scores, {tuple(scores.shape)}, "
+                         f"got {tuple(labels.shape)}")
     return _best_of_classes(keys, labels, count)
 
 

@@ -20,7 +20,8 @@ def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
         bits: a trained bit-width, or one that `add_bits` has made; 32 is the float path.
         batches: images, or tuples that begin with them - from the training set, as a DataLoader gives them.
 
-    Returns model. Raises ValueError for no batches where there is a BatchNorm, and as set_bits.
+    Returns model. Raises ValueError for no batches where there is a BatchNorm, and as set_bits; the statistics are as
+    before then, and where a forward fails.
     """
     per_bit = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
     idle = {norm for module in per_bit for key, norm in module.by_bits.items() if key != str(bits)}
@@ -32,17 +33,24 @@ def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
 def estimate_statistics(model: nn.Module, bits: int, batches, norms) -> None:
     """What adapt_bn does, for `norms` alone."""
     norms = [norm for norm in norms if norm.running_mean is not None]
-    momentum, seen = [norm.momentum for norm in norms], 0
-    with in_mode(model, training=False), torch.no_grad():
-        switch_bits_of(model, bits)
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
-            norm.train()
-        for batch in batches if norms else ():
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-            seen += 1
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
-    if norms and not seen:
-        raise ValueError("adapt_bn: batches must hold images for the statistics of BatchNorm, got none")
+    before = [(norm, norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
+    seen = 0
+    try:
+        with in_mode(model, training=False), torch.no_grad():
+            switch_bits_of(model, bits)
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the cumulative average
+                norm.train()
+            for batch in batches if norms else ():
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                seen += 1
+        if norms and not seen:
+            raise ValueError("adapt_bn: batches must hold images for the statistics of BatchNorm, got none")
+    except BaseException:
+        for norm, _, statistics in before:
+            norm.load_state_dict(statistics, strict=False)
+        raise
+    finally:
+        for norm, momentum, _ in before:
+            norm.momentum = momentum
