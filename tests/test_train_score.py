@@ -11,7 +11,6 @@ from mbq_train.cli import app
 from mbq_train.coreset.transfer import gradient_angles, linear_probe
 from mbq_train.options import Options
 from mbq_train.runs import prepare
-from mbq_train.runs.ablate import ablate
 from mbq_train.runs.evaluate import load_data_and_network
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import halves

@@ -9,7 +9,7 @@ from torch import nn
 from .. import distributed
 from ..data import Batch
 from ..options import Options
-from ..quantize.bits import bit_states, switch_bits_of
+from ..quantize.bits import switch_bits_of
 from ..quantize.quantizers import clamp_scales, drop_idle_gradients
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter

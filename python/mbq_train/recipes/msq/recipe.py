@@ -9,7 +9,7 @@ from ...quantize.round_clamp import own_layer_bits, set_layer_bits
 from ...runs.folder import LAYERS
 from ...runs.plots import plot_layers
 from ...runs.sensitivity import float_traces
-from ...sensitivity import Trace, perturbations, quantized_weights, sensitivities
+from ...sensitivity import Trace, perturbations, sensitivities
 from ..recipe import Recipe
 from .bank import LsbBank
 from .pruner import Pruner
