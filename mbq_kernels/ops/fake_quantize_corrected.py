@@ -95,7 +95,7 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
     """Fake-quantize x and give every channel the mean and the deviation of the same channel of `reference`.
 
     x_hat = fake_quantize(x, scale, offset, bits=bits, ...);  y = factor * (x_hat - mean(x_hat)) + mean(reference),
-    factor = sd(reference) / (sd(x_hat) + 1e-8), unbiased, per channel of `correct_axis`; 0 where all codes are one value
+    factor = sd(reference) / (sd(x_hat) + 1e-8), unbiased, per channel of `correct_axis`; 0 where all codes are equal
     It is computed folded, y = code * scale' + offset' with fold_correction's scale' and offset': what a store of the
     codes with those two gives back is y, bit for bit. One read of x gives the statistics of all bit-widths (sums of
     codes are exact), a second one the results.
