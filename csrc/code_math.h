@@ -93,8 +93,8 @@ MBQ_HD uint64_t clamp_bytes(uint64_t word, Bounds<int> range, bool is_signed) {
 }
 
 // switch_code on eight planes, the most significant first, of any word: the first `count` become `bits`. A carry runs
-// through the planes that stay, from where the others round up; hi + 1, which looks like lo, goes back to hi. (Masks and
-// loops of fixed length, not branches: on a GPU the planes are then registers.)
+// through the planes that stay, from where the others round up; hi + 1, which looks like lo, goes back to hi. (Masks
+// and loops of fixed length, not branches: on a GPU the planes are then registers.)
 template <class Word>
 MBQ_HD void round_planes(Word (&planes)[8], int bits, int count, bool half_even) {
   if (count == bits) return;

@@ -44,7 +44,8 @@ inline void split_planes_baseline(const uint8_t* codes, uint8_t* planes, int64_t
     std::memcpy(words, codes + 8 * at, 8 * n);
     for (int64_t i = 0; i < n; ++i) words[i] = transpose_bits(words[i]);
     for (int p = 0; p < bits; ++p)
-      for (int64_t i = 0; i < n; ++i) planes[p * stride + at + i] = static_cast<uint8_t>(words[i] >> 8 * (bits - 1 - p));
+      for (int64_t i = 0; i < n; ++i)
+        planes[p * stride + at + i] = static_cast<uint8_t>(words[i] >> 8 * (bits - 1 - p));
   }
 }
 

@@ -60,8 +60,8 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
       std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
       fetch(from + p * plane_bytes + offset + bytes, bytes);
     }
-    run<RoundPlanes>(static_cast<uint8_t*>(read[0]), kChunkWords, bytes, static_cast<int>(bits), static_cast<int>(count),
-                     half_even);
+    run<RoundPlanes>(static_cast<uint8_t*>(read[0]), kChunkWords, bytes, static_cast<int>(bits),
+                     static_cast<int>(count), half_even);
     join_planes(read[0], kChunkWords, static_cast<int>(bits), true, made, bytes);
     deliver(made, to + row * rows.n + begin, n, large);
   });

@@ -58,7 +58,8 @@ bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int6
       if (switched != codes.values) std::memcpy(codes.values, switched, n);
       pack_block(to, row, column, n, codes);
     } else {
-      streams ? stream(switched, to.at(row, column), n) : static_cast<void>(std::memcpy(to.at(row, column), switched, n));
+      uint8_t* target = to.at(row, column);
+      streams ? stream(switched, target, n) : static_cast<void>(std::memcpy(target, switched, n));
     }
     return good;
   });
