@@ -181,7 +181,7 @@ def test_a_store_gives_back_the_weights_with_the_correction_folded_in(images, tm
 
 
 def test_what_does_not_fit_is_an_error(images, tmp_path):
-    with pytest.raises(ValueError, match="learn_offset must be off with quantizer 'any-precision'"):
+    with pytest.raises(ValueError, match="learn_offset and activation_bits must be off with quantizer 'any-precision'"):
         convert(small_network(), BITS, quantizer="any-precision", learn_offset=True)
     with pytest.raises(ValueError, match="7: signed and learn_offset must be off with any-precision quantizers"):
         convert(small_network(), BITS, quantizer="any-precision", rules=[("7", {"signed": True})])

@@ -155,7 +155,8 @@ def test_conversion_gives_weights_one_scale_and_activations_one_each():
 
 
 @pytest.mark.parametrize("options, error, message", [
-    ({"quantizer": "double_rounding"}, ValueError, "quantizer must be one of double-rounding, learned, got"),
+    ({"quantizer": "double_rounding"}, ValueError,
+     "quantizer must be one of any-precision, double-rounding, learned, round-clamp, got"),
     ({"quantizer": "double-rounding", "bits": (8, 1)}, ValueError,
      r"bits must be at least 2 with quantizer 'double-rounding': at 1 bit a code 0 has no sign, got \(8, 1\)"),
     ({"quantizer": "double-rounding", "rounding": "up"}, ValueError, "rounding must be one of half_even, half_up, got"),

@@ -254,7 +254,7 @@ def test_every_raw_operator_is_checked():
     from mbq_kernels._library import _raw_names
 
     every = sorted(name for names in _raw_names.values() for name in names)
-    assert sorted([*RAW, *test_transforms_codes.RAW]) == every
+    assert sorted([*RAW, *test_transforms_codes.RAW, *test_transforms_norms.RAW]) == every
 
 
 @every_op

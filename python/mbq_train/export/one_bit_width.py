@@ -29,7 +29,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         if isinstance(layer.input_quantizer, AnyPrecisionActivation):
             raise ValueError("export_onnx: quantizer must be learned, double-rounding or round-clamp, got any-"
                              "precision")
-        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits))
+        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=layer.weight_quantizer.own_bits or bits)
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):
             layer.input_quantizer = _RoundedInput(layer.input_quantizer, bits)
@@ -38,11 +38,18 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     return model
 
 
+def packed_codes(frozen: nn.Module) -> set[str]:
+    """Names of the codes in what `at_one_bit_width` returned of which two fit a byte."""
+    return {f"{name}.codes" for name, module in frozen.named_modules()
+            if isinstance(module, _StoredWeight) and module.bits <= 4}
+
+
 class _StoredWeight(nn.Module):
     """x_hat = code * scale + offset, per output channel."""
 
-    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None):
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, *, bits: int):
         super().__init__()
+        self.bits = bits
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("offset", None if offset is None else offset.reshape(-1, *[1] * (codes.dim() - 1)))

@@ -11,9 +11,8 @@ from torch import nn
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
 from ..runs.checkpoint import atomic_path
-from .one_bit_width import OPSET, at_one_bit_width
+from .one_bit_width import OPSET, at_one_bit_width, packed_codes
 
-_PACKED_BITS = 4  # up to here two codes share a byte
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
@@ -54,7 +53,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         set_bits(model, bits)
         try_example("export_onnx", model, example)
     program = _program(frozen, args, kwargs, dynamic_batch)
-    _tidy(program, {**metadata, "mbq.bits": str(bits)})
+    _tidy(program, packed_codes(frozen), {**metadata, "mbq.bits": str(bits)})
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
@@ -110,8 +109,8 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
                          f"({type(error).__name__}: {str(error).partition(chr(10))[0]}{hint})") from error
 
 
-def _tidy(program, metadata: dict[str, str]) -> None:
-    """Pack 4-bit codes, and leave nothing in the file of the place where it was made."""
+def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
+    """Pack the codes named `packed`, and leave nothing in the file of the place where it was made."""
     import ml_dtypes
     import onnx_ir as ir
 
@@ -123,15 +122,12 @@ def _tidy(program, metadata: dict[str, str]) -> None:
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     for part in (*graph, *values):
         part.metadata_props.clear()  # torch writes lines of source code, with their paths
-    for node in graph:
-        if node.op_type != "DequantizeLinear" or (stored := node.inputs[0]).name not in graph.initializers:
-            continue
-        codes = stored.const_value.numpy()
-        signed = codes.dtype.kind == "i"
-        if -2 ** (_PACKED_BITS - 1) <= codes.min(initial=0) and codes.max(initial=0) < 2 ** (_PACKED_BITS - signed):
-            packed = ml_dtypes.int4 if signed else ml_dtypes.uint4
-            stored.const_value = ir.tensor(codes.astype(packed), name=stored.name)
-            stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
+    for name in packed & graph.initializers.keys():
+        stored = graph.initializers[name]
+        signed = stored.dtype == ir.DataType.INT8
+        codes = stored.const_value.numpy().astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
+        stored.const_value = ir.tensor(codes, name=name)
+        stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
 
 
 def _checked_proto(program):
