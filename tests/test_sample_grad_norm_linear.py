@@ -173,8 +173,8 @@ def test_memory_is_that_of_tiles(backend, gram, dtype):
         assert peak_memory(lambda: raw(a, g, gram=gram)) <= 6 * 2**20
     finally:
         torch.set_num_threads(threads)
-    gradients = peak_memory(lambda: torch.einsum("nti,nto->noi", a, g))
-    assert gradients >= 0.99 * a.element_size() * 6 * 2**20  # the measure sees what it must not find above
+    gradients = peak_memory(lambda: torch.einsum("nti,nto->noi", a, g).square())
+    assert gradients >= a.element_size() * 6 * 2**20  # so the measure sees what it must not find above
 
 
 A, G = torch.randn(3, 5, 7), torch.randn(3, 5, 4)
