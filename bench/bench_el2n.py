@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import mbq_kernels as mbq
 import timing
-from harness import BOTH, FORWARD, fill_ratios, row_of, time_all
+from harness import BOTH, FORWARD, fill_ratios, row_of, time_all, wanted
 
 EAGER, COMPILED = "eager PyTorch", "torch.compile(eager)"
 BITS = (8, 4, 2)
@@ -183,6 +183,7 @@ def measure(case: Score):
     every |= {EAGER: (lambda: case.eager(*arguments), contextlib.nullcontext),
               COMPILED: (lambda: compiled(*arguments), contextlib.nullcontext),
               "copy": (main.clone, contextlib.nullcontext)}
+    every = {name: pair for name, pair in every.items() if wanted(name)}
     results = {}
     for name, (call, context) in every.items():
         with context():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import timing
+from harness import wanted
 from mbq_train import Options, build_model, convert, initialise
 from mbq_train.data import Batch
 from mbq_train.quantize import eager, quantizers
@@ -81,6 +82,8 @@ def rows_of(batch: Batch) -> list[dict]:
     torch._dynamo.reset()
     steps, contexts, losses, checks, rows = {}, {}, {}, {}, []
     for name, work in WORKS.items():
+        if not wanted(name) and name != FLOAT_STEPS:
+            continue
         contexts[name] = eager_quantizers if work.eager else contextlib.nullcontext
         try:
             with contexts[name]():

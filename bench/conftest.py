@@ -9,18 +9,24 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "python")]
 
+import harness  # noqa: E402
 import machine  # noqa: E402
 import targets  # noqa: E402
 import timing  # noqa: E402
-from harness import measure  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption("--mbq-json", metavar="FILE", help="write every row, with the machine and the command, to FILE")
     parser.addoption("--mbq-small", action="store_true", help="tiny shapes: does it run; targets are not asserted")
+    parser.addoption("--mbq-rivals", choices=("all", "none"), default="all",
+                     help="none: ours beside the copy alone, to tune by; targets against rivals are not asserted")
     parser.addoption("--mbq-malloc", choices=("keep", "system"), default="keep",
                      help="keep: freed memory is used again, as on CUDA; system: glibc's way, page faults included")
     parser.addoption("--mbq-device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def pytest_configure(config):
+    harness.RIVALS = config.getoption("--mbq-rivals") == "all"
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +64,7 @@ def record(benchmark, results, device, pytestconfig):
     `step`, our call."""
     def keep(rows, step=None):
         entries = [] if results["small"] else targets.verdicts(device, rows)
+        entries = [entry for entry in entries if harness.RIVALS or entry["met"] is not None]
         results["rows"] += rows
         results["targets"] += entries
         benchmark.extra_info.update(rows=rows, machine=results["machine"])
@@ -74,4 +81,4 @@ def record(benchmark, results, device, pytestconfig):
 @pytest.fixture
 def run_case(record):
     """Measure one case of an elementwise op and record it."""
-    return lambda case, ours, rivals: record(*measure(case, ours, rivals))
+    return lambda case, ours, rivals: record(*harness.measure(case, ours, rivals))

@@ -13,6 +13,7 @@ from mbq_kernels import backends, use_backend
 from mbq_train.quantize.bits import code_range
 
 FORWARD, BOTH = "forward", "forward+backward"
+RIVALS = True  # False: ours and the copy alone are measured (--mbq-rivals none)
 GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph
 
 
@@ -89,6 +90,11 @@ class Candidate:
     exact: bool = False  # x_hat and grad x must have the reference's bits
     compiles: bool = False  # its first call is slow for good reason
     context: Callable = field(default=contextlib.nullcontext)
+
+
+def wanted(name: str) -> bool:
+    """Whether a candidate is measured in this session."""
+    return RIVALS or name.startswith(("mbq", "copy"))
 
 
 def our_candidates(case: Case, build: Callable) -> list[Candidate]:
@@ -179,14 +185,15 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
     torch._dynamo.reset()
     timing.release_memory()
     inputs, own = case.inputs(), our_candidates(case, ours)
-    by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals]}
+    by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals] if wanted(c.name)}
     definition = by_name["mbq reference"]
     want = checked_call(reference_step := step_of(case, inputs, definition), definition, case)
     rows, steps, verdicts, result = [], {}, {}, None
     for name, candidate in by_name.items():
         try:
             if candidate is definition:
-                steps[name], verdicts[name] = reference_step, "the definition"
+                if RIVALS:
+                    steps[name], verdicts[name] = reference_step, "the definition"
                 continue
             step = step_of(case, inputs, candidate)
             result = checked_call(step, candidate, case)

@@ -4,10 +4,12 @@ import sys
 
 import torch
 
+import mbq_kernels as mbq
 from mbq_kernels import (backends, double_round, extract_lsb, fake_quantize, fake_quantize_affine, fake_quantize_foreach,
                          fake_quantize_multi, lsb_penalty, round_clamp, round_clamp_lsb_foreach, use_backend)
 
 SHAPES = ((1,), (7,), (257,), (4099,), (3, 5, 7), (2, 33, 9, 9), (5, 0), (64, 1031))
+MATRICES = ((1, 8), (3, 40), (65, 200), (7, 1000), (33, 4104))
 
 
 def inputs(shape, dtype):
@@ -44,6 +46,64 @@ def run_lsb(x, axis):
     assert x.numel() == 0 or residual.abs().amax() <= 7
 
 
+def run_codes(rows, columns):
+    """The integer ops on int8 codes of (rows, columns), and a linear layer straight from them."""
+    codes = torch.randint(-128, 128, (rows, columns), device="cuda", dtype=torch.int8)
+    scale = torch.full((rows,), 0.1, device="cuda")
+    packed = mbq.pack_codes(mbq.switch_bits(codes, to_bits=4), bits=4)
+    assert torch.equal(mbq.unpack_codes(packed, bits=4, shape=codes.shape), mbq.switch_bits(codes, to_bits=4))
+    planes = mbq.to_planes(codes)
+    assert torch.equal(mbq.from_planes(planes, bits=8, shape=codes.shape), codes)
+    assert torch.equal(mbq.from_planes(planes, bits=3, shape=codes.shape),
+                       mbq.switch_bits(codes, to_bits=3, rounding="half_up"))
+    weight = mbq.dequantize_codes(codes, scale, to_bits=5, axis=0, rounding="half_up")
+    assert torch.equal(mbq.quantize_codes(weight, scale * 8, bits=5, axis=0),
+                       mbq.switch_bits(codes, to_bits=5, rounding="half_up"))
+    for count in (1, 3, 17):
+        x = torch.randn(count, columns, device="cuda", requires_grad=True)
+        for store in (codes, planes):
+            y = mbq.switched_linear(x, store, scale, bits=5)
+            torch.autograd.grad(y.sum(), x)
+            torch.testing.assert_close(y, x @ weight.T, rtol=1e-2, atol=1e-1 * columns**0.5)
+
+
+def run_scores(rows, columns):
+    """Logits of (rows, columns)."""
+    logits = torch.randn(rows, columns, device="cuda", requires_grad=True)
+    targets = torch.randint(columns, (rows,), device="cuda")
+    loss, norms = mbq.cross_entropy_el2n(logits, targets, label_smoothing=0.1)
+    torch.autograd.grad(loss.sum(), logits)
+    assert norms.isfinite().all() and mbq.el2n(logits, targets).isfinite().all()
+
+
+def run_corrected(rows, columns):
+    """Weights of (rows, columns)."""
+    x = torch.randn(rows, columns, device="cuda", requires_grad=True)
+    scale = torch.full((rows,), 0.3, device="cuda", requires_grad=True)
+    y = mbq.fake_quantize_corrected(x, scale, bits=4, axis=0)
+    assert torch.autograd.grad(y.sum(), (x, scale))[0].isfinite().all()
+
+
+def run_norms(samples, size):
+    a, g = (torch.randn(samples, 5, size, device="cuda") for _ in range(2))
+    image = torch.randn(samples, 3, 9, 9, device="cuda")
+    grads = torch.randn(samples, size % 64 + 1, 9, 9, device="cuda")
+    found = [mbq.sample_grad_norm_linear(a, g), mbq.sample_grad_norm_layer_norm(a, g, normalized_shape=size),
+             mbq.sample_grad_norm_conv2d(image, grads, kernel_size=3, padding=1),
+             mbq.sample_grad_norm_batch_norm(grads, grads),
+             mbq.sample_grad_norm_embedding(torch.randint(9, (samples, 5), device="cuda"), g)]
+    assert all(norms.isfinite().all() for norms in found)
+
+
+def run_by_op(name):
+    """What this backend has, at awkward sizes."""
+    for op, check in (("switch_bits", run_codes), ("el2n", run_scores),
+                      ("fake_quantize_corrected", run_corrected), ("sample_grad_norm_linear", run_norms)):
+        if name in backends(op, "cuda"):
+            for rows, columns in MATRICES:
+                check(rows, columns)
+
+
 def main(names: list[str]) -> None:
     calls = 0
     for name in names or [name for name in backends("fake_quantize", "cuda") if name != "reference"]:
@@ -54,6 +114,7 @@ def main(names: list[str]) -> None:
                         for axis in (None, 0, -1):
                             run(x, axis)
                             calls += 1
+            run_by_op(name)
         torch.cuda.synchronize()
         print(f"{name}: {calls} calls so far")
 

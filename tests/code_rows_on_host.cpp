@@ -2,6 +2,7 @@
 #include "cuda/code_rows.cuh"
 
 using namespace mbq;
+using namespace mbq::cuda;
 
 extern "C" void code_rows(const uint8_t* store, int64_t rows, int64_t columns, int64_t row_bytes, int planes,
                           int high_bits, int bits, bool half_up, bool aligned, const float* scale, const float* x,

@@ -7,6 +7,7 @@
 namespace {
 
 using namespace mbq;
+using namespace mbq::cuda;
 
 struct Arguments {
   const void* from;
@@ -17,7 +18,7 @@ struct Arguments {
   bool half_even, aligned;
 };
 
-template <class Visit, class Prepare>
+template <int width, class Visit, class Prepare>
 void walk(const Arguments& a, Visit visit, const Prepare& prepare) {
   const Walk walk(a.outer, a.channels, a.inner);
   for (int64_t task = 0; task < walk.tasks; ++task) {
@@ -25,7 +26,7 @@ void walk(const Arguments& a, Visit visit, const Prepare& prepare) {
     if (!walk.by_run)
       walk_column(walk, task, visit);
     else
-      for (int lane = 0; lane < a.threads; ++lane) walk_run<16, 4>(walk, task, lane, a.threads, a.aligned, visit);
+      for (int lane = 0; lane < a.threads; ++lane) walk_run<width, 4>(walk, task, lane, a.threads, a.aligned, visit);
   }
 }
 
@@ -36,7 +37,7 @@ void dequantize(const Arguments& a) {
                                    static_cast<Out*>(a.to),
                                    {bounds<int>(a.from_bits, true), low, static_cast<float>(1 << low.shift)},
                                    0.0f};
-  walk(a, visit, [&](auto& v, int64_t channel) { v.scale = a.scale[channel]; });
+  walk<kPack<Out>>(a, visit, [&](auto& v, int64_t channel) { v.scale = a.scale[channel]; });
 }
 
 template <class Body, class... More>
@@ -53,7 +54,7 @@ void words(const Arguments& a, const More&... more) {
 extern "C" void switch_bits(const Arguments* a) {
   const SwitchCodes visit{static_cast<const int8_t*>(a->from), static_cast<int8_t*>(a->to),
                           bounds<int>(a->from_bits, true), switching(a->from_bits, a->to_bits, a->half_even)};
-  walk(*a, visit, [](auto&, int64_t) {});
+  walk<16>(*a, visit, [](auto&, int64_t) {});
 }
 
 extern "C" void dequantize_float32(const Arguments* a) { dequantize<float>(*a); }

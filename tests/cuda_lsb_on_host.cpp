@@ -6,6 +6,7 @@
 namespace {
 
 using namespace mbq;
+using namespace mbq::cuda;
 
 struct Arguments {
   void *x, *to, *grad, *grad_x;
@@ -31,7 +32,7 @@ void forward(const Arguments& a) {
     for (int lane = 0; lane < (job.walk.by_run ? a.lanes : 1); ++lane) {
       RoundClampVisit<out, counts, T, Result> visit{job, limit_at(job.limit, job.walk.channel_of(task))};
       if (job.walk.by_run)
-        walk_run<kPack<T, Result>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
+        walk_run<kPack<Result>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
       else
         walk_column(job.walk, task, visit);
       a.counts[0] += visit.found >> 16, a.counts[1] += visit.found & 0xffff;
@@ -48,7 +49,7 @@ void backward(const Arguments& a) {
     LsbGradientVisit<with_task, T> visit(job, job.walk.channel_of(task));
     if (!job.walk.by_run) walk_column(job.walk, task, visit);
     for (int lane = 0; job.walk.by_run && lane < a.lanes; ++lane)
-      walk_run<kPack<T, T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
+      walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
   }
 }
 

@@ -7,6 +7,7 @@
 namespace {
 
 using namespace mbq;
+using namespace mbq::cuda;
 
 template <class T>
 struct Arguments {
@@ -53,7 +54,7 @@ void forward(const Arguments<T>& a) {
       walk_column(job.walk, task, visit);
     else
       for (int lane = 0; lane < a.lanes; ++lane)
-        walk_run<kPack<T, T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
+        walk_run<kPack<T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
   }
 }
 
@@ -66,7 +67,7 @@ void backward(const Arguments<T>& a) {
       walk_column(job.walk, task, visit);
     else
       for (int lane = 0; lane < a.lanes; ++lane)
-        walk_run<kPack<T, T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
+        walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
     visit.finish(task, true, [](double value) { return value; });
   }
 }

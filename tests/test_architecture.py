@@ -58,6 +58,13 @@ def test_cpu_and_cuda_never_include_each_other_or_another_op(room, other):
             assert Path(name).stem not in ops(), f"{path} includes an op"
 
 
+def test_cuda_has_a_namespace_of_its_own():
+    """Functions of one name and signature on CPU and CUDA would be one function in the library, without a warning."""
+    for path in (ROOT / "csrc/cuda").iterdir():
+        spaces = set(re.findall(r"^namespace (\S+) {", path.read_text(), re.MULTILINE))
+        assert spaces == {"mbq::cuda"}, path
+
+
 @pytest.mark.parametrize("room", ["reference", "triton"])
 def test_backends_never_import_ops(room):
     for path in python_files(f"mbq_kernels/{room}"):

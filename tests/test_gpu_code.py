@@ -117,10 +117,13 @@ def test_cuda_kernels_use_no_stack_and_no_local_memory(cuda_code):
 
 
 def test_cuda_kernels_move_16_bytes_at_once(cuda_code):
+    """Loads may be shorter where what is read is narrower than what is stored, whose stores are never split."""
     kernels = functions(cuda_code[1], r"Function : (\S*(?:forward|backward)_kernel\S*)")
     assert len(kernels) > 50
     for key, text in kernels.items():
-        assert "LDG.E.128" in text and "STG.E.128" in text, key
+        assert "LDG.E.128" in text or "LDG.E.64" in text, key
+        whole = text.count("STG.E.128")  # of batches of four, two and one accesses, or of two and one
+        assert whole >= (7 if "forward_kernel" in key[1] else 3), f"{key}: {whole}"
 
 
 def test_cuda_quantizers_do_not_contract(cuda_code):

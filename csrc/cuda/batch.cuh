@@ -5,7 +5,7 @@
 
 #include "../quant_math.h"
 
-namespace mbq {
+namespace mbq::cuda {
 
 // Bytes of arguments that a launch takes; 4096 before CUDA 12.1.
 #if defined(CUDART_VERSION) && CUDART_VERSION < 12010
@@ -44,4 +44,4 @@ struct Batch {
 template <class Item>
 constexpr int kBatch = static_cast<int>((kArgumentBytes - 32) / (sizeof(Item) + sizeof(unsigned)));
 
-}  // namespace mbq
+}  // namespace mbq::cuda

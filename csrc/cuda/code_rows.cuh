@@ -4,7 +4,7 @@
 #include "../code_math.h"
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 constexpr int kCodes = 32;  // of a lane: two 16-byte accesses to codes, a word of each plane
 
@@ -112,4 +112,4 @@ MBQ_HD void dot_column(const StoredRows& weight, int64_t column, const float* sc
     if (first + m < count) grad_x[(first + m) * weight.columns + column] = static_cast<T>(sums[m]);
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -4,7 +4,7 @@
 
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 // out = clamp(round(code / 2^D), lo, hi), over a run of codes (walk.cuh).
 struct SwitchCodes {
@@ -28,7 +28,7 @@ struct SwitchCodes {
   }
 };
 
-// out = clamp(round(code / 2^D), lo, hi) * 2^D * scale; results leave 16 bytes at a time, which keeps them together.
+// out = clamp(round(code / 2^D), lo, hi) * 2^D * scale
 template <class Out>
 struct DequantizeVisit {
   const int8_t* codes;
@@ -38,22 +38,17 @@ struct DequantizeVisit {
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) const {
-    constexpr int group = count < 16 ? count : 16 / static_cast<int>(sizeof(Out));
     Pack<int8_t, count> code[batch];
 #pragma unroll
     for (int b = 0; b < batch; ++b) code[b] = load<int8_t, count>(codes + i + b * step);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
+      Pack<Out, count> values;
 #pragma unroll
-      for (int first = 0; first < count; first += group) {
-        Pack<Out, group> values;
-#pragma unroll
-        for (int j = 0; j < group; ++j)
-          values.at[j] = static_cast<Out>(quantizer.value_of(code[b].at[first + j], scale));
-        store(out + i + b * step + first, values);
-      }
+      for (int j = 0; j < count; ++j) values.at[j] = static_cast<Out>(quantizer.value_of(code[b].at[j], scale));
+      store(out + i + b * step, values);
     }
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda

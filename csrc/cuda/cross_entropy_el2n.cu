@@ -1,7 +1,7 @@
 // cross_entropy_el2n on CUDA: the loss of every row and the norm of its gradient p - q from one read; the gradient.
 #include "logit_kernels.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "cross_entropy_el2n";
@@ -54,4 +54,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("cross_entropy_el2n_backward", TORCH_BOX(&cross_entropy_el2n_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

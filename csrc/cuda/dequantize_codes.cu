@@ -4,7 +4,7 @@
 #include "codes.cuh"
 #include "quantizer.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 template <class Out>
@@ -16,7 +16,7 @@ __global__ void dequantize_codes_kernel(const Walk walk, const bool aligned, con
   DequantizeVisit<Out> visit = given;
   visit.scale = scale[walk.channel_of(task)];
   if (walk.by_run) {
-    walk_run<16, 4>(walk, task, threadIdx.x % kWarpLanes, kWarpLanes, aligned, visit);
+    walk_run<kPack<Out>, 8>(walk, task, threadIdx.x % kWarpLanes, kWarpLanes, aligned, visit);
   } else {
     walk_column(walk, task, visit);
   }
@@ -49,4 +49,4 @@ Tensor dequantize_codes_forward(const Tensor& given_codes, const Tensor& given_s
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("dequantize_codes_forward", TORCH_BOX(&dequantize_codes_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -2,7 +2,7 @@
 // (Huang et al., 2025, arXiv 2502.01199, eq. 1-3 and 13-14).
 #include "quantizer_backward.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 std::vector<Tensor> double_round_forward(const Tensor& x, const Tensor& scale, int64_t high_bits,
@@ -27,4 +27,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("double_round_backward", TORCH_BOX(&double_round_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

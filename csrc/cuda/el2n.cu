@@ -1,7 +1,7 @@
 // el2n on CUDA: sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2) of every row (Paul et al., 2021, arXiv 2107.07075).
 #include "logit_kernels.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 Tensor el2n_forward(const Tensor& logits, const Tensor& targets, int64_t ignore_index) {
@@ -22,4 +22,4 @@ Tensor el2n_forward(const Tensor& logits, const Tensor& targets, int64_t ignore_
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("el2n_forward", TORCH_BOX(&el2n_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -10,7 +10,7 @@
 
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 constexpr int kMaxLevels = 8;
 
@@ -125,4 +125,4 @@ struct Backward {
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -1,7 +1,7 @@
 // extract_lsb on CUDA: B = c_bits(u) - 2^k c_(bits-k)(u), c the code of round_clamp (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 Tensor extract_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits, int64_t k,
@@ -13,4 +13,4 @@ Tensor extract_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit, 
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("extract_lsb_forward", TORCH_BOX(&extract_lsb_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -2,7 +2,7 @@
 // (Esser et al., 2020, arXiv 1902.08153, eq. 1-3).
 #include "quantizer_backward.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&, std::optional<ScalarType>);
 template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
@@ -35,4 +35,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

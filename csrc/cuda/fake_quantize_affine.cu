@@ -2,7 +2,7 @@
 // gradients of torch's learnable fake-quantization (Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12).
 #include "quantizer_backward.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
@@ -31,4 +31,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("fake_quantize_affine_backward", TORCH_BOX(&fake_quantize_affine_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -1,7 +1,7 @@
 // fake_quantize_foreach on CUDA: fake_quantize at K bit-widths of many tensors, all in one launch.
 #include "quantizer_backward.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "fake_quantize_foreach";
@@ -29,4 +29,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("fake_quantize_foreach_backward", TORCH_BOX(&fake_quantize_foreach_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -1,7 +1,7 @@
 // fake_quantize_multi on CUDA: fake_quantize at K bit-widths from one read of x, gradients of x added in one pass.
 #include "quantizer_backward.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
@@ -30,4 +30,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("fake_quantize_multi_backward", TORCH_BOX(&fake_quantize_multi_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

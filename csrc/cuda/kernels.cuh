@@ -4,7 +4,7 @@
 #include "batch.cuh"
 #include "elementwise.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 constexpr int kWarpLanes = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
@@ -30,7 +30,7 @@ __global__ void forward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, O
   if (task >= job.walk.tasks) return;
   Forward<Quantizer, T, Out> visit{job, job.walk.channel_of(task)};
   if (job.walk.by_run) {
-    walk_run<kPack<T, Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
+    walk_run<kPack<Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
   } else {
     walk_column(job.walk, task, visit);
   }
@@ -45,7 +45,7 @@ __global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, 
   Backward<Quantizer, T, Grad, slots> visit(job, job.walk.channel_of(task));
   if (job.walk.by_run) {
     const int lane = threadIdx.x % kWarpLanes;
-    walk_run<kPack<T, Grad>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
+    walk_run<kPack<T>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
     visit.finish(task, lane == 0, [](double value) { return warp_sum(value); });
   } else {
     walk_column(job.walk, task, visit);
@@ -53,38 +53,43 @@ __global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, 
   }
 }
 
-// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; one block for each. together: for
-// that many levels from k on, added in their order.
+// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp or
+// a block. together: for that many levels from k on, added in their order.
 struct ChannelSum {
   Walk walk;
-  int together;
+  int together, levels;
   const double* partial;  // levels x tasks
   float* gradient[kMaxLevels];
   double factor[kMaxLevels];
+
+  MBQ_HD int64_t count() const { return levels / together * walk.channels; }
 };
 
-template <int threads, int capacity>
+template <int lanes, int capacity>
 __global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, capacity> batch) {
-  __shared__ double warps[threads / kWarpLanes];
   const int item = batch.item_of(blockIdx.x);
   const ChannelSum& sum = batch.items[item];
-  const int64_t block = blockIdx.x - batch.first_block[item];
-  const int64_t k = block / sum.walk.channels * sum.together, channel = block % sum.walk.channels;
+  const int64_t index = thread_index(batch, item) / lanes;
+  if (index >= sum.count()) return;  // whole warps, or whole blocks
+  const int64_t row = quotient(index, sum.walk.channels), k = row * sum.together;
+  const int64_t channel = index - row * sum.walk.channels, count = sum.walk.sums_of_channel();
   double total = 0.0;
   for (int64_t level = k; level < k + sum.together; ++level) {
     const double* partial = sum.partial + level * sum.walk.tasks;
     double part = 0.0;
-    for (int64_t e = threadIdx.x; e < sum.walk.sums_of_channel(); e += threads)
-      part += partial[sum.walk.sum_index(channel, e)];
+#pragma unroll 8  // so many loads are then in flight
+    for (int64_t e = threadIdx.x % lanes; e < count; e += lanes) part += __ldg(partial + sum.walk.sum_index(channel, e));
     total += sum.factor[level] * part;
   }
   total = warp_sum(total);
-  if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  double all = 0.0;
-  for (int w = 0; w < threads / kWarpLanes; ++w) all += warps[w];
-  sum.gradient[k][channel] = static_cast<float>(all);
+  if constexpr (lanes > kWarpLanes) {
+    __shared__ double warps[lanes / kWarpLanes];
+    if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
+    __syncthreads();
+    total = 0.0;
+    for (int w = 0; w < lanes / kWarpLanes; ++w) total += warps[w];
+  }
+  if (threadIdx.x % lanes == 0) sum.gradient[k][channel] = static_cast<float>(total);
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -9,7 +9,7 @@
 // Weak: torch without CUDA lacks it, and the library must load there all the same.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
-namespace mbq {
+namespace mbq::cuda {
 
 constexpr int kThreads = 256;
 
@@ -24,6 +24,7 @@ struct Launch {
   cudaStream_t stream = nullptr;
 
   Launch(const char* name, const Tensor& x) : op(name), guard(x.get_device()) {
+    check(aoti_torch_get_current_cuda_stream != nullptr, op, ": this PyTorch has no CUDA streams");
     void* current = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device(), &current));
     stream = static_cast<cudaStream_t>(current);
@@ -38,4 +39,4 @@ struct Launch {
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -5,7 +5,7 @@
 #include "launch.cuh"
 #include "logit_rows.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 constexpr int64_t kWarpRow = 4096;  // longer rows get a block
 
@@ -76,7 +76,7 @@ __global__ void logit_rows_kernel(const __grid_constant__ LogitJob<T> job) {
   const bool valid = 0 <= target && target < job.classes, counts = target != job.ignore_index;
   const int64_t at = begin + (valid ? target : 0);
   AddToRow<T> visit{job.x, at};
-  walk_span<kPack<T, T>, 2>(begin, job.classes, lane, lanes, job.aligned, visit);
+  walk_span<kPack<T>, 2>(begin, job.classes, lane, lanes, job.aligned, visit);
   const RowSums<float> sums = row_merge<lanes>(visit.sums);
   const float logit = static_cast<float>(job.x[at]);
   RowResult<float> result = row_result(sums, logit);
@@ -84,7 +84,7 @@ __global__ void logit_rows_kernel(const __grid_constant__ LogitJob<T> job) {
     const float mean = row_sum<lanes>(visit.plain) / static_cast<float>(job.classes);
     const RowGaps gaps{result.top, result.log_sum, job.smoothing, job.uniform};
     AddGaps<T> again{job.x, at, gaps};
-    walk_span<kPack<T, T>, 2>(begin, job.classes, lane, lanes, job.aligned, again);
+    walk_span<kPack<T>, 2>(begin, job.classes, lane, lanes, job.aligned, again);
     const float of_target = target_gap(logit, gaps.top, gaps.log_sum, gaps.smoothing, gaps.uniform);
     result.loss = smoothed_loss(result, mean, job.smoothing);
     result.el2n = sqrtf(row_sum<lanes>(again.squares) + of_target * of_target);
@@ -108,7 +108,7 @@ __global__ void logit_gradient_kernel(const __grid_constant__ LogitJob<T> job) {
   const float of_target =
       target_gap(static_cast<float>(job.x[at]), gaps.top, gaps.log_sum, gaps.smoothing, gaps.uniform);
   const WriteGaps<T> visit{job.x, job.grad_x, at, gaps, job.grad[row], of_target, target != job.ignore_index};
-  walk_span<kPack<T, T>, 2>(begin, job.classes, threadIdx.x % lanes, lanes, job.aligned, visit);
+  walk_span<kPack<T>, 2>(begin, job.classes, threadIdx.x % lanes, lanes, job.aligned, visit);
 }
 
 // A job without its results, of (N, C) logits on CUDA.
@@ -151,4 +151,4 @@ void dispatch_logits(const char* op, const Tensor& logits, const Body& body) {
   });
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -4,7 +4,7 @@
 #include "../softmax_math.h"
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 // Of the classes but the target: maximum and sums below it; of all: the plain sum.
 template <class T>
@@ -96,4 +96,4 @@ struct WriteGaps {
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -6,7 +6,7 @@
 #include "lsb_visit.cuh"
 #include "quantizer.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 template <LsbOut out, bool counts, class T, class Result, int capacity>
 __global__ void round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
@@ -17,7 +17,7 @@ __global__ void round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T
   RoundClampVisit<out, counts, T, Result> visit{job, limit_at(job.limit, job.walk.channel_of(task))};
   if (job.walk.by_run) {
     const int lane = threadIdx.x % kWarpLanes;
-    walk_run<kPack<T, Result>, 4>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
+    walk_run<kPack<Result>, 4>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
     if (!counts) return;
     const unsigned sum = __reduce_add_sync(kFullWarp, visit.found);
     if (lane == 0) job.counts[task] = sum;
@@ -35,7 +35,7 @@ __global__ void lsb_gradient_kernel(const __grid_constant__ Batch<LsbGradientJob
   if (part >= job.walk.tasks) return;
   LsbGradientVisit<task, T> visit(job, job.walk.channel_of(part));
   if (job.walk.by_run) {
-    walk_run<kPack<T, T>, 2>(job.walk, part, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
+    walk_run<kPack<T>, 2>(job.walk, part, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
   } else {
     walk_column(job.walk, part, visit);
   }
@@ -157,4 +157,4 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
   return grad_xs;
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -2,7 +2,7 @@
 // sign(B) * du/dx (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "lsb_penalty";
@@ -25,4 +25,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("lsb_penalty_backward", TORCH_BOX(&lsb_penalty_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -4,7 +4,7 @@
 
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 // One x: `to` gets values or residuals; counts gets a number a task, the sum of |B| in its upper half and the number of
 // B that are not 0 in the lower one: a task has at most kChunk elements.
@@ -93,4 +93,4 @@ struct LsbGradientVisit {
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -1,7 +1,7 @@
 // pack_codes and unpack_codes on CUDA: 8 / bits codes a byte, the first one in its low bits.
 #include "word_kernels.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 // Launches Body<bits, is_signed> from `from` to `to`.
@@ -51,4 +51,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("unpack_codes_forward", TORCH_BOX(&unpack_codes_forward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

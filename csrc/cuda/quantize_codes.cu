@@ -1,7 +1,7 @@
 // quantize_codes on CUDA: code = clamp(rint((x - offset) / scale), lo, hi), the codes of fake_quantize.
 #include "quantizer.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 template <class T, class Code>
@@ -29,4 +29,4 @@ Tensor quantize_codes_forward(const Tensor& x, const Tensor& scale, const std::o
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("quantize_codes_forward", TORCH_BOX(&quantize_codes_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

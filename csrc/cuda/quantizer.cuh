@@ -5,7 +5,7 @@
 #include "kernels.cuh"
 #include "launch.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 inline bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
 
@@ -89,4 +89,4 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
 extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
                                                                    std::optional<ScalarType>);
 
-}  // namespace mbq
+}  // namespace mbq::cuda

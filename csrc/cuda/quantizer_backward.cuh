@@ -3,7 +3,7 @@
 
 #include "quantizer.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 // Of the xs, and of the tensors of scales and shifts, in their order.
 struct __attribute__((visibility("hidden"))) Gradients {
@@ -15,7 +15,8 @@ inline void append_gradients(const Quantizers& q, const Rows& rows, const double
                              std::optional<double> grad_factor, std::vector<Tensor>& gradients,
                              std::vector<ChannelSum>& sums) {
   const int together = rows.shared ? static_cast<int>(q.ranges.size()) : 1;
-  ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), together, partial, {}, {}};
+  ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), together, static_cast<int>(q.ranges.size()),
+                 partial, {}, {}};
   const std::vector<double> factors = q.grad_factors(grad_factor);
   for (size_t k = 0; k < factors.size(); ++k) {
     if (k < rows.tensors.size()) gradients.push_back(allocate_like(rows.tensors[k]));
@@ -41,6 +42,17 @@ inline Tensor allocate_sums(const std::vector<Quantizers>& each) {
     count += Walk(q.layout.outer, q.layout.channels, q.layout.inner).tasks *
              static_cast<int64_t>(q.ranges.size() * (q.shifts.absent() ? 1 : 2));
   return torch::stable::new_empty(each[0].x, {count}, ScalarType::Double);
+}
+
+// A warp adds the sums of a channel; a block, where some channel has many.
+template <bool many>
+void add_sums(const Launch& launch, const std::vector<ChannelSum>& sums) {
+  constexpr int capacity = many ? kBatch<ChannelSum> : 2;
+  int64_t most = 0;
+  for (const ChannelSum& sum : sums) most = std::max(most, sum.walk.sums_of_channel());
+  const int lanes = most > 16 * kWarpLanes ? kThreads : kWarpLanes;
+  launch_all(launch, lanes == kThreads ? channel_sum_kernel<kThreads, capacity> : channel_sum_kernel<kWarpLanes, capacity>,
+             sums, [&](const ChannelSum& sum) { return (sum.count() * lanes + kThreads - 1) / kThreads; });
 }
 
 // given: one gradient per x and quantizer, in one flat list.
@@ -84,8 +96,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
     launch_all(launch, kernel, jobs, [](const Work& job) { return blocks_of(job.walk); });
   });
   scale_sums.insert(scale_sums.end(), shift_sums.begin(), shift_sums.end());
-  launch_all(launch, channel_sum_kernel < kThreads, many ? kBatch<ChannelSum> : 2 >, scale_sums,
-             [&](const ChannelSum& sum) { return static_cast<int64_t>(levels) / sum.together * sum.walk.channels; });
+  add_sums<many>(launch, scale_sums);
   return gradients;
 }
 
@@ -101,4 +112,4 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
 extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
                                                           std::optional<double>);
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -2,7 +2,7 @@
 // 1/2 (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 Tensor round_clamp_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
@@ -14,4 +14,4 @@ Tensor round_clamp_forward(const Tensor& x, const std::optional<Tensor>& limit, 
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("round_clamp_forward", TORCH_BOX(&round_clamp_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

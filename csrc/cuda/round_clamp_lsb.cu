@@ -2,7 +2,7 @@
 // their gradients in one pass (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "round_clamp_lsb";
@@ -26,4 +26,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("round_clamp_lsb_backward", TORCH_BOX(&round_clamp_lsb_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

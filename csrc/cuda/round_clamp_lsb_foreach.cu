@@ -1,7 +1,7 @@
 // round_clamp_lsb_foreach on CUDA: round_clamp_lsb of many tensors, each with its own bits and k, all in one launch.
 #include "lsb.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "round_clamp_lsb_foreach";
@@ -28,4 +28,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("round_clamp_lsb_foreach_backward", TORCH_BOX(&round_clamp_lsb_foreach_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

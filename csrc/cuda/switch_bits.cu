@@ -4,7 +4,7 @@
 #include "codes.cuh"
 #include "quantizer.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 __global__ void switch_bits_kernel(const Walk walk, const bool aligned, const SwitchCodes visit) {
@@ -29,4 +29,4 @@ Tensor switch_bits_forward(const Tensor& given_codes, int64_t from_bits, int64_t
 
 STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("switch_bits_forward", TORCH_BOX(&switch_bits_forward)); }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

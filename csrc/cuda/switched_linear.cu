@@ -7,7 +7,7 @@
 #include "kernels.cuh"
 #include "launch.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 constexpr const char* kOp = "switched_linear";
@@ -144,4 +144,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("switched_linear_backward", TORCH_BOX(&switched_linear_backward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -1,7 +1,7 @@
 // to_planes and from_planes on CUDA: plane p holds bit (bits - 1 - p) of every code, eight codes a byte.
 #include "word_kernels.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 namespace {
 
 // And planes of a multiple of 16 bytes, for each begins where the last one ends.
@@ -58,4 +58,4 @@ STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
   m.impl("from_planes_forward", TORCH_BOX(&from_planes_forward));
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

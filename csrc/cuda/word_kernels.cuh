@@ -5,7 +5,7 @@
 #include "launch.cuh"
 #include "words.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
 template <class Body>
 __global__ void words_kernel(const __grid_constant__ Body body) {
@@ -34,4 +34,4 @@ void dispatch_bits(const char* op, int64_t bits, const Body& body) {
   check(known, op, ": no kernel for ", bits, " bits");
 }
 
-}  // namespace mbq
+}  // namespace mbq::cuda

@@ -7,9 +7,12 @@
 #include "../code_math.h"
 #include "walk.cuh"
 
-namespace mbq {
+namespace mbq::cuda {
 
-constexpr int kWords = 16;  // a thread takes at once: 128 codes, 16 bytes of every plane
+constexpr int kWords = 16;  // of a thread: 128 codes
+
+// Words that a thread takes at once are as many as fill 16 bytes of what it stores: the stores of a warp then lie side
+// by side. (The parts of longer loads meet in the first-level cache; those of stores do not.)
 
 // Rows of n codes in words of eight; the last word of a row may be short. aligned: every pointer, and every plane, is
 // on 16 bytes and no row but the last ends within a word.
@@ -38,18 +41,24 @@ MBQ_HD void write_bytes(uint8_t* to, uint64_t word, int count) {
     if (i < count) to[i] = static_cast<uint8_t>(word >> (8 * i));
 }
 
-// The words of one block: kWords neighbours a thread where all are whole and aligned, else one after the other.
+// The words of one block, body.kTake neighbours at once where all are whole and aligned, else one after the other.
 template <class Body>
 MBQ_HD void walk_words(const Words& words, int64_t block, int thread, int threads, const Body& body) {
   const int64_t begin = block * threads * kWords, end = begin + static_cast<int64_t>(threads) * kWords;
-  if (words.aligned && end <= words.rows * words.n / 8) return body.many(begin + static_cast<int64_t>(thread) * kWords);
+  if (words.aligned && end <= words.rows * words.n / 8) {
+    constexpr int parts = kWords / Body::kTake, batch = parts < Body::kBatch ? parts : Body::kBatch;
+    const int64_t step = static_cast<int64_t>(threads) * Body::kTake;
+    for (int part = 0; part < parts; part += batch)
+      body.template many<batch>(begin + part * step + static_cast<int64_t>(thread) * Body::kTake, step);
+    return;
+  }
   const int64_t last = end < words.count() ? end : words.count();
   for (int64_t word = begin + thread; word < last; word += threads) body.one(word);
 }
 
 template <int bits, bool is_signed>
 struct PackWords {
-  static constexpr int kBits = bits;
+  static constexpr int kTake = 16 / bits, kBatch = kWords / kTake;
   Words words;
   const uint8_t* from;
   uint8_t* to;
@@ -60,13 +69,20 @@ struct PackWords {
     return gather_fields(to_fields(codes, bits, is_signed), bits);
   }
 
-  MBQ_HD void many(int64_t word) const {
+  template <int batch>
+  MBQ_HD void many(int64_t word, int64_t step) const {
     using Packed = packed_word_t<bits>;
-    const Pack<uint64_t, kWords> codes = load<uint64_t, kWords>(reinterpret_cast<const uint64_t*>(from) + word);
-    Pack<Packed, kWords> out;
+    Pack<uint64_t, kTake> codes[batch];  // all loads first: they are then in flight together
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) out.at[w] = static_cast<Packed>(packed(codes.at[w]));
-    store(reinterpret_cast<Packed*>(to) + word, out);
+    for (int b = 0; b < batch; ++b)
+      codes[b] = load<uint64_t, kTake>(reinterpret_cast<const uint64_t*>(from) + word + b * step);
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      Pack<Packed, kTake> out;
+#pragma unroll
+      for (int w = 0; w < kTake; ++w) out.at[w] = static_cast<Packed>(packed(codes[b].at[w]));
+      store(reinterpret_cast<Packed*>(to) + word + b * step, out);
+    }
   }
 
   MBQ_HD void one(int64_t word) const {
@@ -81,20 +97,27 @@ struct PackWords {
 
 template <int bits, bool is_signed>
 struct UnpackWords {
-  static constexpr int kBits = bits;
+  static constexpr int kTake = 2, kBatch = 8;
   Words words;
   const uint8_t* from;
   uint8_t* to;
 
   MBQ_HD static uint64_t codes(uint64_t packed) { return from_fields(spread_fields(packed, bits), bits, is_signed); }
 
-  MBQ_HD void many(int64_t word) const {
+  template <int batch>
+  MBQ_HD void many(int64_t word, int64_t step) const {
     using Packed = packed_word_t<bits>;
-    const Pack<Packed, kWords> packed = load<Packed, kWords>(reinterpret_cast<const Packed*>(from) + word);
-    Pack<uint64_t, kWords> out;
+    Pack<Packed, kTake> packed[batch];
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) out.at[w] = codes(packed.at[w]);
-    store(reinterpret_cast<uint64_t*>(to) + word, out);
+    for (int b = 0; b < batch; ++b)
+      packed[b] = load<Packed, kTake>(reinterpret_cast<const Packed*>(from) + word + b * step);
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      Pack<uint64_t, kTake> out;
+#pragma unroll
+      for (int w = 0; w < kTake; ++w) out.at[w] = codes(packed[b].at[w]);
+      store(reinterpret_cast<uint64_t*>(to) + word + b * step, out);
+    }
   }
 
   MBQ_HD void one(int64_t word) const {
@@ -108,6 +131,7 @@ struct UnpackWords {
 // Byte `word` of plane p holds bit planes - 1 - p of eight codes.
 template <int planes>
 struct SplitWords {
+  static constexpr int kTake = kWords, kBatch = 1;
   Words words;
   const uint8_t* from;
   uint8_t* to;
@@ -117,7 +141,8 @@ struct SplitWords {
     return transpose_bits(codes);
   }
 
-  MBQ_HD void many(int64_t word) const {
+  template <int batch>
+  MBQ_HD void many(int64_t word, int64_t) const {
     Pack<uint64_t, kWords> codes = load<uint64_t, kWords>(reinterpret_cast<const uint64_t*>(from) + word);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) codes.at[w] = split(codes.at[w]);
@@ -140,34 +165,39 @@ struct SplitWords {
 // Codes of `bits` bits from as many planes, or from more that are rounded.
 template <int bits, int planes>
 struct JoinWords {
+  static constexpr int kTake = 2, kBatch = 4;
   Words words;
   const uint8_t* from;
   uint8_t* to;
   bool half_even;
 
   // Byte `byte` of every plane, and what its eight codes are.
-  MBQ_HD static uint64_t codes(const uint64_t* rounded, int byte) {
+  template <class Word>
+  MBQ_HD static uint64_t codes(const Word* rounded, int byte) {
     uint64_t word = 0;
 #pragma unroll
-    for (int p = 0; p < bits; ++p) word |= (rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
+    for (int p = 0; p < bits; ++p) word |= static_cast<uint64_t>(rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
     return codes_of_planes(word, bits, true);
   }
 
-  MBQ_HD void many(int64_t word) const {
-    Pack<uint64_t, 2> plane[planes];
+  template <int batch>
+  MBQ_HD void many(int64_t word, int64_t step) const {
+    uint32_t plane[batch][8] = {};  // of which two bytes are used
 #pragma unroll
-    for (int p = 0; p < planes; ++p)
-      plane[p] = load<uint64_t, 2>(reinterpret_cast<const uint64_t*>(from + p * words.count() + word));
+    for (int b = 0; b < batch; ++b) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint64_t rounded[8] = {};
+      for (int p = 0; p < planes; ++p) {
+        const Pack<uint8_t, kTake> bytes = load<uint8_t, kTake>(from + p * words.count() + word + b * step);
+        plane[b][p] = bytes.at[0] | static_cast<uint32_t>(bytes.at[1]) << 8;
+      }
+    }
 #pragma unroll
-      for (int p = 0; p < planes; ++p) rounded[p] = plane[p].at[half];
-      round_planes(rounded, bits, planes, half_even);
-      Pack<uint64_t, kWords / 2> out;
+    for (int b = 0; b < batch; ++b) {
+      round_planes(plane[b], bits, planes, half_even);
+      Pack<uint64_t, kTake> out;
 #pragma unroll
-      for (int w = 0; w < kWords / 2; ++w) out.at[w] = codes(rounded, w);
-      store(reinterpret_cast<uint64_t*>(to) + word + half * kWords / 2, out);
+      for (int w = 0; w < kTake; ++w) out.at[w] = codes(plane[b], w);
+      store(reinterpret_cast<uint64_t*>(to) + word + b * step, out);
     }
   }
 
@@ -179,4 +209,4 @@ struct JoinWords {
   }
 };
 
-}  // namespace mbq
+}  // namespace mbq::cuda
