@@ -43,7 +43,8 @@ class LsbInputs:
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
         self.limits = [x.detach().abs().amax().float() for x in self.xs]
         one = torch.ones((), device=case.device)
-        self.scales = [[limit * 2 / 2**BITS] for limit in self.limits] + [[one]]
+        residuals = case.op == "extract_lsb"  # in which a code more or less is as many as 2^k
+        self.scales = [[one * 2**K if residuals else limit * 2 / (2**BITS - 1)] for limit in self.limits] + [[one]]
         penalties = torch.full((len(self.xs),) if case.op.endswith("foreach") else (), 1e-3, device=case.device)
         values = [] if case.op == "lsb_penalty" else [make(shape) for shape in case.shapes]
         self.upstream = [*values, penalties] if case.what == BOTH else []

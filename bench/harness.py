@@ -164,12 +164,12 @@ def fill_ratios(case: Case, rows: list[dict], ours: str) -> None:
             row["ratio_to_ours"] = row["ms_p50"] / same[ours]
 
 
-def time_all(case: Case, steps: dict, contexts: dict) -> dict[str, dict[str, list[float]]]:
+def time_all(case, steps: dict, contexts: dict, tensors: int = 1) -> dict[str, dict[str, list[float]]]:
     """Samples by timer and candidate. Small CUDA work is timed twice: as called, and replayed from a CUDA graph."""
     if case.device == "cpu":
         return {"wall clock": timing.wall_clock(steps, contexts)}
     timers = {"CUDA events": timing.cuda_events(steps, contexts)}
-    if case.numel <= GRAPH_LIMIT * len(case.shapes):
+    if case.numel <= GRAPH_LIMIT * tensors:
         graphs = {}
         for name, step in steps.items():
             with contextlib.suppress(RuntimeError):  # a step that synchronises cannot be captured: no graph row
@@ -203,7 +203,7 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
             rows.append(row_of(case, name, error=f"{type(error).__name__}: {str(error).strip()}"[:300]))
     del want, result
     contexts = {name: by_name[name].context for name in steps}
-    for timer, samples in time_all(case, steps, contexts).items():
+    for timer, samples in time_all(case, steps, contexts, len(case.shapes)).items():
         rows += [row_of(case, name, timer=timer, check=verdicts[name], differs=by_name[name].differs,
                         **timing.summary(values)) for name, values in samples.items()]
     fill_ratios(case, rows, own[0].name)
