@@ -101,6 +101,13 @@ def functions(text, marker):
     return {key: "\n".join(lines) for key, lines in parts.items()}
 
 
+def test_library_asks_for_torch_itself(cuda_code):
+    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
+    library = Path(_library.__file__).with_name("_C.so")
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "[libtorch.so]" in dynamic
+
+
 def test_cuda_kernels_are_built_for_two_architectures(cuda_code):
     wanted = {"80", "90"}
     built = set(re.findall(r"\d+", _library.build()["cuda_architectures"]))
