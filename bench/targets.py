@@ -52,7 +52,9 @@ TARGETS = (
     Target("cuda", "switched_linear-codes*-rows1-*", ("linear bfloat16",), 1.7),
     *(Target("cuda", f"switched_linear-planes{bits}-rows1-*", ("linear bfloat16",), ratio)
       for bits, ratio in ((8, 1.4), (4, 2), (2, 3))),
-    Target("cpu", "sample_grad_norm_*", RIVALS, 1 / 1.05),
+    *(Target("cpu", f"sample_grad_norm_{layer}-*", RIVALS, 1 / 1.05) for layer in ("linear", "conv2d")),
+    *(Target("cpu", f"sample_grad_norm_{layer}-*", ("torch.compile(eager)",), 1 / 1.05)
+      for layer in ("embedding", "layer_norm", "batch_norm")),
     Target("cpu", "sample_grad_norm_linear-design-*", (OPACUS,), 2),
     *(Target("cpu", f"sample_grad_norm_{case}-*", RIVALS, 1.5)  # here Gram products are the cheaper way
       for case in ("linear-design", "linear-short", "linear-vit_s", "linear-llama", "linear-middle",

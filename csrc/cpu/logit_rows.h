@@ -69,20 +69,21 @@ struct SumOfSquares {
 struct __attribute__((visibility("hidden"))) LogitRows {
   const char* op;
   Tensor logits, targets;
+  const void* target_data;  // asked for once: every call through the ABI takes longer than a short row
+  bool wide_targets;
   int64_t rows, classes, ignore_index;
   double smoothing, uniform;
   mutable std::atomic<int64_t> bad_row;
 
   LogitRows(const char* name, const Tensor& x, const Tensor& t, int64_t ignored, double label_smoothing = 0)
-      : op(name), logits(make_contiguous(x)), targets(make_contiguous(t)), ignore_index(ignored),
-        smoothing(label_smoothing), bad_row(-1) {
+      : op(name), logits(make_contiguous(x)), targets(make_contiguous(t)),
+        target_data(targets.const_data_ptr()), wide_targets(targets.scalar_type() == ScalarType::Long),
+        ignore_index(ignored), smoothing(label_smoothing), bad_row(-1) {
     check(x.dim() == 2 && x.size(1) > 0 && x.is_cpu(), op, ": logits must be (N, C) on the CPU, C >= 1");
     rows = x.size(0), classes = x.size(1), uniform = smoothing / static_cast<double>(classes);
-    check(t.dim() == 1 && t.size(0) == rows && t.is_cpu() && (wide_targets() || t.scalar_type() == ScalarType::Int), op,
+    check(t.dim() == 1 && t.size(0) == rows && t.is_cpu() && (wide_targets || t.scalar_type() == ScalarType::Int), op,
           ": targets must be (N,) int64 or int32 on the CPU");
   }
-
-  bool wide_targets() const { return targets.scalar_type() == ScalarType::Long; }
 
   // The target of a row; -1 where it is ignored or, which is noted, no class.
   int64_t target(int64_t row) const {
@@ -96,16 +97,23 @@ struct __attribute__((visibility("hidden"))) LogitRows {
   }
 
   int64_t raw_target(int64_t row) const {
-    return wide_targets() ? static_cast<const int64_t*>(targets.const_data_ptr())[row]
-                          : static_cast<const int32_t*>(targets.const_data_ptr())[row];
+    return wide_targets ? static_cast<const int64_t*>(target_data)[row] : static_cast<const int32_t*>(target_data)[row];
   }
 
   // visit(row, its logits, target) for every row, those without a target too.
   template <class T, class Visit>
   void for_each(const Visit& visit) const {
     const T* x = static_cast<const T*>(logits.const_data_ptr());
-    torch::stable::parallel_for(0, rows, kRowGrain / classes + 1, [&](int64_t begin, int64_t end) {
+    for_each_range([&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) visit(row, x + row * classes, target(row));
+    });
+  }
+
+  // visit(begin, end) for rows that a thread takes together; it asks for the target of each.
+  template <class Visit>
+  void for_each_range(const Visit& visit) const {
+    torch::stable::parallel_for(0, rows, kRowGrain / classes + 1, [&](int64_t begin, int64_t end) {
+      visit(begin, end);
       finish_streams();
     });
     const int64_t bad = bad_row.load();
