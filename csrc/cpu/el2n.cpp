@@ -37,7 +37,8 @@ void norms_of_few(const LogitRows& rows, float* to) {
       for (int64_t j = 0; j < kLanes; ++j) {
         const int64_t row = std::min(first + j, end - 1);  // the last one fills up the lanes
         targets[j] = rows.target(row);
-        for (int64_t c = 0; c < rows.classes; ++c) block[c * kLanes + j] = static_cast<float>(x[row * rows.classes + c]);
+        for (int64_t c = 0; c < rows.classes; ++c)
+          block[c * kLanes + j] = static_cast<float>(x[row * rows.classes + c]);
         logit[j] = targets[j] < 0 ? 0.0f : std::exchange(block[targets[j] * kLanes + j], -INFINITY);
       }
       run<NormsOfFew>(static_cast<const float*>(block), static_cast<const float*>(logit), rows.classes,

@@ -53,8 +53,8 @@ __global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, 
   }
 }
 
-// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp or
-// a block. together: for that many levels from k on, added in their order.
+// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp
+// or a block. together: for that many levels from k on, added in their order.
 struct ChannelSum {
   Walk walk;
   int together, levels;
@@ -78,7 +78,8 @@ __global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, cap
     const double* partial = sum.partial + level * sum.walk.tasks;
     double part = 0.0;
 #pragma unroll 8  // so many loads are then in flight
-    for (int64_t e = threadIdx.x % lanes; e < count; e += lanes) part += __ldg(partial + sum.walk.sum_index(channel, e));
+    for (int64_t e = threadIdx.x % lanes; e < count; e += lanes)
+      part += __ldg(partial + sum.walk.sum_index(channel, e));
     total += sum.factor[level] * part;
   }
   total = warp_sum(total);

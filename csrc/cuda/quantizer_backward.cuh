@@ -50,9 +50,10 @@ void add_sums(const Launch& launch, const std::vector<ChannelSum>& sums) {
   constexpr int capacity = many ? kBatch<ChannelSum> : 2;
   int64_t most = 0;
   for (const ChannelSum& sum : sums) most = std::max(most, sum.walk.sums_of_channel());
-  const int lanes = most > 16 * kWarpLanes ? kThreads : kWarpLanes;
-  launch_all(launch, lanes == kThreads ? channel_sum_kernel<kThreads, capacity> : channel_sum_kernel<kWarpLanes, capacity>,
-             sums, [&](const ChannelSum& sum) { return (sum.count() * lanes + kThreads - 1) / kThreads; });
+  const bool wide = most > 16 * kWarpLanes;
+  const int lanes = wide ? kThreads : kWarpLanes;
+  launch_all(launch, wide ? channel_sum_kernel<kThreads, capacity> : channel_sum_kernel<kWarpLanes, capacity>, sums,
+             [&](const ChannelSum& sum) { return (sum.count() * lanes + kThreads - 1) / kThreads; });
 }
 
 // given: one gradient per x and quantizer, in one flat list.

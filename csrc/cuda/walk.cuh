@@ -153,7 +153,8 @@ MBQ_HD void store(T* to, const Pack<T, count>& pack) {
   Word words[sizeof(pack) / sizeof(Word)];
   memcpy(words, &pack, sizeof(pack));
 #pragma unroll
-  for (int w = 0; w < static_cast<int>(sizeof(pack) / sizeof(Word)); ++w) put(reinterpret_cast<Word*>(to) + w, words[w]);
+  for (int w = 0; w < static_cast<int>(sizeof(pack) / sizeof(Word)); ++w)
+    put(reinterpret_cast<Word*>(to) + w, words[w]);
 #else
   for (int j = 0; j < count; ++j) to[j] = pack.at[j];
 #endif

@@ -176,7 +176,8 @@ struct JoinWords {
   MBQ_HD static uint64_t codes(const Word* rounded, int byte) {
     uint64_t word = 0;
 #pragma unroll
-    for (int p = 0; p < bits; ++p) word |= static_cast<uint64_t>(rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
+    for (int p = 0; p < bits; ++p)
+      word |= static_cast<uint64_t>(rounded[p] >> (8 * byte) & 255) << (8 * (bits - 1 - p));
     return codes_of_planes(word, bits, true);
   }
 
