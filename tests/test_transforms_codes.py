@@ -191,8 +191,8 @@ def test_vmap_is_a_loop(device, op):
 
 @every_op
 def test_result_repeats_whatever_the_threads(device, backend, op):
-    slow = backend == "triton" and op is of_embedding  # all pairs of indices, interpreted: nine minutes
-    codes, scale = make(device, (4, 4011 if slow else 40011))
+    interpreted = backend == "triton" and device == "cpu"  # where only the sums behind a kernel have threads
+    codes, scale = make(device, (4, 411 if interpreted else 40011))
     first, threads = op(codes, scale), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
