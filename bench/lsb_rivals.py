@@ -18,8 +18,7 @@ def position(x, limit):
 
 
 def value(x, limit):
-    top = 2**BITS - 1
-    return limit * ((2 * code(position(x, limit), BITS) - top) / top)
+    return limit * ((2 * code(position(x, limit), BITS) - 2**BITS) / (2**BITS - 1))
 
 
 def residual(x, limit):

@@ -194,11 +194,11 @@ MBQ_HD T round_clamp_code(T u, T steps) {
   return level < steps ? level : steps - 1;
 }
 
-// limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1
+// limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1
 template <class T>
 MBQ_HD T round_clamp_decode(T code, T limit, T steps, UnitForm<T> form) {
   const T top = steps - 1;
-  return limit * divide(code * form.span - form.centre * form.span * top, top);
+  return limit * divide(code * form.span - form.centre * form.span * steps, top);
 }
 
 // B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact

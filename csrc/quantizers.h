@@ -111,6 +111,12 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   }
 };
 
+// Whether a call has one bit-width and results in x's dtype: nothing is compiled for several, or for two dtypes.
+template <template <class> class Quantizer>
+inline constexpr bool kSingle = false;
+template <>
+inline constexpr bool kSingle<FakeQuantizeAffine> = true;
+
 // The arithmetic of quantizer k in W.
 template <template <class> class Quantizer, class W>
 Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {

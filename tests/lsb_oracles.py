@@ -47,8 +47,9 @@ def values(x, limit, axis, bits):
     if limit is None:
         value = code.astype(u.dtype) / u.dtype.type(top)
     else:
-        value = (2 * code - top).astype(u.dtype) / u.dtype.type(top)
-        value = value * oracles.wide(oracles.spread(limit, x, axis)).astype(u.dtype)
+        value = (2 * code - 2**bits).astype(u.dtype) / u.dtype.type(top)
+        with np.errstate(over="ignore"):  # at 1 bit the lowest value is -2 limit
+            value = value * oracles.wide(oracles.spread(limit, x, axis)).astype(u.dtype)
     return torch.from_numpy(np.asarray(value)).to(x.dtype)
 
 

@@ -45,15 +45,26 @@ def test_ties_and_ends(device, dtype, bits):
         oracles.assert_same(mbq.round_clamp(x.to(device), bits=bits, limit=limit.to(device)), wanted, f"limit {limit}")
 
 
-def test_ends_are_met_exactly_and_values_are_symmetric(device):
+def test_values_are_symmetric_around_an_exact_zero(device):
+    """But for the lowest, as two's complement is."""
     limit = torch.tensor(0.7310585975646973, device=device)
     for bits in range(1, 9):
-        ends = torch.stack([-limit, limit])
-        oracles.assert_same(mbq.round_clamp(ends, bits=bits, limit=limit), ends)
         u = (torch.arange(2**bits, device=device) + 0.25) / 2**bits
         value = mbq.round_clamp((2 * u - 1) * limit, bits=bits, limit=limit)
-        oracles.assert_same(value, -value.flip(0))
-        assert value.unique().numel() == 2**bits
+        middle = 2 ** (bits - 1)
+        assert value[middle] == 0 and value.unique().numel() == 2**bits
+        oracles.assert_same(value[1:middle], -value[middle + 1:].flip(0))
+        ends = torch.tensor([-(2.0**bits), 2.0**bits - 2], device=device) / torch.tensor(2.0**bits - 1, device=device)
+        oracles.assert_same(value[[0, -1]], limit * ends)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_small_weights_have_no_common_sign(device, bits):
+    """As many values above zero as below, though most weights of a layer lie in the bin around it."""
+    x = torch.randn(20000, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.cat([x, -x])
+    sign = mbq.round_clamp(x, bits=bits, limit=x.abs().amax()).sign()
+    assert sign.sum() == 0 and sign.unique().tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

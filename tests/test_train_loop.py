@@ -12,7 +12,7 @@ from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.weight_bank import WeightBank
 from mbq_train.training import distillation, steps
 from mbq_train.training.loop import Training
-from mbq_train.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
+from mbq_train.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at, set_rate
 from networks import one_thread, tiny_model  # noqa: F401
 from small_data import halves
 from torch import nn
@@ -176,6 +176,17 @@ def test_optimizers_train_and_decay_no_scale(data, name, kind):
     assert type(optimizer) is kind
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert all(decay[id(p)] == (0 if "_quantizer" in key else 0.1) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["numbers", "tensors"])
+def test_scales_have_a_learning_rate_of_their_own(cuda_graph):
+    """What a graph would read are tensors, one for each group."""
+    options = replace(OPTIONS, scale_rate=0.25, cuda_graph=cuda_graph)
+    model = convert(tiny_model(), BITS)
+    optimizer = build_optimizer(model, options)
+    set_rate(optimizer, 0.5)
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    assert all(rates[id(p)] == (0.125 if "_quantizer" in key else 0.5) for key, p in model.named_parameters())
 
 
 def test_parameter_groups_hold_every_parameter_once():

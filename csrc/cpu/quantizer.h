@@ -32,13 +32,16 @@ std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
   return levels;
 }
 
-// Calls body with values of the storage types of x and of `other`, its results or their gradients.
-template <class Body>
+// Calls body with values of the storage types of x and of `other`, its results or their gradients. same: the two are
+// one.
+template <bool same = false, class Body>
 void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& body) {
   dispatch_floats(op, x, [&](auto storage) {
     using W = wide_t<decltype(storage)>;
     dispatch_floats(op, other, [&](auto other_storage) {
-      if constexpr (std::is_same_v<wide_t<decltype(other_storage)>, W>) {
+      if constexpr (same && !std::is_same_v<decltype(storage), decltype(other_storage)>) {
+        check(false, op, ": x and its result or gradient must have one dtype");
+      } else if constexpr (std::is_same_v<wide_t<decltype(other_storage)>, W>) {
         body(storage, other_storage);
       } else {
         check(false, op, ": x and its result or gradient must both be float64 or neither");
@@ -60,7 +63,7 @@ template <template <class> class Quantizer>
 std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
   std::vector<Tensor> all;
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
-  dispatch_pair(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
+  dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
     std::vector<ForwardWork<Quantizer<W>, T, decltype(out_storage)>> works;
@@ -112,7 +115,8 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
   check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
         levels * each.size(), "), got ", given.size());
   Gradients gradients;
-  dispatch_pair(each[0].op, each[0].x.scalar_type(), given[0].scalar_type(), [&](auto storage, auto grad_storage) {
+  const ScalarType x_dtype = each[0].x.scalar_type(), grad_dtype = given[0].scalar_type();
+  dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, grad_dtype, [&](auto storage, auto grad_storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
     std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
@@ -122,7 +126,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
       const Quantizers& q = each[t];
       std::vector<Tensor> grads = share(given, t, levels);
       for (Tensor& grad : grads) grad = aligned(q.op, grad, q.x);
-      check(grads[0].scalar_type() == given[0].scalar_type(), q.op, ": all gradients must have one dtype");
+      check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
       q.check_against(grads);
       gradients.xs.push_back(allocate_like(q.x));
       works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),

@@ -32,7 +32,7 @@ Tensor dequantize_codes_forward(const Tensor& given_codes, const Tensor& given_s
   const Layout layout = layout_of(op, codes, axis);
   check(scale.numel() == layout.channels && scale.scalar_type() == ScalarType::Float && same_device(scale, codes), op,
         ": scale must have ", layout.channels, " elements, codes' device, and be float32");
-  dispatch_pair(op, dtype, dtype, [&](auto storage, auto) {
+  dispatch_pair<true>(op, dtype, dtype, [&](auto storage, auto) {
     using Out = decltype(storage);
     const Walk walk(layout.outer, layout.channels, layout.inner);
     const DequantizeVisit<Out> visit{static_cast<const int8_t*>(codes.const_data_ptr()),

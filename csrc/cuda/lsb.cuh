@@ -103,7 +103,7 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
   Lsbs lsbs;
   std::optional<Tensor> task_counts;
   if (counts) lsbs.counts = allocate_counts(each, many), task_counts = allocate_task_counts(each);
-  dispatch_pair(launch.op, each[0].x.scalar_type(), each[0].x.scalar_type(), [&](auto storage, auto) {
+  dispatch_pair<true>(launch.op, each[0].x.scalar_type(), each[0].x.scalar_type(), [&](auto storage, auto) {
     using T = decltype(storage);
     using Result = std::conditional_t<out == LsbOut::residual, int8_t, T>;
     using Work = RoundClampJob<T, Result>;
@@ -137,7 +137,7 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
   const Tensor penalties = checked_penalties(each, grad_penalties);
   check(!task || upstream.size() == each.size(), launch.op, ": needs a gradient per tensor");
   std::vector<Tensor> grad_xs;
-  dispatch_pair(launch.op, each[0].x.scalar_type(), each[0].x.scalar_type(), [&](auto storage, auto) {
+  dispatch_pair<true>(launch.op, each[0].x.scalar_type(), each[0].x.scalar_type(), [&](auto storage, auto) {
     using T = decltype(storage);
     using Work = LsbGradientJob<T>;
     std::vector<Work> jobs;

@@ -10,7 +10,8 @@ namespace mbq::cuda {
 inline bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
 
 // Calls body with values of the storage types of x and of `other`, its results or their gradients; float64 is refused.
-template <class Body>
+// same: the two are one.
+template <bool same, class Body>
 void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& body) {
   check(x != ScalarType::Double && other != ScalarType::Double, op,
         ": float64 is for the CPU; CUDA takes float32, bfloat16 and float16");
@@ -18,7 +19,10 @@ void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& b
     using T = decltype(storage);
     dispatch_floats(op, other, [&](auto other_storage) {
       using Other = decltype(other_storage);
-      if constexpr (!std::is_same_v<T, double> && !std::is_same_v<Other, double>) body(storage, other_storage);
+      if constexpr (same && !std::is_same_v<T, Other>)
+        check(false, op, ": x and its result or gradient must have one dtype");
+      else if constexpr (!std::is_same_v<T, double> && !std::is_same_v<Other, double>)
+        body(storage, other_storage);
     });
   });
 }
@@ -69,7 +73,7 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   const Launch launch(each[0].op, each[0].x);
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
   std::vector<Tensor> all;
-  dispatch_pair(launch.op, x_dtype, dtype, [&](auto storage, auto out_storage) {
+  dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, dtype, [&](auto storage, auto out_storage) {
     using Work = Job<Quantizer, decltype(storage), decltype(out_storage)>;
     std::vector<Work> jobs;
     for (const Quantizers& q : each) {

@@ -30,9 +30,11 @@ inline void append_gradients(const Quantizers& q, const Rows& rows, const double
 // The backward kernel whose sums, which are registers, are known to the compiler to be enough for `levels`.
 template <template <class> class Quantizer, class T, class Grad, int capacity>
 auto backward_kernel_of(int levels) {
-  return levels == 1   ? backward_kernel<Quantizer, T, Grad, 1, capacity>
-         : levels <= 4 ? backward_kernel<Quantizer, T, Grad, 4, capacity>
-                       : backward_kernel<Quantizer, T, Grad, kMaxLevels, capacity>;
+  if constexpr (!kSingle<Quantizer>) {
+    if (levels > 4) return backward_kernel<Quantizer, T, Grad, kMaxLevels, capacity>;
+    if (levels > 1) return backward_kernel<Quantizer, T, Grad, 4, capacity>;
+  }
+  return backward_kernel<Quantizer, T, Grad, 1, capacity>;
 }
 
 // Memory for the partial sums of all xs, one half for scales and, where there are shifts, one for those.
@@ -68,7 +70,8 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
   double* next = static_cast<double*>(sums.mutable_data_ptr());
   Gradients gradients;
   std::vector<ChannelSum> scale_sums, shift_sums;
-  dispatch_pair(launch.op, each[0].x.scalar_type(), given[0].scalar_type(), [&](auto storage, auto grad_storage) {
+  const ScalarType x_dtype = each[0].x.scalar_type(), grad_dtype = given[0].scalar_type();
+  dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, grad_dtype, [&](auto storage, auto grad_storage) {
     using T = decltype(storage);
     using Work = Job<Quantizer, T, decltype(grad_storage)>;
     std::vector<Work> jobs;
@@ -77,7 +80,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
       const Quantizers& q = each[t];
       std::vector<Tensor> grads = share(given, t, levels);
       for (Tensor& grad : grads) grad = aligned(q.op, grad, q.x);
-      check(grads[0].scalar_type() == given[0].scalar_type(), q.op, ": all gradients must have one dtype");
+      check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
       q.check_against(grads);
       Work job = job_of<Quantizer, T, decltype(grad_storage)>(q, grads);
       const Tensor& grad_x = gradients.xs.emplace_back(allocate_like(q.x));

@@ -1,5 +1,5 @@
-// round_clamp on CUDA: limit * ((2 c - top) / top), c = min(rint(2^bits u), top), top = 2^bits - 1, u = x / limit / 2 +
-// 1/2 (Han et al., 2025, arXiv 2507.22349).
+// round_clamp on CUDA: limit * ((2 c - 2^bits) / top), c = min(rint(2^bits u), top), top = 2^bits - 1,
+// u = x / limit / 2 + 1/2 (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.cuh"
 
 namespace mbq::cuda {

@@ -44,10 +44,12 @@ def round_clamp(x, *, bits, limit=None, axis=None):
 
     u = x / limit * 1/2 + 1/2 (0 has u = 1/2, also where limit is 0), or without limit u = x
     code = min(rint(2^bits u), 2^bits - 1), rint half to even
-    value = limit * ((2 code - top) / top), top = 2^bits - 1, or without limit code / top
+    value = limit * ((2 code - 2^bits) / top), top = 2^bits - 1, or without limit code / top
 
     Every operation is float32 (float64 for float64 x), rounded by itself, with IEEE division: codes are the same on
-    every backend. (x / limit) / 2 is x / (2 limit), which could overflow. +-limit is met exactly at the two ends.
+    every backend. (x / limit) / 2 is x / (2 limit), which could overflow. The bin around 0 has the value 0, exactly: with
+    (2 code - top) / top, which meets limit at both ends, it has limit / top, and at 2 bits most weights get a third of
+    the largest, all with one sign. So values go from -2^bits / top to (2^bits - 2) / top times limit.
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - with limit a weight in [-limit, limit],
@@ -69,7 +71,7 @@ def round_clamp(x, *, bits, limit=None, axis=None):
 
     Equivalent to (forward):
         code = (2**bits * (x / limit * 0.5 + 0.5)).round().clamp(max=2**bits - 1)
-        limit * ((2 * code - (2**bits - 1)) / (2**bits - 1))
+        limit * ((2 * code - 2**bits) / (2**bits - 1))
 
     Reference: Han et al., "MSQ: Memory-Efficient Bit Sparsification Quantization", 2025, arXiv 2507.22349.
     """

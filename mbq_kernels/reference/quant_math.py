@@ -119,11 +119,11 @@ def round_clamp_code(u, steps: float):
 
 
 def round_clamp_decode(code, limit, steps: float, form):
-    """limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
+    """limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
     _, centre, span = form
     top = steps - 1
     divisor = torch.full((), top, dtype=code.dtype, device=code.device)  # by a number, CUDA multiplies with 1 / number
-    return limit * ((code * span - centre * span * top) / divisor)
+    return limit * ((code * span - centre * span * steps) / divisor)
 
 
 def lsb_residual(u, steps: float, coarse: float, ratio: float):

@@ -125,10 +125,10 @@ def round_clamp_code(u, steps):
 
 @triton.jit
 def round_clamp_decode(code, limit, steps, form):
-    """limit * ((2 c - top) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
+    """limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
     half, centre, span = form
     top = steps - 1.0
-    return limit * tl.div_rn(code * span - centre * span * top, top)
+    return limit * tl.div_rn(code * span - centre * span * steps, top)
 
 
 @triton.jit

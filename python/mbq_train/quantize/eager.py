@@ -73,9 +73,10 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
 
 
 def round_clamp(x, *, bits):
-    """Quantize x to `bits` bits between -max|x| and max|x|, from plain PyTorch operations and autograd.
+    """Quantize x to `bits` bits by its largest value, from plain PyTorch operations and autograd.
 
-    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), top);  x_hat = max|x| (2 code - top) / top, top = 2^bits - 1
+    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), top);  x_hat = max|x| (2 code - 2^bits) / top,
+    top = 2^bits - 1
 
     The same numbers and gradients as mbq_kernels.round_clamp.
 
@@ -93,7 +94,7 @@ def round_clamp(x, *, bits):
     wide, top = x.detach().to(torch.promote_types(x.dtype, torch.float32)), 2**bits - 1
     limit = wide.abs().max()
     code = torch.clamp((2**bits * (wide / torch.where(limit == 0, 1, limit) * 0.5 + 0.5)).round(), max=top)
-    return (limit * ((2 * code - top) / top)).to(x.dtype) + (x - x.detach())
+    return (limit * ((2 * code - 2**bits) / top)).to(x.dtype) + (x - x.detach())
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):

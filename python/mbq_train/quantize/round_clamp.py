@@ -27,7 +27,7 @@ class RoundClampQuantizer(WeightQuantizer):
     """Weights: round-clamp on u = W / (2 max|W|) + 1/2 (Han et al., 2025, arXiv 2507.22349).
 
     code = min(rint(2^n u), 2^n - 1), n the bit-width in use or the layer's own (`set_layer_bits`), which the state_dict
-    holds. The value goes from -max|W| to max|W|; the maximum is a constant to autograd, and nothing is learned. In eval
+    holds. A weight of 0 stays 0; the maximum is a constant to autograd, and nothing is learned. In eval
     mode the value is code * scale + offset, bit for bit that of a store; in training it is mbq_kernels.round_clamp's,
     which rounds otherwise: before both are rounded to W's dtype they differ by at most 2^-22 max|W|.
 
@@ -73,8 +73,10 @@ class RoundClampQuantizer(WeightQuantizer):
         x = self.normalised(weight).float()
         limit, top = largest(x), 2**bits - 1
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
-        codes = ((value / limit + 1) * (top / 2)).round().nan_to_num_(0)  # NaN: nothing but zeros, and a limit of 0
-        return codes.to(torch.uint8), torch.where(limit == 0, 1, 2 * limit / top), -limit
+        middle = 2 ** (bits - 1)
+        codes = (value / limit * (top / 2)).round().nan_to_num_(0) + middle  # NaN: nothing but zeros, and a limit of 0
+        scale = torch.where(limit == 0, 1, 2 * limit / top)
+        return codes.to(torch.uint8), scale, -middle * scale
 
     def options(self) -> dict:
         return {"bits": self.bits}

@@ -11,19 +11,23 @@ from ..quantize.quantizers import quantizers
 
 def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     """The optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA graph."""
-    groups = parameter_groups(model, options.weight_decay)
+    groups = parameter_groups(model, options.weight_decay, options.scale_rate)
+    for group in groups:  # each its own: a tensor that groups share has one value
+        group["lr"] = _rate_holder(options, model)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=_rate_holder(options, model), momentum=options.momentum)
+        return torch.optim.SGD(groups, momentum=options.momentum)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer]
-    return kind(groups, lr=_rate_holder(options, model), capturable=options.cuda_graph)
+    return kind(groups, capturable=options.cuda_graph)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups for an optimizer: scales and offsets without weight decay."""
+def parameter_groups(model: nn.Module, weight_decay: float, scale_rate: float = 1.0) -> list[dict]:
+    """Parameter groups for an optimizer: scales and offsets without weight decay, in a group that says
+    {"rate_factor": scale_rate}, what `set_rate` multiplies their learning rate by."""
     learned = [parameter for quantizer in quantizers(model) for parameter in quantizer.parameters()]
     ids = {id(parameter) for parameter in learned}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    groups = [{"params": others, "weight_decay": weight_decay}, {"params": learned, "weight_decay": 0.0}]
+    groups = [{"params": others, "weight_decay": weight_decay},
+              {"params": learned, "weight_decay": 0.0, "rate_factor": scale_rate}]
     return [group for group in groups if group["params"]]
 
 
@@ -40,12 +44,13 @@ def rate_at(options: Options, *, step: int, steps: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group; in place where a captured graph reads it."""
+    """Set the learning rate of every group, times its rate_factor; in place where a captured graph reads it."""
     for group in optimizer.param_groups:
+        own = rate * group.get("rate_factor", 1.0)
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
