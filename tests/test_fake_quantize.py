@@ -157,8 +157,9 @@ def test_float64(device, backend):
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_sums_do_not_depend_on_threads(device):
-    x, scale, _ = make((64, 5000), 0, torch.float32, device, offset=False)
+def test_sums_do_not_depend_on_threads(device, backend):
+    interpreted = backend == "triton" and device == "cpu"  # where only the sums behind a kernel have threads
+    x, scale, _ = make((8, 700) if interpreted else (64, 5000), 0, torch.float32, device, offset=False)
     results = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()

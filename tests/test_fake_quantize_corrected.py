@@ -9,7 +9,7 @@ import mbq_kernels as mbq
 OP = "fake_quantize_corrected"
 BITS = (8, 4, 1, 2)
 SHAPES = [((7,), None), ((1, 1), 0), ((3, 1031), 0), ((16, 5, 3, 3), 0), ((5, 6, 7), 1), ((40, 8), -1),
-          ((3, 4097), None)]
+          ((3, 2051), None)]
 shapes = pytest.mark.parametrize("shape, axis", SHAPES, ids=lambda v: str(v).replace(" ", ""))
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
@@ -171,8 +171,9 @@ def test_float64_and_out_dtype():
     assert half.dtype == torch.bfloat16
 
 
-def test_repeats_whatever_the_threads(device):
-    x, scales, _ = make((3, 40_001), 0, torch.float32, device)
+def test_repeats_whatever_the_threads(device, backend):
+    interpreted = backend == "triton" and device == "cpu"  # where only the sums behind a kernel have threads
+    x, scales, _ = make((3, 401 if interpreted else 40_001), 0, torch.float32, device)
     call = lambda: mbq.fake_quantize_corrected(x, scales, bits=BITS, axis=0)  # noqa: E731
     first, threads = call(), torch.get_num_threads()
     try:

@@ -1,0 +1,146 @@
+"""What nvcc made of csrc/cuda, read without a GPU: wide accesses, no stack, no local memory, no contraction.
+
+One module, because disassembling the library takes most of a minute.
+"""
+
+import collections
+import functools
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mbq_kernels import _library
+
+LIBRARY = Path(_library.__file__).with_name("_C.so")
+QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
+    r"(?:round_clamp|lsb_gradient)_kernel"
+NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
+
+
+@functools.cache
+def dump(kind):
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, kind, LIBRARY], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def _parts(kind, marker):
+    """{(architecture, function): its part of the dump}"""
+    _, *by_arch = re.split(r"arch = sm_(\d+)", dump(kind))
+    found = {}
+    for arch, text in zip(by_arch[::2], by_arch[1::2], strict=True):
+        _, *functions = re.split(marker + r"([^\s(:]+)", text)
+        found |= {(arch, name): body for name, body in zip(functions[::2], functions[1::2], strict=True)}
+    return found
+
+
+def _named(parts, pattern):
+    return {key: text for key, text in parts.items() if re.search(pattern, key[1])}
+
+
+def machine_code(pattern):
+    """{(architecture, function): SASS} of the functions whose mangled name has the pattern."""
+    return _named(_parts("--dump-sass", "Function : "), pattern)
+
+
+def ptx(pattern):
+    """The same before the assembler, which writes division out in its own fused steps."""
+    return _named(_parts("--dump-ptx", r"\.entry "), pattern)
+
+
+@pytest.fixture(autouse=True)
+def built():
+    if not (_library.build() or {}).get("cuda_architectures"):
+        pytest.skip("no CUDA kernels were built (no nvcc, or MBQ_CUDA=off)")
+    if not importlib.util.find_spec("triton"):
+        pytest.skip("cuobjdump comes with triton, which is not installed")
+
+
+def test_library_asks_for_torch_itself():
+    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
+    dynamic = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
+    assert "[libtorch.so]" in dynamic
+
+
+def test_kernels_are_built_for_two_architectures():
+    wanted = {"80", "90"}
+    built = set(re.findall(r"\d+", _library.build()["cuda_architectures"]))
+    if not wanted <= built:
+        pytest.skip(f"MBQ_CUDA_ARCHS left out sm_{' sm_'.join(sorted(wanted - built))} when this was built")
+    assert wanted <= {arch for arch, _ in machine_code(QUANTIZERS)}
+
+
+def test_no_kernel_has_a_stack_or_local_memory():
+    usage = re.findall(r"Function (\S+):\s*\n.*?STACK:(\d+).*?LOCAL:(\d+)", dump("--dump-resource-usage"))
+    assert len(usage) > 50
+    assert [name for name, stack, local in usage if int(stack) or int(local)] == []
+    assert " LDG" in dump("--dump-sass") and not [op for op in (" LDL", " STL") if op in dump("--dump-sass")]
+
+
+def test_quantizers_move_16_bytes_at_once():
+    """Loads may be shorter where what is read is narrower than what is stored, whose stores are never split."""
+    kernels = machine_code(QUANTIZERS)
+    assert len(kernels) > 50
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text or "LDG.E.64" in text, key
+        whole = text.count("STG.E.128")  # of batches of four, two and one accesses, or of two and one
+        assert whole >= (7 if "forward_kernel" in key[1] else 3), f"{key}: {whole}"
+
+
+@pytest.mark.parametrize("pattern", [QUANTIZERS, LSBS])
+def test_kernels_do_not_contract(pattern):
+    entries = ptx(pattern)
+    assert len(entries) > 15
+    for key, text in entries.items():
+        assert "div.rn.f32" in text and not re.search(r"\bfma\.", text), key
+
+
+def test_lsb_kernels_move_16_bytes_at_once():
+    kernels = machine_code(LSBS)
+    assert len({name for _, name in kernels}) == 3 * (4 + 2) + 3 * 2  # dtypes x (ops + gradients), and foreach's
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text, key
+        assert "STG.E.128" in text or NOTHING_OUT in key[1], key
+
+
+def test_logit_kernels_read_16_bytes_at_once():
+    kernels = machine_code("logit_(?:rows|gradient)_kernel")
+    assert len({name for _, name in kernels}) == 2 * 2 * 3
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text and ("STG.E.128" in text) == ("gradient" in key[1]), key
+
+
+def test_switched_linear_reads_16_bytes_at_once():
+    kernels = machine_code("switched_linear_rows")
+    assert len(kernels) >= 3
+    for key, text in kernels.items():
+        assert "LDG.E.128" in text, key
+
+
+def accesses(text, op):
+    """{bytes: how many} of loads or stores"""
+    found = re.findall(rf"\b{op}\.E(?:\.(128|64|U16|U8))?(?:\.CONSTANT)?\b", text)
+    widths = {"128": 16, "64": 8, "": 4, "U16": 2, "U8": 1}
+    return collections.Counter(widths[width] for width in found)
+
+
+def test_code_kernels_move_16_bytes_at_once():
+    """Stores of 16 bytes, and what is read for each of them in one access, of a plane's two bytes in one a plane."""
+    kernels = machine_code(CODES)
+    assert len({name for _, name in kernels}) == 1 + 3 + 12 + 7 + 28
+    for key, text in kernels.items():
+        loads, stores = (accesses(text, op) for op in ("LDG", "STG"))
+        match = re.search(r"(Pack|Unpack|Split|Join)WordsILi(\d)(?:ELi(\d))?", key[1])
+        if match is None:
+            read = 16 if "switch_bits" in key[1] else 4 if "kernelIfE" in key[1] else 8  # codes of 16 bytes stored
+            assert loads[read] >= 7 and stores[16] >= 7, key  # batches of at least four, two and one
+            continue
+        kind, narrow = match[1], int(match[3] or match[2])  # bits of a code, or planes, of 128 codes a thread
+        assert stores[16] >= {"Pack": narrow, "Unpack": 8, "Split": narrow, "Join": 4}[kind], key
+        read, count = {"Pack": (16, 8), "Unpack": (2 * narrow, 8), "Split": (16, 8), "Join": (2, 4 * narrow)}[kind]
+        assert loads[read] >= count, key
