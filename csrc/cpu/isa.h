@@ -82,15 +82,20 @@ inline void stream_lines_baseline(const char* from, char* to, size_t bytes) {
     _mm_stream_ps(reinterpret_cast<float*>(to + at), _mm_loadu_ps(reinterpret_cast<const float*>(from + at)));
 }
 
+using StreamLines = void (*)(const char* from, char* to, size_t bytes);
+
+inline StreamLines stream_lines() {
+  return isa() == Isa::v4 ? stream_lines_v4 : isa() == Isa::v3 ? stream_lines_v3 : stream_lines_baseline;
+}
+
 // Copies past the cache; the ends of `to` that fill no cache line go the usual way.
 inline void stream(const void* from, void* to, size_t bytes) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);
   const size_t head = std::min<size_t>(bytes, -reinterpret_cast<uintptr_t>(target) % 64);
   const size_t lines = (bytes - head) / 64 * 64, end = head + lines;
-  const auto copy = isa() == Isa::v4 ? stream_lines_v4 : isa() == Isa::v3 ? stream_lines_v3 : stream_lines_baseline;
   std::memcpy(target, source, head);
-  copy(source + head, target + head, lines);
+  stream_lines()(source + head, target + head, lines);
   std::memcpy(target + end, source + end, bytes - end);
 }
 
@@ -98,6 +103,8 @@ inline void stream(const void* from, void* to, size_t bytes) {
 inline void finish_streams() { _mm_sfence(); }
 #else
 constexpr bool kHasStreams = false;
+using StreamLines = void (*)(const char* from, char* to, size_t bytes);
+inline StreamLines stream_lines() { return nullptr; }
 inline void stream(const void* from, void* to, size_t bytes) { std::memcpy(to, from, bytes); }
 inline void finish_streams() {}
 #endif

@@ -23,13 +23,67 @@ struct CheckCodes {
   }
 };
 
-// x_hat = code * scale + offset
-template <class Code>
-struct Decode {
-  MBQ_HD void operator()(const Code* __restrict codes, float scale, float offset, float* __restrict out,
-                         int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) out[i] = decode(static_cast<float>(codes[i]), scale, offset);
+// Words of eight codes from anywhere, at the bit-width asked for.
+MBQ_HD uint64_t switched_word(const uint8_t* codes, Switch rule) {
+  uint64_t word;
+  std::memcpy(&word, codes, 8);
+  return rule.shift == 0 ? word : switch_words(word, rule);
+}
+
+// The last n < 8 codes of a row; the bytes behind them are `fill`'s.
+MBQ_HD uint64_t switched_rest(const uint8_t* codes, int64_t n, Switch rule, uint64_t fill) {
+  const uint64_t word = load_bytes(codes, n) | fill << 8 * n;
+  return rule.shift == 0 ? word : switch_words(word, rule);
+}
+
+struct SwitchFrom {
+  MBQ_HD void operator()(const uint8_t* __restrict codes, uint64_t* __restrict words, int64_t n, Switch rule) const {
+    for (int64_t i = 0; i < n / 8; ++i) words[i] = switched_word(codes + 8 * i, rule);
+    if (n % 8 != 0) words[n / 8] = switched_rest(codes + n / 8 * 8, n % 8, rule, 0);
   }
+};
+
+template <int bits, bool is_signed>
+struct SwitchAndPack : PackChunk<bits, is_signed> {
+  using Pack = PackChunk<bits, is_signed>;
+  using Packed = typename Pack::Packed;
+
+  MBQ_HD static Packed packed(uint64_t word) {
+    return static_cast<Packed>(gather_fields(to_fields(word, bits, is_signed), bits));
+  }
+  MBQ_HD void operator()(const uint8_t* __restrict codes, Packed* __restrict to, int64_t n, Switch rule) const {
+    for (int64_t i = 0; i < n / 8; ++i) to[i] = packed(switched_word(codes + 8 * i, rule));
+    if (n % 8 != 0) to[n / 8] = packed(switched_rest(codes + n / 8 * 8, n % 8, rule, Pack::kFill));
+  }
+};
+
+// x_hat = code * scale + offset of codes from anywhere, switched before. A tile at a time, so that the processor reads,
+// computes and, past the cache, writes at once: whole blocks in turn take half as long again. lines: null, or how whole
+// lines go past the cache.
+template <class Code>
+struct Dequantize {
+  static constexpr int64_t kTile = 256, kLine = 64 / sizeof(float);
+
+  MBQ_HD void operator()(const uint8_t* __restrict codes, Switch rule, float scale, float offset,
+                         float* __restrict out, int64_t n, StreamLines lines) const {
+    alignas(64) uint64_t words[kTile / 8];
+    alignas(64) float weights[kTile];
+    int64_t m = std::min<int64_t>(n, lines ? -(reinterpret_cast<uintptr_t>(out) / sizeof(float)) % kLine : kTile);
+    for (int64_t at = 0; at < n; at += m, m = std::min(kTile, n - at)) {
+      const Code* from = reinterpret_cast<const Code*>(codes + at);
+      if (rule.shift != 0) {
+        SwitchFrom{}(codes + at, words, m, rule);
+        from = reinterpret_cast<const Code*>(words);
+      }
+      float* to = lines ? weights : out + at;
+      for (int64_t i = 0; i < m; ++i) to[i] = decode(static_cast<float>(from[i]), scale, offset);
+      if (!lines) continue;
+      const int64_t whole = on_line(out + at) ? m / kLine * kLine : 0;
+      lines(reinterpret_cast<const char*>(weights), reinterpret_cast<char*>(out + at), whole * sizeof(float));
+      std::memcpy(out + at + whole, weights + whole, (m - whole) * sizeof(float));
+    }
+  }
+  MBQ_HD static bool on_line(const float* to) { return reinterpret_cast<uintptr_t>(to) % 64 == 0; }
 };
 
 // Calls body with the Chunk of `bits`, 1, 2 or 4, and `is_signed`.
@@ -66,24 +120,35 @@ inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int
 // n codes at the bit-width asked for: in `codes`, or where they lie if nothing has to be done to them.
 inline const int8_t* switched_block(const int8_t* from, Codes& codes, Switch rule, int64_t n) {
   if (rule.shift == 0) return from;
-  if (from != codes.values) std::memcpy(codes.values, from, n);
-  run<SwitchChunk>(codes.words(), (n + 7) / 8, rule);
+  if (from == codes.values)
+    run<SwitchChunk>(codes.words(), (n + 7) / 8, rule);
+  else
+    run<SwitchFrom>(reinterpret_cast<const uint8_t*>(from), codes.words(), n, rule);
   return codes.values;
 }
 
-// Writes n codes as planes or packed, at (row, column); changes `codes` behind them.
-inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
-  const int64_t bytes = to.bytes_of(n), filled = (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes;
-  std::memset(codes.values + n, to.binary() ? -1 : 0, filled - n);  // their fields are 0
-  if (to.layout == Layout::planes)
-    split_planes(codes.bytes(), to.at(row, column), to.plane_bytes(), to.bits, bytes);
-  else
-    with_chunk<PackChunk>(to.bits, to.is_signed, [&](auto chunk) {
-      alignas(64) typename decltype(chunk)::Packed packed[kBlock / 8];
-      run<decltype(chunk)>(static_cast<const uint64_t*>(codes.words()),
-                           static_cast<typename decltype(chunk)::Packed*>(packed), (n + 7) / 8);
-      std::memcpy(to.at(row, column), packed, bytes);
-    });
+// Writes n codes at (row, column), past the cache or not.
+inline void write_codes(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, const void* from,
+                        bool past_cache) {
+  uint8_t* target = to.at(row, column);
+  past_cache ? stream(from, target, to.bytes_of(n)) : static_cast<void>(std::memcpy(target, from, to.bytes_of(n)));
+}
+
+// The same of codes that are switched and packed first.
+inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, const int8_t* codes,
+                       Switch rule, bool past_cache) {
+  with_chunk<SwitchAndPack>(to.bits, to.is_signed, [&](auto chunk) {
+    using Packed = typename decltype(chunk)::Packed;
+    alignas(64) Packed packed[kBlock / 8];
+    run<decltype(chunk)>(reinterpret_cast<const uint8_t*>(codes), static_cast<Packed*>(packed), n, rule);
+    write_codes(to, row, column, n, packed, past_cache);
+  });
+}
+
+// Writes n codes, which lie in `codes`, as planes at (row, column).
+inline void split_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
+  std::memset(codes.values + n, 0, (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes - n);
+  split_planes(codes.bytes(), to.at(row, column), to.plane_bytes(), to.bits, to.bytes_of(n));
 }
 
 }  // namespace mbq

@@ -53,13 +53,16 @@ bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int6
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
+    if (to.layout == Layout::packed) {
+      pack_block(to, row, column, n, source, rule, streams);
+      return good;
+    }
     const int8_t* switched = switched_block(source, codes, rule, n);
-    if (to.layout != Layout::codes) {
-      if (switched != codes.values) std::memcpy(codes.values, switched, n);
-      pack_block(to, row, column, n, codes);
+    if (to.layout == Layout::codes) {
+      write_codes(to, row, column, n, switched, streams);
     } else {
-      uint8_t* target = to.at(row, column);
-      streams ? stream(switched, target, n) : static_cast<void>(std::memcpy(target, switched, n));
+      if (switched != codes.values) std::memcpy(codes.values, switched, n);
+      split_block(to, row, column, n, codes);
     }
     return good;
   });
@@ -76,20 +79,16 @@ bool recode(const Source& from, const Target& to, Rounding rounding, int64_t thr
 bool dequantize(const Source& from, int bits, Rounding rounding, const float* scale, const float* offset, float* out,
                 int64_t threads) {
   const Switch rule = switch_to(from, bits, rounding);
-  const bool streams = past_cache(from.rows * from.columns * sizeof(float));
+  const StreamLines lines = past_cache(from.rows * from.columns * sizeof(float)) ? stream_lines() : nullptr;
   return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
     Codes codes;
-    alignas(64) float weights[kBlock];
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    const int8_t* switched = switched_block(source, codes, rule, n);
-    float *target = out + row * from.columns + column, *to = streams ? weights : target;
-    const float shift = offset == nullptr ? 0.0f : offset[row];
-    if (from.is_signed)
-      run<Decode<int8_t>>(switched, scale[row], shift, to, n);
-    else
-      run<Decode<uint8_t>>(reinterpret_cast<const uint8_t*>(switched), scale[row], shift, to, n);
-    if (streams) stream(weights, target, n * sizeof(float));
+    const auto go = [&](auto body) {
+      run<decltype(body)>(reinterpret_cast<const uint8_t*>(source), rule, scale[row],
+                          offset == nullptr ? 0.0f : offset[row], out + row * from.columns + column, n, lines);
+    };
+    from.is_signed ? go(Dequantize<int8_t>{}) : go(Dequantize<uint8_t>{});
     return good;
   });
 }
