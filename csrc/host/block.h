@@ -1,11 +1,13 @@
-// What is done to one block of codes: reading, checking, switching, writing. It stays in the first-level cache.
+// What is done to one block of codes: reading, checking, switching, writing.
 #pragma once
 
 #include "layout.h"
 
 namespace mbq {
 
-constexpr int64_t kBlock = 4096;  // a multiple of 8: blocks begin with a byte in every layout
+// A multiple of 8: blocks begin with a byte in every layout. Larger ones leave memory waiting while planes are joined.
+constexpr int64_t kBlock = 2048;
+constexpr int64_t kAhead = 4096;  // bytes fetched in advance: the processor itself stops at the end of a page
 
 struct alignas(64) Codes {
   int8_t values[kBlock];
@@ -23,67 +25,75 @@ struct CheckCodes {
   }
 };
 
-// Words of eight codes from anywhere, at the bit-width asked for.
-MBQ_HD uint64_t switched_word(const uint8_t* codes, Switch rule) {
-  uint64_t word;
-  std::memcpy(&word, codes, 8);
-  return rule.shift == 0 ? word : switch_words(word, rule);
-}
-
-// The last n < 8 codes of a row; the bytes behind them are `fill`'s.
-MBQ_HD uint64_t switched_rest(const uint8_t* codes, int64_t n, Switch rule, uint64_t fill) {
-  const uint64_t word = load_bytes(codes, n) | fill << 8 * n;
-  return rule.shift == 0 ? word : switch_words(word, rule);
-}
-
-struct SwitchFrom {
-  MBQ_HD void operator()(const uint8_t* __restrict codes, uint64_t* __restrict words, int64_t n, Switch rule) const {
-    for (int64_t i = 0; i < n / 8; ++i) words[i] = switched_word(codes + 8 * i, rule);
-    if (n % 8 != 0) words[n / 8] = switched_rest(codes + n / 8 * 8, n % 8, rule, 0);
-  }
+// What becomes of codes: themselves, fields of kBits, or x_hat = code * scale + offset. A form makes `n` of it, a
+// constant; kFill is a code that fills up the last byte with zeros; kSwitches: such codes can be of a lower bit-width.
+struct AsCodes {
+  static constexpr int kBits = 8;
+  static constexpr uint8_t kFill = 0;
+  static constexpr bool kSwitches = true;
+  MBQ_HD void operator()(const uint8_t* codes, uint8_t* made, int64_t n) const { std::memcpy(made, codes, n); }
 };
 
 template <int bits, bool is_signed>
-struct SwitchAndPack : PackChunk<bits, is_signed> {
-  using Pack = PackChunk<bits, is_signed>;
-  using Packed = typename Pack::Packed;
+struct AsFields : PackChunk<bits, is_signed> {
+  static constexpr int kBits = bits;
+  static constexpr bool kSwitches = is_signed && bits > 1;
+};
 
-  MBQ_HD static Packed packed(uint64_t word) {
-    return static_cast<Packed>(gather_fields(to_fields(word, bits, is_signed), bits));
-  }
-  MBQ_HD void operator()(const uint8_t* __restrict codes, Packed* __restrict to, int64_t n, Switch rule) const {
-    for (int64_t i = 0; i < n / 8; ++i) to[i] = packed(switched_word(codes + 8 * i, rule));
-    if (n % 8 != 0) to[n / 8] = packed(switched_rest(codes + n / 8 * 8, n % 8, rule, Pack::kFill));
+template <class Code>
+struct AsWeights {
+  static constexpr int kBits = 32;
+  static constexpr uint8_t kFill = 0;
+  static constexpr bool kSwitches = std::is_signed_v<Code>;
+  float scale, offset;
+  MBQ_HD void operator()(const uint8_t* codes, uint8_t* made, int64_t n) const {
+    float* weights = reinterpret_cast<float*>(made);
+    for (int64_t i = 0; i < n; ++i) weights[i] = decode(static_cast<float>(static_cast<Code>(codes[i])), scale, offset);
   }
 };
 
-// x_hat = code * scale + offset of codes from anywhere, switched before. A tile at a time, so that the processor reads,
-// computes and, past the cache, writes at once: whole blocks in turn take half as long again. lines: null, or how whole
-// lines go past the cache.
-template <class Code>
-struct Dequantize {
-  static constexpr int64_t kTile = 256, kLine = 64 / sizeof(float);
+// Switches n codes from anywhere and writes their form, in one pass and in registers: while one line is computed others
+// are read and written.
+template <class Form, int shift>
+struct Convert {
+  static constexpr int64_t kTile = Form::kBits < 8 ? 512 / Form::kBits : 64, kBytes = kTile * Form::kBits / 8;
 
-  MBQ_HD void operator()(const uint8_t* __restrict codes, Switch rule, float scale, float offset,
-                         float* __restrict out, int64_t n, StreamLines lines) const {
-    alignas(64) uint64_t words[kTile / 8];
-    alignas(64) float weights[kTile];
-    int64_t m = std::min<int64_t>(n, lines ? -(reinterpret_cast<uintptr_t>(out) / sizeof(float)) % kLine : kTile);
-    for (int64_t at = 0; at < n; at += m, m = std::min(kTile, n - at)) {
-      const Code* from = reinterpret_cast<const Code*>(codes + at);
-      if (rule.shift != 0) {
-        SwitchFrom{}(codes + at, words, m, rule);
-        from = reinterpret_cast<const Code*>(words);
+  static constexpr int64_t bytes_of(int64_t n) { return (n * Form::kBits + 7) / 8; }
+
+  MBQ_HD static void make(const uint8_t* from, uint8_t* made, int64_t n, Switch rule, const Form& form) {
+    alignas(64) uint8_t codes[kTile];
+    if (shift == 0) return form(from, made, n);
+    SwitchChunk<shift>{}(reinterpret_cast<const int8_t*>(from), reinterpret_cast<int8_t*>(codes), n, rule);
+    form(codes, made, n);
+  }
+
+  // Of less than a tile; fields are made of whole tiles.
+  MBQ_HD static void make_rest(const uint8_t* from, uint8_t* to, int64_t n, Switch rule, const Form& form) {
+    if constexpr (Form::kBits >= 8) return make(from, to, n, rule, form);
+    alignas(64) uint8_t part[kTile], made[kBytes];
+    std::memset(part, Form::kFill, kTile);
+    for (int64_t i = 0; i < n; i += 8) store_bytes(load_bytes(from + i, n - i), part + i, n - i);
+    make(part, made, kTile, rule, form);
+    for (int64_t i = 0; i < bytes_of(n); i += 8) store_bytes(load_bytes(made + i, 8), to + i, bytes_of(n) - i);
+  }
+
+  template <Isa level>
+  MBQ_HD void operator()(const uint8_t* from, uint8_t* to, int64_t n, Switch rule, Form form, bool past_cache) const {
+    alignas(64) uint8_t made[kBytes];
+    const int64_t to_line = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % 64) * 8 / Form::kBits;
+    int64_t m = past_cache && to_line > 0 ? to_line : kTile;
+    for (int64_t at = 0; at < n; at += m, m = kTile) {
+      m = std::min(m, n - at);
+      if (m < kTile) {
+        make_rest(from + at, to + bytes_of(at), m, rule, form);
+        continue;
       }
-      float* to = lines ? weights : out + at;
-      for (int64_t i = 0; i < m; ++i) to[i] = decode(static_cast<float>(from[i]), scale, offset);
-      if (!lines) continue;
-      const int64_t whole = on_line(out + at) ? m / kLine * kLine : 0;
-      lines(reinterpret_cast<const char*>(weights), reinterpret_cast<char*>(out + at), whole * sizeof(float));
-      std::memcpy(out + at + whole, weights + whole, (m - whole) * sizeof(float));
+      for (int64_t line = 0; line < kTile; line += 64) __builtin_prefetch(from + at + kAhead + line);
+      make(from + at, made, kTile, rule, form);
+      past_cache ? Lines<level>::stream(made, to + bytes_of(at), kBytes)
+                 : static_cast<void>(std::memcpy(to + bytes_of(at), made, kBytes));
     }
   }
-  MBQ_HD static bool on_line(const float* to) { return reinterpret_cast<uintptr_t>(to) % 64 == 0; }
 };
 
 // Calls body with the Chunk of `bits`, 1, 2 or 4, and `is_signed`.
@@ -117,32 +127,16 @@ inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int
   return !outside;
 }
 
-// n codes at the bit-width asked for: in `codes`, or where they lie if nothing has to be done to them.
-inline const int8_t* switched_block(const int8_t* from, Codes& codes, Switch rule, int64_t n) {
-  if (rule.shift == 0) return from;
-  if (from == codes.values)
-    run<SwitchChunk>(codes.words(), (n + 7) / 8, rule);
+// n codes at the bit-width asked for, in the form asked for, to `to`.
+template <class Form>
+inline void convert_block(const int8_t* codes, uint8_t* to, int64_t n, Switch rule, const Form& form, bool past_cache) {
+  const auto go = [&](auto shift) {
+    run<Convert<Form, shift>>(reinterpret_cast<const uint8_t*>(codes), to, n, rule, form, past_cache);
+  };
+  if constexpr (Form::kSwitches)
+    with_constant<0, 1, 2, 3, 4, 5, 6>(rule.shift, go);
   else
-    run<SwitchFrom>(reinterpret_cast<const uint8_t*>(from), codes.words(), n, rule);
-  return codes.values;
-}
-
-// Writes n codes at (row, column), past the cache or not.
-inline void write_codes(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, const void* from,
-                        bool past_cache) {
-  uint8_t* target = to.at(row, column);
-  past_cache ? stream(from, target, to.bytes_of(n)) : static_cast<void>(std::memcpy(target, from, to.bytes_of(n)));
-}
-
-// The same of codes that are switched and packed first.
-inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, const int8_t* codes,
-                       Switch rule, bool past_cache) {
-  with_chunk<SwitchAndPack>(to.bits, to.is_signed, [&](auto chunk) {
-    using Packed = typename decltype(chunk)::Packed;
-    alignas(64) Packed packed[kBlock / 8];
-    run<decltype(chunk)>(reinterpret_cast<const uint8_t*>(codes), static_cast<Packed*>(packed), n, rule);
-    write_codes(to, row, column, n, packed, past_cache);
-  });
+    go(std::integral_constant<int, 0>{});
 }
 
 // Writes n codes, which lie in `codes`, as planes at (row, column).

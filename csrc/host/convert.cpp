@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kTask = 1 << 17;        // codes a thread takes at a time: more would leave others waiting at the end
 constexpr int64_t kThread = 1 << 21;      // codes worth a thread: with fewer it takes longer to start than to work
-constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
+constexpr int64_t kCacheBytes = 1 << 22;  // larger results go past the cache, or their lines would be read first
 
 // body(row, column, n) -> bool for every block of the layer; whether all were true.
 template <class Body>
@@ -53,15 +53,13 @@ bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int6
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    if (to.layout == Layout::packed) {
-      pack_block(to, row, column, n, source, rule, streams);
-      return good;
-    }
-    const int8_t* switched = switched_block(source, codes, rule, n);
-    if (to.layout == Layout::codes) {
-      write_codes(to, row, column, n, switched, streams);
-    } else {
-      if (switched != codes.values) std::memcpy(codes.values, switched, n);
+    const auto convert = [&](auto form) { convert_block(source, to.at(row, column), n, rule, form, streams); };
+    if (to.layout == Layout::codes)
+      convert(AsCodes{});
+    else if (to.layout == Layout::packed)
+      with_chunk<AsFields>(to.bits, to.is_signed, convert);
+    else {
+      if (rule.shift != 0 || source != codes.values) convert_block(source, codes.bytes(), n, rule, AsCodes{}, false);
       split_block(to, row, column, n, codes);
     }
     return good;
@@ -79,16 +77,17 @@ bool recode(const Source& from, const Target& to, Rounding rounding, int64_t thr
 bool dequantize(const Source& from, int bits, Rounding rounding, const float* scale, const float* offset, float* out,
                 int64_t threads) {
   const Switch rule = switch_to(from, bits, rounding);
-  const StreamLines lines = past_cache(from.rows * from.columns * sizeof(float)) ? stream_lines() : nullptr;
+  const bool streams = past_cache(from.rows * from.columns * sizeof(float));
   return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    const auto go = [&](auto body) {
-      run<decltype(body)>(reinterpret_cast<const uint8_t*>(source), rule, scale[row],
-                          offset == nullptr ? 0.0f : offset[row], out + row * from.columns + column, n, lines);
-    };
-    from.is_signed ? go(Dequantize<int8_t>{}) : go(Dequantize<uint8_t>{});
+    uint8_t* to = reinterpret_cast<uint8_t*>(out + row * from.columns + column);
+    const float shift = offset == nullptr ? 0.0f : offset[row];
+    if (from.is_signed)
+      convert_block(source, to, n, rule, AsWeights<int8_t>{scale[row], shift}, streams);
+    else
+      convert_block(source, to, n, rule, AsWeights<uint8_t>{scale[row], shift}, streams);
     return good;
   });
 }
