@@ -9,18 +9,6 @@ namespace mbq {
 // Eight bytes in a word, `value` in each.
 MBQ_HD uint64_t every_byte(int value) { return 0x0101010101010101u * static_cast<uint64_t>(value); }
 
-// switch_code of eight codes of the range of from_bits, one a byte, for shift > 0. As 128 + code they are not negative,
-// and their remainders, quotients and sums all fit their bytes.
-MBQ_HD uint64_t switch_words(uint64_t codes, Switch s) {
-  const uint64_t shifted = codes ^ every_byte(128), zero = every_byte(128 >> s.shift);
-  const uint64_t quotient = (shifted >> s.shift) & every_byte(255 >> s.shift);
-  const uint64_t remainder = shifted & every_byte((1 << s.shift) - 1);
-  const uint64_t added = remainder + every_byte(s.bias) + (quotient & every_byte(s.odd));
-  const uint64_t rounded = quotient + (added >> s.shift & every_byte(1));
-  const uint64_t over = (rounded + every_byte(127 - (128 >> s.shift) - s.hi)) >> 7 & every_byte(1);
-  return (((rounded - over) | every_byte(128)) - zero) ^ every_byte(128);
-}
-
 // What is stored of eight codes, one a byte: the low bits; at signed 1 bit (code + 1) / 2
 MBQ_HD uint64_t to_fields(uint64_t codes, int bits, bool is_signed) {
   return (is_signed && bits == 1 ? ~codes >> 7 : codes) & every_byte((1 << bits) - 1);
@@ -36,14 +24,18 @@ MBQ_HD uint64_t from_fields(uint64_t fields, int bits, bool is_signed) {
 
 // `count` ones at the foot of every `lane` bits of a word.
 MBQ_HD uint64_t lane_mask(int lane, int count) {
-  return ~uint64_t{0} / ((uint64_t{1} << lane) - 1) * ((uint64_t{1} << count) - 1);
+  return ~uint64_t{0} / (~uint64_t{0} >> (64 - lane)) * ((uint64_t{1} << count) - 1);
+}
+
+// The fields of `count` bits at the foot of both halves of every `lane` bits, side by side at the lane's foot.
+template <class Word>
+MBQ_HD Word pair_fields(Word fields, int lane, int count) {
+  return static_cast<Word>((fields | fields >> (lane / 2 - count)) & lane_mask(lane, 2 * count));
 }
 
 // Fields of eight bytes side by side, the first byte's lowest: `bits` bytes, bits = 1, 2 or 4
 MBQ_HD uint64_t gather_fields(uint64_t fields, int bits) {
-  fields = (fields | fields >> (8 - bits)) & lane_mask(16, 2 * bits);
-  fields = (fields | fields >> (16 - 2 * bits)) & lane_mask(32, 4 * bits);
-  return (fields | fields >> (32 - 4 * bits)) & ((uint64_t{1} << 8 * bits) - 1);
+  return pair_fields(pair_fields(pair_fields(fields, 16, bits), 32, 2 * bits), 64, 4 * bits);
 }
 
 // Its inverse.

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define MBQ_HD __host__ __device__ __forceinline__
@@ -148,23 +149,27 @@ MBQ_HD T double_decode(T code, SecondRounding<T> again, T scale) {
 
 // From a higher to a lower bit-width (Double Rounding): code_l = clamp(round(code / 2^shift), lo, hi).
 struct Switch {
-  int shift, bias, odd, lo, hi;
+  int shift, bias, odd, top;
 };
 
 // bias + (quotient & odd) is what the rounding adds before the floor: half up 2^(D-1), half to even that less one for
-// even quotients.
+// even quotients. Codes above `top` would round to hi + 1, which is even; cut off at `top` they become hi, and the sum
+// stays in the range of from_bits.
 MBQ_HD Switch switching(int64_t from_bits, int64_t to_bits, bool half_even) {
-  const Bounds<int> range = bounds<int>(to_bits, true);
-  const int shift = static_cast<int>(from_bits - to_bits), odd = shift > 0 && half_even;
-  return {shift, (1 << shift) / 2 - odd, odd, range.lo, range.hi};
+  const int shift = static_cast<int>(from_bits - to_bits), odd = shift > 0 && half_even, half = (1 << shift) / 2;
+  return {shift, half - odd, odd, bounds<int>(from_bits, true).hi - half};
 }
 
-// code_l = clamp((code + bias + (floor(code / 2^D) & odd)) >> D, lo, hi); Int holds codes at twice their width
+// code_l = (kept + bias + (floor(kept / 2^D) & odd)) >> D, kept = min(code, top), of a code of the range of from_bits.
+// Every value fits Int where codes do, and the casts say so to compilers: bytes stay bytes. (The twins compute at twice
+// the width and clamp the result.)
 template <class Int>
 MBQ_HD Int switch_code(Int code, Switch s) {
-  const Int lo = static_cast<Int>(s.lo), hi = static_cast<Int>(s.hi);
-  const Int quotient = static_cast<Int>(code >> s.shift);
-  return clamp(static_cast<Int>((code + s.bias + (quotient & s.odd)) >> s.shift), lo, hi);
+  const Int bias = static_cast<Int>(s.bias), odd = static_cast<Int>(s.odd), top = static_cast<Int>(s.top);
+  const Int kept = code < top ? code : top;
+  const Int quotient = static_cast<Int>(static_cast<std::make_unsigned_t<Int>>(kept) >> s.shift);
+  const Int added = static_cast<Int>(bias + static_cast<Int>(quotient & odd));
+  return static_cast<Int>(static_cast<Int>(kept + added) >> s.shift);
 }
 
 // How x becomes u in [0, 1]: a weight in [-limit, limit] by {1/2, 1/2, 2}, u itself by {1, 0, 1} and limit 1.

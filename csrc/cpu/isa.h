@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -33,20 +34,35 @@ inline Isa isa() {
 #endif
 }
 
+// body(value) with the value as a constant of the compiler's; `value` is one of `values`.
+template <int... values, class Body>
+inline void with_constant(int value, Body body) {
+  ((value == values ? body(std::integral_constant<int, values>{}) : void()), ...);
+}
+
+// A Body may ask, by a template parameter of its operator(), for the set it is compiled for.
+template <Isa level, class Body, class... Arguments>
+inline __attribute__((always_inline)) void run_at(Body body, Arguments... arguments) {
+  if constexpr (requires { body.template operator()<level>(arguments...); })
+    body.template operator()<level>(arguments...);
+  else
+    body(arguments...);
+}
+
 template <class Body, class... Arguments>
 inline void run_baseline(Arguments... arguments) {
-  Body{}(arguments...);
+  run_at<Isa::baseline>(Body{}, arguments...);
 }
 
 #if defined(__x86_64__)
 template <class Body, class... Arguments>
 __attribute__((target("arch=x86-64-v3"))) inline void run_v3(Arguments... arguments) {
-  Body{}(arguments...);
+  run_at<Isa::v3>(Body{}, arguments...);
 }
 
 template <class Body, class... Arguments>
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(Arguments... arguments) {
-  Body{}(arguments...);
+  run_at<Isa::v4>(Body{}, arguments...);
 }
 #endif
 
@@ -67,28 +83,39 @@ inline void run(Arguments... arguments) {
 #if defined(__x86_64__)
 constexpr bool kHasStreams = true;
 
-__attribute__((target("avx512f"))) inline void stream_lines_v4(const char* from, char* to, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
-}
+template <Isa level>
+struct Lines {
+  static void stream(const uint8_t* from, uint8_t* to, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 16)
+      _mm_stream_ps(reinterpret_cast<float*>(to + at), _mm_loadu_ps(reinterpret_cast<const float*>(from + at)));
+  }
+};
 
-__attribute__((target("avx"))) inline void stream_lines_v3(const char* from, char* to, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 32)
-    _mm256_stream_ps(reinterpret_cast<float*>(to + at), _mm256_loadu_ps(reinterpret_cast<const float*>(from + at)));
-}
+template <>
+struct Lines<Isa::v3> {
+  __attribute__((target("avx"))) static void stream(const uint8_t* from, uint8_t* to, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 32)
+      _mm256_stream_ps(reinterpret_cast<float*>(to + at), _mm256_loadu_ps(reinterpret_cast<const float*>(from + at)));
+  }
+};
 
-inline void stream_lines_baseline(const char* from, char* to, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 16)
-    _mm_stream_ps(reinterpret_cast<float*>(to + at), _mm_loadu_ps(reinterpret_cast<const float*>(from + at)));
-}
+template <>
+struct Lines<Isa::v4> {
+  __attribute__((target("avx512f"))) static void stream(const uint8_t* from, uint8_t* to, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
+  }
+};
 
 // Copies past the cache; the ends of `to` that fill no cache line go the usual way.
 inline void stream(const void* from, void* to, size_t bytes) {
-  const char* source = static_cast<const char*>(from);
-  char* target = static_cast<char*>(to);
+  const uint8_t* source = static_cast<const uint8_t*>(from);
+  uint8_t* target = static_cast<uint8_t*>(to);
   const size_t head = std::min<size_t>(bytes, -reinterpret_cast<uintptr_t>(target) % 64);
   const size_t lines = (bytes - head) / 64 * 64, end = head + lines;
-  const auto copy = isa() == Isa::v4 ? stream_lines_v4 : isa() == Isa::v3 ? stream_lines_v3 : stream_lines_baseline;
+  const auto copy = isa() == Isa::v4   ? Lines<Isa::v4>::stream
+                    : isa() == Isa::v3 ? Lines<Isa::v3>::stream
+                                       : Lines<Isa::baseline>::stream;
   std::memcpy(target, source, head);
   copy(source + head, target + head, lines);
   std::memcpy(target + end, source + end, bytes - end);
@@ -98,6 +125,10 @@ inline void stream(const void* from, void* to, size_t bytes) {
 inline void finish_streams() { _mm_sfence(); }
 #else
 constexpr bool kHasStreams = false;
+template <Isa>
+struct Lines {
+  static void stream(const uint8_t* from, uint8_t* to, size_t bytes) { std::memcpy(to, from, bytes); }
+};
 inline void stream(const void* from, void* to, size_t bytes) { std::memcpy(to, from, bytes); }
 inline void finish_streams() {}
 #endif

@@ -6,6 +6,8 @@ namespace mbq {
 namespace {
 
 constexpr int64_t per_byte(int bits) { return 8 / bits; }
+constexpr int64_t whole_words(int64_t n) { return (n + kWord - 1) / kWord * kWord; }
+static_assert(kChunk % kPackCodes == 0);
 
 // Calls body with the Chunk of `bits` and `is_signed`.
 template <template <int, bool> class Chunk, class Body>
@@ -33,13 +35,11 @@ Tensor pack_codes_forward(const Tensor& given_codes, int64_t bits, bool is_signe
     for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
       const uint8_t* source = from + row * rows.n + begin;
       range.see(reinterpret_cast<const Code*>(source), n);
-      alignas(64) uint64_t words[kChunkWords];
-      alignas(64) typename decltype(chunk)::Packed made[kChunkWords];
-      words[(n - 1) / kWord] = decltype(chunk)::kFill;
-      std::memcpy(words, source, n);
+      alignas(64) uint8_t read[kChunk], made[kChunk];
+      std::memcpy(read, source, n);
+      std::memset(read + n, decltype(chunk)::kFill, whole_words(n) - n);
       fetch(source + n, n);
-      run<decltype(chunk)>(static_cast<const uint64_t*>(words), static_cast<typename decltype(chunk)::Packed*>(made),
-                           (n + kWord - 1) / kWord);
+      run<decltype(chunk)>(static_cast<const uint8_t*>(read), static_cast<uint8_t*>(made), n);
       deliver(made, to + row * rows.bytes(per) + begin / per, (n + per - 1) / per, large);
     });
     range.finish(reinterpret_cast<const Code*>(from), codes.numel());

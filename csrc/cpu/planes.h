@@ -89,18 +89,29 @@ __attribute__((target("avx2"))) inline void split_planes_v3(const uint8_t* codes
   }
 }
 
-// code = 2 code + bit, from -1 or 1 (unsigned) where the first plane has a one.
-__attribute__((target("avx512f,avx512bw"))) inline void join_planes_v4(const uint8_t* planes, int64_t stride, int bits,
+// A plane masks where its bit adds to the codes.
+template <int bits>
+__attribute__((target("avx512f,avx512bw"))) inline __m512i join_words_v4(const uint8_t* planes, int64_t stride,
+                                                                         bool is_signed) {
+  constexpr int top = 1 << (bits - 1);
+  const __m512i first = _mm512_set1_epi8(static_cast<char>(is_signed ? -top : top));
+  __m512i codes = _mm512_maskz_mov_epi8(load_bytes(planes, 8), first);
+#pragma GCC unroll 8
+  for (int p = 1; p < bits; ++p)
+    codes = _mm512_mask_add_epi8(codes, load_bytes(planes + p * stride, 8), codes,
+                                 _mm512_set1_epi8(static_cast<char>(top >> p)));
+  return codes;
+}
+
+template <int bits>
+__attribute__((target("avx512f,avx512bw"))) inline void join_planes_v4(const uint8_t* planes, int64_t stride,
                                                                       bool is_signed, uint8_t* codes, int64_t bytes) {
-  const __m512i one = _mm512_set1_epi8(1), first = _mm512_set1_epi8(is_signed ? -1 : 1);
-  for (int64_t at = 0; at < bytes; at += 8, codes += kPlaneCodes) {
-    __m512i code = _mm512_maskz_mov_epi8(load_bytes(planes + at, bytes - at), first);
-    for (int p = 1; p < bits; ++p) {
-      code = _mm512_add_epi8(code, code);
-      code = _mm512_mask_add_epi8(code, load_bytes(planes + p * stride + at, bytes - at), code, one);
-    }
-    _mm512_storeu_si512(codes, code);
-  }
+  for (int64_t at = 0; at + 8 <= bytes; at += 8, codes += kPlaneCodes)
+    _mm512_storeu_si512(codes, join_words_v4<bits>(planes + at, stride, is_signed));
+  if (bytes % 8 == 0) return;
+  uint8_t rest[8 * 8];
+  for (int p = 0; p < bits; ++p) std::memcpy(rest + 8 * p, planes + p * stride + bytes / 8 * 8, bytes % 8);
+  _mm512_storeu_si512(codes, join_words_v4<bits>(rest, 8, is_signed));
 }
 
 // -1 in every byte whose bit of `word` is set.
@@ -143,7 +154,9 @@ inline void split_planes(const uint8_t* codes, uint8_t* planes, int64_t stride, 
 inline void join_planes(const uint8_t* planes, int64_t stride, int bits, bool is_signed, uint8_t* codes,
                         int64_t bytes) {
 #if defined(__x86_64__)
-  if (isa() == Isa::v4) return join_planes_v4(planes, stride, bits, is_signed, codes, bytes);
+  if (isa() == Isa::v4)
+    return with_constant<1, 2, 3, 4, 5, 6, 7, 8>(
+        bits, [&](auto b) { join_planes_v4<b>(planes, stride, is_signed, codes, bytes); });
   if (isa() == Isa::v3) return join_planes_v3(planes, stride, bits, is_signed, codes, bytes);
 #endif
   join_planes_baseline(planes, stride, bits, is_signed, codes, bytes);

@@ -55,9 +55,8 @@ class StoredCodes {
       run<OutOfRange>(from, n, static_cast<int8_t>((1 << (high_bits_ - 1)) - 1), &found);
       if (found) out_of_range_ = true;
     }
-    std::memcpy(to, from, n);
+    lower_.shift > 0 ? switch_codes(from, to, n, lower_) : static_cast<void>(std::memcpy(to, from, n));
     std::memset(to + n, 0, -n & 63);
-    if (lower_.shift > 0) run<SwitchChunk>(reinterpret_cast<uint64_t*>(to), (n + kWord - 1) / kWord, lower_);
   }
 
   // After all reads; in between, a thread cannot throw.

@@ -17,11 +17,10 @@ Tensor switch_bits_forward(const Tensor& given_codes, int64_t from_bits, int64_t
   const bool large = is_large(codes.numel());
   for_each_chunk(CodeRows(op, std::vector{codes.numel()}), [&](int64_t, int64_t begin, int64_t n) {
     range.see(from + begin, n);
-    alignas(64) uint64_t words[kChunkWords];
-    std::memcpy(words, from + begin, n);
+    alignas(64) int8_t made[kChunk];
     fetch(from + begin + n, n);
-    if (to_low.shift > 0) run<SwitchChunk>(static_cast<uint64_t*>(words), (n + kWord - 1) / kWord, to_low);
-    deliver(words, to + begin, n, large);
+    if (to_low.shift > 0) switch_codes(from + begin, made, n, to_low);
+    deliver(to_low.shift > 0 ? made : from + begin, to + begin, n, large);
   });
   range.finish(from, codes.numel());
   return out;

@@ -1,11 +1,13 @@
-// What is done to one block of codes: reading, checking, switching, writing. It stays in the first-level cache.
+// What is done to one block of codes: reading, checking, switching, writing.
 #pragma once
 
 #include "layout.h"
 
 namespace mbq {
 
-constexpr int64_t kBlock = 4096;  // a multiple of 8: blocks begin with a byte in every layout
+// A multiple of 8: blocks begin with a byte in every layout. Larger ones leave memory waiting while planes are joined.
+constexpr int64_t kBlock = 2048;
+constexpr int64_t kAhead = 4096;  // bytes fetched in advance: the processor itself stops at the end of a page
 
 struct alignas(64) Codes {
   int8_t values[kBlock];
@@ -23,12 +25,74 @@ struct CheckCodes {
   }
 };
 
-// x_hat = code * scale + offset
+// What becomes of codes: themselves, fields of kBits, or x_hat = code * scale + offset. A form makes `n` of it, a
+// constant; kFill is a code that fills up the last byte with zeros; kSwitches: such codes can be of a lower bit-width.
+struct AsCodes {
+  static constexpr int kBits = 8;
+  static constexpr uint8_t kFill = 0;
+  static constexpr bool kSwitches = true;
+  MBQ_HD void operator()(const uint8_t* codes, uint8_t* made, int64_t n) const { std::memcpy(made, codes, n); }
+};
+
+template <int bits, bool is_signed>
+struct AsFields : PackChunk<bits, is_signed> {
+  static constexpr int kBits = bits;
+  static constexpr bool kSwitches = is_signed && bits > 1;
+};
+
 template <class Code>
-struct Decode {
-  MBQ_HD void operator()(const Code* __restrict codes, float scale, float offset, float* __restrict out,
-                         int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) out[i] = decode(static_cast<float>(codes[i]), scale, offset);
+struct AsWeights {
+  static constexpr int kBits = 32;
+  static constexpr uint8_t kFill = 0;
+  static constexpr bool kSwitches = std::is_signed_v<Code>;
+  float scale, offset;
+  MBQ_HD void operator()(const uint8_t* codes, uint8_t* made, int64_t n) const {
+    float* weights = reinterpret_cast<float*>(made);
+    for (int64_t i = 0; i < n; ++i) weights[i] = decode(static_cast<float>(static_cast<Code>(codes[i])), scale, offset);
+  }
+};
+
+// Switches n codes from anywhere and writes their form, in one pass and in registers: while one line is computed others
+// are read and written.
+template <class Form, int shift>
+struct Convert {
+  static constexpr int64_t kTile = Form::kBits < 8 ? 512 / Form::kBits : 64, kBytes = kTile * Form::kBits / 8;
+
+  static constexpr int64_t bytes_of(int64_t n) { return (n * Form::kBits + 7) / 8; }
+
+  MBQ_HD static void make(const uint8_t* from, uint8_t* made, int64_t n, Switch rule, const Form& form) {
+    alignas(64) uint8_t codes[kTile];
+    if (shift == 0) return form(from, made, n);
+    SwitchChunk<shift>{}(reinterpret_cast<const int8_t*>(from), reinterpret_cast<int8_t*>(codes), n, rule);
+    form(codes, made, n);
+  }
+
+  // Of less than a tile; fields are made of whole tiles.
+  MBQ_HD static void make_rest(const uint8_t* from, uint8_t* to, int64_t n, Switch rule, const Form& form) {
+    if constexpr (Form::kBits >= 8) return make(from, to, n, rule, form);
+    alignas(64) uint8_t part[kTile], made[kBytes];
+    std::memset(part, Form::kFill, kTile);
+    for (int64_t i = 0; i < n; i += 8) store_bytes(load_bytes(from + i, n - i), part + i, n - i);
+    make(part, made, kTile, rule, form);
+    for (int64_t i = 0; i < bytes_of(n); i += 8) store_bytes(load_bytes(made + i, 8), to + i, bytes_of(n) - i);
+  }
+
+  template <Isa level>
+  MBQ_HD void operator()(const uint8_t* from, uint8_t* to, int64_t n, Switch rule, Form form, bool past_cache) const {
+    alignas(64) uint8_t made[kBytes];
+    const int64_t to_line = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % 64) * 8 / Form::kBits;
+    int64_t m = past_cache && to_line > 0 ? to_line : kTile;
+    for (int64_t at = 0; at < n; at += m, m = kTile) {
+      m = std::min(m, n - at);
+      if (m < kTile) {
+        make_rest(from + at, to + bytes_of(at), m, rule, form);
+        continue;
+      }
+      for (int64_t line = 0; line < kTile; line += 64) __builtin_prefetch(from + at + kAhead + line);
+      make(from + at, made, kTile, rule, form);
+      past_cache ? Lines<level>::stream(made, to + bytes_of(at), kBytes)
+                 : static_cast<void>(std::memcpy(to + bytes_of(at), made, kBytes));
+    }
   }
 };
 
@@ -63,27 +127,22 @@ inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int
   return !outside;
 }
 
-// n codes at the bit-width asked for: in `codes`, or where they lie if nothing has to be done to them.
-inline const int8_t* switched_block(const int8_t* from, Codes& codes, Switch rule, int64_t n) {
-  if (rule.shift == 0) return from;
-  if (from != codes.values) std::memcpy(codes.values, from, n);
-  run<SwitchChunk>(codes.words(), (n + 7) / 8, rule);
-  return codes.values;
+// n codes at the bit-width asked for, in the form asked for, to `to`.
+template <class Form>
+inline void convert_block(const int8_t* codes, uint8_t* to, int64_t n, Switch rule, const Form& form, bool past_cache) {
+  const auto go = [&](auto shift) {
+    run<Convert<Form, shift>>(reinterpret_cast<const uint8_t*>(codes), to, n, rule, form, past_cache);
+  };
+  if constexpr (Form::kSwitches)
+    with_constant<0, 1, 2, 3, 4, 5, 6>(rule.shift, go);
+  else
+    go(std::integral_constant<int, 0>{});
 }
 
-// Writes n codes as planes or packed, at (row, column); changes `codes` behind them.
-inline void pack_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
-  const int64_t bytes = to.bytes_of(n), filled = (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes;
-  std::memset(codes.values + n, to.binary() ? -1 : 0, filled - n);  // their fields are 0
-  if (to.layout == Layout::planes)
-    split_planes(codes.bytes(), to.at(row, column), to.plane_bytes(), to.bits, bytes);
-  else
-    with_chunk<PackChunk>(to.bits, to.is_signed, [&](auto chunk) {
-      alignas(64) typename decltype(chunk)::Packed packed[kBlock / 8];
-      run<decltype(chunk)>(static_cast<const uint64_t*>(codes.words()),
-                           static_cast<typename decltype(chunk)::Packed*>(packed), (n + 7) / 8);
-      std::memcpy(to.at(row, column), packed, bytes);
-    });
+// Writes n codes, which lie in `codes`, as planes at (row, column).
+inline void split_block(const Matrix<uint8_t>& to, int64_t row, int64_t column, int64_t n, Codes& codes) {
+  std::memset(codes.values + n, 0, (n + kPlaneCodes - 1) / kPlaneCodes * kPlaneCodes - n);
+  split_planes(codes.bytes(), to.at(row, column), to.plane_bytes(), to.bits, to.bytes_of(n));
 }
 
 }  // namespace mbq

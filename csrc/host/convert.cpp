@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kTask = 1 << 17;        // codes a thread takes at a time: more would leave others waiting at the end
 constexpr int64_t kThread = 1 << 21;      // codes worth a thread: with fewer it takes longer to start than to work
-constexpr int64_t kCacheBytes = 1 << 25;  // results beyond this do not find their readers in the cache
+constexpr int64_t kCacheBytes = 1 << 22;  // larger results go past the cache, or their lines would be read first
 
 // body(row, column, n) -> bool for every block of the layer; whether all were true.
 template <class Body>
@@ -53,13 +53,14 @@ bool recode_blocks(const Source& from, const Target& to, Rounding rounding, int6
     Codes codes;
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    const int8_t* switched = switched_block(source, codes, rule, n);
-    if (to.layout != Layout::codes) {
-      if (switched != codes.values) std::memcpy(codes.values, switched, n);
-      pack_block(to, row, column, n, codes);
-    } else {
-      uint8_t* target = to.at(row, column);
-      streams ? stream(switched, target, n) : static_cast<void>(std::memcpy(target, switched, n));
+    const auto convert = [&](auto form) { convert_block(source, to.at(row, column), n, rule, form, streams); };
+    if (to.layout == Layout::codes)
+      convert(AsCodes{});
+    else if (to.layout == Layout::packed)
+      with_chunk<AsFields>(to.bits, to.is_signed, convert);
+    else {
+      if (rule.shift != 0 || source != codes.values) convert_block(source, codes.bytes(), n, rule, AsCodes{}, false);
+      split_block(to, row, column, n, codes);
     }
     return good;
   });
@@ -79,17 +80,14 @@ bool dequantize(const Source& from, int bits, Rounding rounding, const float* sc
   const bool streams = past_cache(from.rows * from.columns * sizeof(float));
   return for_each_block(from.rows, from.columns, threads, [&](int64_t row, int64_t column, int64_t n) {
     Codes codes;
-    alignas(64) float weights[kBlock];
     const int8_t* source = read_block(from, row, column, n, codes);
     const bool good = in_range(from, source, n);
-    const int8_t* switched = switched_block(source, codes, rule, n);
-    float *target = out + row * from.columns + column, *to = streams ? weights : target;
+    uint8_t* to = reinterpret_cast<uint8_t*>(out + row * from.columns + column);
     const float shift = offset == nullptr ? 0.0f : offset[row];
     if (from.is_signed)
-      run<Decode<int8_t>>(switched, scale[row], shift, to, n);
+      convert_block(source, to, n, rule, AsWeights<int8_t>{scale[row], shift}, streams);
     else
-      run<Decode<uint8_t>>(reinterpret_cast<const uint8_t*>(switched), scale[row], shift, to, n);
-    if (streams) stream(weights, target, n * sizeof(float));
+      convert_block(source, to, n, rule, AsWeights<uint8_t>{scale[row], shift}, streams);
     return good;
   });
 }

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "../cpu/code_words.h"
 #include "../cpu/planes.h"
@@ -37,11 +36,5 @@ struct Matrix {
   Byte* at(int64_t row, int64_t column) const { return data + row * bytes_of(columns) + bytes_of(column); }
   bool binary() const { return is_signed && bits == 1; }
 };
-
-// body(value) with the value as a constant of the compiler's; `value` is one of `values`.
-template <int... values, class Body>
-inline void with_constant(int value, Body body) {
-  ((value == values ? body(std::integral_constant<int, values>{}) : void()), ...);
-}
 
 }  // namespace mbq

@@ -1,5 +1,6 @@
 """Checks of what callers give, in the house wording: `<function>: <argument> must <constraint>, got <value>`."""
 
+import math
 import operator
 import os
 
@@ -36,10 +37,18 @@ def checked_threads(function: str, threads) -> int:
     return threads
 
 
+def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array that begins with a cache line: lines are then written whole, and past the cache."""
+    count = math.prod(shape) * dtype.itemsize
+    memory = np.empty(count + 63, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + count].view(dtype).reshape(shape)
+
+
 def checked_out(function: str, out, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """`out` once a result can be written to it, or a new array."""
     if out is None:
-        return np.empty(shape, dtype)
+        return _on_cache_lines(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype:
         raise TypeError(f"{function}: out must be an array of {dtype}, got {getattr(out, 'dtype', type(out).__name__)}")
     if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
