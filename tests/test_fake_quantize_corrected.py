@@ -40,8 +40,11 @@ def oracle(x, scale, offset, reference, axis, **quantizer):
 @dtypes
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("own_reference", [True, False])
-def test_values(device, shape, axis, dtype, signed, own_reference):
+def test_values(device, backend, shape, axis, dtype, signed, own_reference):
     x, scales, offsets = make(shape, axis, dtype, device)
+    interpreted = backend == "triton" and device == "cpu"
+    if interpreted and x.numel() > 3000 and dtype != torch.float32:
+        pytest.skip("the interpreter is slow: short floats on small tensors alone")
     reference = None if own_reference else torch.randn(shape, device=device) * 3 + 17
     for given in (None, offsets):
         outs = mbq.fake_quantize_corrected(x, scales, given, reference=reference, bits=BITS, signed=signed, axis=axis,
@@ -52,9 +55,10 @@ def test_values(device, shape, axis, dtype, signed, own_reference):
             expected, factor = oracle(x, scales[k], offset, reference, axis, bits=b, signed=signed)
             reach = factor * (scales[k].max().item() * 2**b + 1) + expected.abs().max()
             oracles.assert_within(outs[k], expected, torch.finfo(dtype).eps * expected.abs() + 4e-7 * reach, f"y[{k}]")
-            single = mbq.fake_quantize_corrected(x, scales[k], offset, reference=reference, bits=b, signed=signed,
-                                                 axis=axis, correct_axis=axis)
-            assert torch.equal(single, outs[k])
+            if not interpreted or k == 2:
+                single = mbq.fake_quantize_corrected(x, scales[k], offset, reference=reference, bits=b, signed=signed,
+                                                     axis=axis, correct_axis=axis)
+                assert torch.equal(single, outs[k])
 
 
 @shapes

@@ -74,6 +74,8 @@ def test_every_code_at_every_bit_width(device, layout, high_bits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_forward(device, backend, shape, dtype):
     """Within twice the error of the dequantized weight in torch's linear, both against float64; planes = codes."""
+    if backend == "triton" and device == "cpu" and shape[0] > 60 and dtype != torch.float32:
+        pytest.skip("the interpreter is slow: many rows in float32 alone")
     x, codes, scale, bias = make(*shape, dtype=dtype)
     planes = planes_of(codes).to(device)
     for bits, rounding in [(8, "half_up"), (5, "half_even"), (4, "half_up"), (2, "half_up")]:
