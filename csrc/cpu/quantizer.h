@@ -36,19 +36,21 @@ std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
 // one.
 template <bool same = false, class Body>
 void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& body) {
-  dispatch_floats(op, x, [&](auto storage) {
-    using T = decltype(storage);
-    dispatch_floats(op, other, [&](auto other_storage) {
-      using Other = decltype(other_storage);
-      if constexpr (same && !std::is_same_v<T, Other>) {
-        check(false, op, ": x and its result or gradient must have one dtype");
-      } else if constexpr (std::is_same_v<wide_t<Other>, wide_t<T>>) {
-        body(storage, other_storage);
-      } else {
-        check(false, op, ": x and its result or gradient must both be float64 or neither");
-      }
+  if constexpr (same) {
+    check(x == other, op, ": x and its result or gradient must have one dtype");
+    dispatch_floats(op, x, [&](auto storage) { body(storage, storage); });
+  } else {
+    dispatch_floats(op, x, [&](auto storage) {
+      using W = wide_t<decltype(storage)>;
+      dispatch_floats(op, other, [&](auto other_storage) {
+        if constexpr (std::is_same_v<wide_t<decltype(other_storage)>, W>) {
+          body(storage, other_storage);
+        } else {
+          check(false, op, ": x and its result or gradient must both be float64 or neither");
+        }
+      });
     });
-  });
+  }
 }
 
 template <class Pointer>

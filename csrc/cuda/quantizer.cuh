@@ -15,16 +15,20 @@ template <bool same, class Body>
 void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& body) {
   check(x != ScalarType::Double && other != ScalarType::Double, op,
         ": float64 is for the CPU; CUDA takes float32, bfloat16 and float16");
-  dispatch_floats(op, x, [&](auto storage) {
-    using T = decltype(storage);
-    dispatch_floats(op, other, [&](auto other_storage) {
-      using Other = decltype(other_storage);
-      if constexpr (same && !std::is_same_v<T, Other>)
-        check(false, op, ": x and its result or gradient must have one dtype");
-      else if constexpr (!std::is_same_v<T, double> && !std::is_same_v<Other, double>)
-        body(storage, other_storage);
+  if constexpr (same) {
+    check(x == other, op, ": x and its result or gradient must have one dtype");
+    dispatch_floats(op, x, [&](auto storage) {
+      if constexpr (!std::is_same_v<decltype(storage), double>) body(storage, storage);
     });
-  });
+  } else {
+    dispatch_floats(op, x, [&](auto storage) {
+      using T = decltype(storage);
+      dispatch_floats(op, other, [&](auto other_storage) {
+        using Other = decltype(other_storage);
+        if constexpr (!std::is_same_v<T, double> && !std::is_same_v<Other, double>) body(storage, other_storage);
+      });
+    });
+  }
 }
 
 // A job without its gradients: `others` are the results or the upstream gradients.
