@@ -92,10 +92,10 @@ def test_quantizers_move_16_bytes_at_once():
         assert whole >= (7 if "forward_kernel" in key[1] else 3), f"{key}: {whole}"
 
 
-@pytest.mark.parametrize("pattern", [QUANTIZERS, LSBS])
-def test_kernels_do_not_contract(pattern):
+@pytest.mark.parametrize("pattern, least", [(QUANTIZERS, 50), (LSBS, 15)])
+def test_kernels_do_not_contract(pattern, least):
     entries = ptx(pattern)
-    assert len(entries) > 15
+    assert len(entries) > least
     for key, text in entries.items():
         assert "div.rn.f32" in text and not re.search(r"\bfma\.", text), key
 

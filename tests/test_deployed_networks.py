@@ -16,7 +16,7 @@ import compare_deployments  # noqa: E402
 import deployed_networks  # noqa: E402
 
 TRAINED = {
-    "resnet20": Options(model="resnet20", bits=(8, 4, 2), quantizer="double-rounding", train_limit=640, test_limit=100),
+    "resnet20": Options(model="resnet20", bits=(8, 4, 2), quantizer="double-rounding", train_limit=640, test_limit=200),
     "vit_t": Options(model="vit_t", bits=(8, 4), quantizer="double-rounding", rounding="half_up", learning_rate=3e-4,
                      train_limit=320, test_limit=100),
 }
