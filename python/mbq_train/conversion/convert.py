@@ -5,7 +5,8 @@ from torch import nn
 from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.bits import FLOAT, check_bit_widths
-from .call_order import call_order
+from ..quantize.scales import initialise
+from .call_order import arguments, call_order
 from .convertible import (
     QUANT_TYPES,
     base_type,
@@ -30,13 +31,20 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
-    bits[0] until `set_bits`. Scales get their first values from the first training batch at each bit-width.
-    Parameters stay the same objects, but for what QuantMultiheadAttention splits: make the optimizer afterwards.
+    bits[0] until `set_bits`. Scales get their first values from `example`, a training batch, as `initialise` takes
+    them; without one, from the first training batch at each bit-width. Evaluation and averages of the model (EMA)
+    need these values. Parameters stay the same objects, except those that QuantMultiheadAttention splits: make the
+    optimizer afterwards.
     """
-    return plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
+    plan = plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
                            learn_offset=learn_offset, quantizer=quantizer, weight_correction=weight_correction,
                            rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise,
-                           activation_bits=activation_bits).apply()
+                           activation_bits=activation_bits)
+    model = plan.apply()
+    if example is not None:
+        args, kwargs = arguments("convert", example)
+        initialise(model, *args, **kwargs)
+    return model
 
 
 def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",

@@ -11,6 +11,7 @@ from torch import nn
 from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
+from ..quantize.data_parallel import leave_to_us
 from .convertible import QUANT_TYPES, SUPPORTED, base_type, own_parameters, weights
 
 _COLUMNS = ("module", "type", "parameters", "action", "why")
@@ -92,6 +93,7 @@ class Conversion:
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
         replace_modules(self.model, new)
         close_fast_paths(self.model)
+        leave_to_us(self.model)
         return self.model
 
 

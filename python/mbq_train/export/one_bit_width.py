@@ -69,7 +69,7 @@ class _RoundedInput(nn.Module):
         self.is_sign = bits == 1 and quantizer.signed
         self.clips = bits < 8
         offset = None if quantizer.offsets is None else quantizer.offsets[str(bits)]
-        self.register_buffer("scale", quantizer.scales[str(bits)].detach().clone())
+        self.register_buffer("scale", quantizer.scale(bits))
         self.register_buffer("offset", None if offset is None else offset.detach().clone())
         for name, code in zip(("lo", "hi"), code_range(bits, quantizer.signed), strict=True):
             self.register_buffer(name, torch.tensor(code, dtype=self.dtype))

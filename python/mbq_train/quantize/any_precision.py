@@ -8,7 +8,8 @@ import torch
 import mbq_kernels
 
 from .bits import FLOAT, MAX_BITS, BitState
-from .quantizers import WeightQuantizer, _Quantizer, autocast_dtype
+from .fake_quantizer import _Quantizer, autocast_dtype
+from .quantizers import WeightQuantizer
 
 
 def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +100,7 @@ class AnyPrecisionWeight(WeightQuantizer):
 
 
 class AnyPrecisionActivation(_Quantizer):
-    """Activations: round((2^b - 1) clamp(x, 0, 1)) / (2^b - 1); at 32 bits clamp(x, 0, 1).
+    """Activations: round((2^b - 1) clamp(x, 0, 1)) / (2^b - 1); at 32 bits max(x, 0), a plain ReLU.
 
     For inputs after a ReLU: what is negative becomes 0, with a warning where the first training batch shows it.
 
@@ -126,6 +127,10 @@ class AnyPrecisionActivation(_Quantizer):
         """Nothing: every bit-width is there."""
         return []
 
+    def floor(self):
+        """Return nothing: the steps are constants."""
+        return {}
+
     def current(self):
         return self.steps[self.bit_state.bits - 1], None
 
@@ -135,4 +140,4 @@ class AnyPrecisionActivation(_Quantizer):
             if (x < 0).any():
                 warnings.warn(f"{self.layer_name}: inputs are negative and its activation quantizer is unsigned: they "
                               "become 0; the quantizer 'learned' keeps them", RuntimeWarning, stacklevel=2)
-        return x.clamp(0, 1) if self.bit_state.bits == FLOAT else super()._quantize(x)
+        return x.relu() if self.bit_state.bits == FLOAT else super()._quantize(x)

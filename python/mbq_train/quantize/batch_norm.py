@@ -3,8 +3,11 @@
 import copy
 
 from torch import nn
+from torch.func import functional_call
 
+from .. import distributed
 from .bits import FLOAT, BitState
+from .data_parallel import averaged
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -30,4 +33,8 @@ class BitBatchNorm(nn.Module):
         self.training = batch_norm.training
 
     def forward(self, x):
-        return self.by_bits[str(self.bit_state.bits)](x)
+        norm = self.by_bits[str(self.bit_state.bits)]
+        if distributed.world_size() == 1:
+            return norm(x)
+        own = {name: averaged(parameter, sharded=True) for name, parameter in norm.named_parameters()}
+        return functional_call(norm, own, (x,))

@@ -1,31 +1,63 @@
 """Which bit-width a model computes at: one plain object, shared by all of its quantizers."""
 
 import contextlib
+import copy
+import threading
 
 import torch
 from torch import nn
+
+from .recomputation import follow_recomputation
 
 FLOAT = 32  # the bit-width that stands for the unquantized path
 MAX_BITS = 8
 
 
 class BitState:
-    """The bit-widths that are trained, the one in use, and its index among them (0 at 32 bits).
+    """Hold the bit-widths that are trained, the one in use, and what else decides a forward beside its tensors.
 
     A plain object and not a module: copy.deepcopy of a model gives all quantizers of the copy one new state.
+
+    Args:
+        trained: bit-widths from high to low.
+
+    bits: the bit-width in use; index: its position in `trained` (0 at 32 bits); held: the quantized weights that a
+    bank has made ready for the coming forwards, {WeightQuantizer: {bits: tensor}}; changed: whether the bit-width was
+    ever changed; thread: the thread that selected it last.
     """
+
+    def __new__(cls, *args):
+        state = super().__new__(cls)  # copies and unpickled states too: they do not call __init__
+        state.held, state.changed, state.thread = {}, False, threading.get_ident()
+        follow_recomputation(state)
+        return state
 
     def __init__(self, trained):
         self.trained = tuple(trained)
-        self.select(self.trained[0])
+        self.bits, self.index = self.trained[0], 0
+
+    def __getstate__(self):
+        return {"trained": self.trained, "bits": self.bits, "index": self.index, "changed": self.changed}
 
     def select(self, bits: int) -> None:
         """Make `bits`, which is trained or 32, the bit-width in use."""
+        self.changed, self.thread = self.changed or bits != self.bits, threading.get_ident()
         self.bits, self.index = bits, 0 if bits == FLOAT else self.trained.index(bits)
 
+    def snapshot(self) -> tuple:
+        """Return what decides a forward, for `restore`."""
+        return self.bits, self.index, self.held
 
-def set_bits(model: nn.Module, bits: int) -> None:
+    def restore(self, snapshot: tuple) -> None:
+        """Put back what `snapshot` returned."""
+        self.bits, self.index, self.held = snapshot
+
+
+class set_bits:
     """Make every converted layer of `model` compute at `bits` bits from now on.
+
+    As a context manager, `with set_bits(model, 4): ...`, it puts the bit-width before the call back at the end of the
+    block.
 
     Args:
         model: what `convert` returned, or any module that contains it.
@@ -34,17 +66,72 @@ def set_bits(model: nn.Module, bits: int) -> None:
     Raises:
         TypeError: bits is not an integer. ValueError: bits is not trained; no layer of model was converted.
     """
+
+    def __init__(self, model: nn.Module, bits: int):
+        states = _states("set_bits", model)
+        if isinstance(bits, bool) or not isinstance(bits, int):
+            raise TypeError(f"set_bits: bits must be an integer, got {bits!r}")
+        for state in states:
+            if bits not in (FLOAT, *state.trained):
+                known = ", ".join(map(str, (FLOAT, *state.trained)))
+                raise ValueError(f"set_bits: bits must be one of {known}, got {bits}")
+        self._before = [(state, state.bits) for state in states]
+        for state in states:
+            state.select(bits)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error) -> None:
+        for state, bits in self._before:
+            state.select(bits)
+
+
+def get_bits(model: nn.Module) -> int:
+    """Return the bit-width at which the converted layers of `model` compute; 32 is the unquantized path.
+
+    Raises ValueError where no layer of model was converted, and where its parts, converted by several calls of
+    `convert`, are at different bit-widths.
+    """
+    bits = {state.bits for state in _states("get_bits", model)}
+    if len(bits) > 1:
+        raise ValueError("get_bits: model must be at one bit-width, got parts at "
+                         f"{', '.join(map(str, sorted(bits, reverse=True)))} bits")
+    return bits.pop()
+
+
+def at_bits(model: nn.Module, bits: int) -> nn.Module:
+    """Return a second view of `model` that computes at `bits` bits, whatever the bit-width of `model`.
+
+    The view has modules of its own over the same Parameters and buffers: training one trains the other, and
+    `set_bits` of one leaves the other alone, so that two threads can compute at two bit-widths. Parameters and
+    buffers that one of the two replaces or registers later are shared too; modules are not.
+
+    Args:
+        model: what `convert` returned, or any module that contains it.
+        bits: one of the trained bit-widths, or 32 for the unquantized path.
+
+    Raises:
+        TypeError, ValueError: as `set_bits`; a module of model holds what copy.deepcopy cannot copy.
+    """
+    _states("at_bits", model)
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        view = copy.deepcopy(model, shared)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"at_bits: model must hold modules that copy.deepcopy can copy, got an error ({error})") from error
+    for original, twin in zip(model.modules(), view.modules(), strict=True):
+        twin._parameters, twin._buffers = original._parameters, original._buffers
+    set_bits(view, bits)
+    return view
+
+
+def _states(function: str, model: nn.Module) -> list[BitState]:
+    """Return the states of `model`. Raises ValueError where there are none."""
     states = bit_states(model)
     if not states:
-        raise ValueError(f"set_bits: model must hold layers made by convert, got {type(model).__name__} without any")
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"set_bits: bits must be an integer, got {bits!r}")
-    for state in states:
-        if bits not in (FLOAT, *state.trained):
-            known = ", ".join(map(str, (FLOAT, *state.trained)))
-            raise ValueError(f"set_bits: bits must be one of {known}, got {bits}")
-    for state in states:
-        state.select(bits)
+        raise ValueError(f"{function}: model must hold layers made by convert, got {type(model).__name__} without any")
+    return states
 
 
 def bit_states(model: nn.Module) -> list[BitState]:

@@ -5,7 +5,9 @@ import torch
 import mbq_kernels
 
 from .bits import BitState
-from .quantizers import WeightQuantizer, autocast_dtype, first_scale
+from .fake_quantizer import autocast_dtype, first_scale
+from .quantizers import WeightQuantizer
+from .units import scale_of
 
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
@@ -63,14 +65,14 @@ class DoubleRoundingQuantizer(WeightQuantizer):
 
     def current(self) -> tuple[torch.Tensor, ...]:
         """(scale,), for all bit-widths."""
-        scale = self._pick(self.scales)
+        scale = scale_of(self._pick(self.scales), self._pick(self.scale_units))
         if self.shared_sum:  # the same values; a change of one scale counts as one of all
             scale = scale.detach() + (scale - scale.detach()).sum()
         return (scale,)
 
     def _common(self) -> dict:
         return {"high_bits": self.high_bits, "axis": self.axis, "rounding": self.rounding,
-                "scale_chain": self.scale_chain}
+                "scale_chain": self.scale_chain, **self.floor()}
 
     def _first_values(self, weight, hi):
         weight = weight.flatten(1)

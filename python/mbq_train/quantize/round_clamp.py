@@ -8,7 +8,8 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState, check_bit_widths
-from .quantizers import WeightQuantizer, autocast_dtype
+from .fake_quantizer import autocast_dtype
+from .quantizers import WeightQuantizer
 
 NORMALISATIONS = ("max", "tanh")
 

@@ -8,6 +8,7 @@ from torch import nn
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm
 from .bits import bit_states, check_bit_widths, code_range
+from .data_parallel import leave_to_us
 from .quantizers import quantizers
 
 
@@ -56,6 +57,7 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
             raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
         for b in new:
             estimate_statistics(model, b, batches, [module.by_bits[str(b)] for module in norms])
+    leave_to_us(model)
     return model
 
 
@@ -67,10 +69,11 @@ def _interpolate(quantizer, b: int, trained) -> None:
     def hi(bits):
         return code_range(bits, quantizer.signed)[1]
 
-    low, high = (quantizer.scales[str(n)] * hi(n) for n in (lower, upper))
-    quantizer.scales[str(b)].copy_(torch.lerp(low, high, share) / hi(b))
+    low, high = (quantizer.scale(n) * hi(n) for n in (lower, upper))
+    offset = None
     if quantizer.offsets is not None:
-        quantizer.offsets[str(b)].copy_(torch.lerp(*(quantizer.offsets[str(n)] for n in (lower, upper)), share))
+        offset = torch.lerp(*(quantizer.offsets[str(n)] for n in (lower, upper)), share)
+    quantizer.start(b, torch.lerp(low, high, share) / hi(b), offset)
 
 
 def _nearest(b: int, trained) -> list[int]:

@@ -51,7 +51,7 @@ class WeightBank:
             outs = next(iter(group)).quantize_all(list(group), list(group.values()), self.bits)
             for quantizer, values in zip(group, outs, strict=True):
                 leaves = [value.detach().requires_grad_() for value in values]
-                quantizer.held = dict(zip(self.bits, leaves, strict=True))
+                quantizer.hold(dict(zip(self.bits, leaves, strict=True)))
                 self._outs += zip(values, leaves, strict=True)
 
     def backward(self) -> None:
@@ -65,6 +65,5 @@ class WeightBank:
     def drop(self) -> None:
         """Let the copies go: forwards quantize for themselves again."""
         self._outs = []
-        for group in self.groups:
-            for quantizer in group:
-                quantizer.held = {}
+        for state in {quantizer.bit_state for group in self.groups for quantizer in group}:
+            state.held = {}  # another one: blocks that run again in backward have the old

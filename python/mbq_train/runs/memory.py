@@ -9,7 +9,7 @@ from torch import nn
 from .. import distributed
 from ..options import Options
 from ..quantize.bits import bit_states, set_bits
-from ..quantize.quantizers import initialise
+from ..quantize.scales import initialise
 from ..quantize.weight_bank import WeightBank
 
 

@@ -11,7 +11,7 @@ from .. import distributed
 from ..data import Data
 from ..options import Options
 from ..quantize.bits import FLOAT, check_bit_widths, quantized, set_bits
-from ..quantize.quantizers import initialise
+from ..quantize.scales import initialise
 from ..sensitivity import Trace, hessian_traces, perturbations, sensitivities
 from .checkpoint import CheckpointError, load_checkpoint, load_json, save_json
 from .folder import CONFIG, FLOAT_NETWORK, SENSITIVITY, TRACES, load_options

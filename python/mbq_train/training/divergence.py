@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..quantize.bits import in_mode, same_random_numbers
+from ..quantize.quantizers import quantizers
 
 
 class TrainingError(RuntimeError):
@@ -11,8 +12,14 @@ class TrainingError(RuntimeError):
 
 
 def first_bad_parameter(model: nn.Module) -> str | None:
-    """The name of the first parameter that holds NaN or infinity, None where there is none."""
-    bad = (f"parameter {name}" for name, value in model.named_parameters() if not torch.isfinite(value).all())
+    """Return the name of the first parameter that holds NaN or infinity, None where there is none.
+
+    Scales without first values, those of layers that are never called, are not looked at.
+    """
+    empty = {id(parameters[str(b)]) for quantizer in quantizers(model) for b in quantizer.missing
+             for parameters in filter(None, (quantizer.scales, quantizer.offsets))}
+    bad = (f"parameter {name}" for name, value in model.named_parameters()
+           if id(value) not in empty and not torch.isfinite(value).all())
     return next(bad, None)
 
 

@@ -11,7 +11,8 @@ from .. import distributed
 from ..data import Data
 from ..options import Options
 from ..quantize.bits import check_bit_widths, in_mode, switch_bits_of
-from ..quantize.quantizers import initialise, quantizers
+from ..quantize.quantizers import quantizers
+from ..quantize.scales import initialise
 from ..recipes import Recipe
 from .cuda_graph import GraphedStep
 from .distillation import SoftTargets

@@ -10,7 +10,7 @@ from .. import distributed
 from ..data import Batch
 from ..options import Options
 from ..quantize.bits import switch_bits_of
-from ..quantize.quantizers import clamp_scales, drop_idle_gradients
+from ..quantize.scales import clamp_scales, drop_idle_gradients
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import mbq_kernels
 
-from ...quantize.quantizers import autocast_dtype
+from ...quantize.fake_quantizer import autocast_dtype
 from ...quantize.round_clamp import round_clamp_layers
 
 
@@ -32,7 +32,7 @@ class LsbBank:
         for name, value in zip(self.low_bits, values, strict=True):
             quantizer = self.layers[name].weight_quantizer
             dtype = autocast_dtype(value) or value.dtype
-            quantizer.held = {quantizer.bit_state.bits: value.to(dtype)}
+            quantizer.hold({quantizer.bit_state.bits: value.to(dtype)})
         self.penalty = penalties.sum()
 
     def backward(self) -> None:
@@ -41,8 +41,8 @@ class LsbBank:
     def drop(self) -> None:
         """Let the weights go: layers quantize for themselves again."""
         self.penalty = None
-        for layer in self.layers.values():
-            layer.weight_quantizer.held = {}
+        for state in {layer.weight_quantizer.bit_state for layer in self.layers.values()}:
+            state.held = {}
 
     @torch.no_grad()
     def rates(self) -> dict[str, float]:

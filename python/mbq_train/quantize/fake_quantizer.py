@@ -1,0 +1,250 @@
+"""What all fake-quantizers share: parameters per bit-width, their first values, the bit-width in use, the kernel call."""
+
+import math
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from .. import distributed
+from .bits import FLOAT, BitState, code_range
+from .data_parallel import averaged
+from .recomputation import check_recomputation
+from .units import STEPS_OF_FIRST, Buffers, least_scale, scale_of
+
+SMALLEST_SCALE = 1e-8
+
+
+class _Quantizer(nn.Module):
+    """Quantize with scales per bit-width: hold them, give them their first values, call the kernel.
+
+    The scales are Parameters from construction, so that an optimizer built at any time sees them; they are NaN until
+    the first training batch at their bit-width, of all processes where there are several, gives them their values in
+    place. A scale is `scales[b] * scale_units[b]`, at least `scale_floors[b]`: see `units`.
+
+    What a copy, an average or load_state_dict writes to the buffers counts from the next forward on: the flags are
+    read from `initialised` whenever its tensor is another one or was written to.
+    """
+
+    axis: int | None = None
+    kernel = staticmethod(mbq_kernels.fake_quantize)  # what it calls with `current()` and `options()`
+
+    def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
+                 own_bits: int | None = None):
+        super().__init__()
+        self.bit_state, self.signed, self.layer_name, self.own_bits = bit_state, signed, layer_name, own_bits
+        self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        self.scales = self._parameter_per_bits(shape)
+        self.offsets = None
+        self.scale_units = Buffers({str(b): torch.ones(shape, **self._options) for b in self.kept()})
+        self.scale_floors = Buffers({str(b): torch.full(shape, math.nan, **self._options) for b in self.kept()})
+        # Floating point, because averages of models average their buffers too.
+        self.register_buffer("initialised", torch.zeros(len(self.kept()), device=like.device))
+        self.register_buffer("is_signed", torch.tensor(float(bool(signed)), device=like.device))
+        self._seen, self._missing, self._spoiled = (None, 0), set(self.kept()), set()
+        self.register_load_state_dict_pre_hook(_add_units)
+
+    def _parameter_per_bits(self, shape) -> nn.ParameterDict:
+        return nn.ParameterDict({str(b): nn.Parameter(torch.full(shape, math.nan, **self._options))
+                                 for b in self.kept()})
+
+    def __getstate__(self):
+        return {**self.__dict__, "_seen": (None, 0)}  # a copy reads its own flags
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"  # without a line for each Parameter
+
+    def extra_repr(self) -> str:
+        """Return bit-widths, code range and channels, as print(model) shows them."""
+        bits = self.own_bits or ", ".join(map(str, self.bit_state.trained))
+        signs = {None: "by the first batch", True: "signed", False: "unsigned"}[self.signed]
+        parts = [f"bits={bits}", signs, "per tensor" if self.axis is None else f"axis={self.axis}"]
+        return ", ".join(parts + ["offset"] * (self.offsets is not None))
+
+    @property
+    def bits(self) -> int:
+        """The bit-width it computes at: its own, or the one in use."""
+        return self.own_bits or self.bit_state.bits
+
+    @property
+    def missing(self) -> set[int]:
+        """The bit-widths whose scales have no first values yet."""
+        self._look()
+        return self._missing
+
+    def kept_at(self, bits: int) -> int:
+        """Return the bit-width under which the parameters that serve `bits` are kept."""
+        return self.own_bits or bits
+
+    def kept(self) -> list[int]:
+        """Return the bit-widths that have parameters, from high to low."""
+        return list(dict.fromkeys(map(self.kept_at, self.bit_state.trained)))
+
+    def _apply(self, fn, recurse=True):
+        """Do what .to(), .half() and the like ask for: scales and offsets stay in float32 at least."""
+        def keep(tensor):
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+        return super()._apply(keep, recurse)
+
+    def add(self, bit_widths) -> list[int]:
+        """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
+        if self.own_bits:
+            return []
+        kept = str(self.kept()[0])
+        for b in map(str, bit_widths):
+            for parameters in filter(None, (self.scales, self.offsets)):
+                parameters[b] = nn.Parameter(torch.empty_like(parameters[kept]))
+            for buffers in (self.scale_units, self.scale_floors):
+                buffers[b] = torch.empty_like(buffers[kept])
+        done = 0.0 if self.missing else 1.0
+        self.initialised = self.initialised.new_full((len(self.initialised) + len(bit_widths),), done)
+        return list(bit_widths)
+
+    def forward(self, x):
+        """Return x at the bit-width in use, in x's dtype, or autocast's where that is on; x itself at 32 bits."""
+        if torch.compiler.is_compiling():  # the bit-width as a symbol: two compiles serve all of them
+            with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+                return self._quantize(x)
+        check_recomputation(self.bit_state, self.layer_name)
+        self._look()
+        return self._quantize(x)
+
+    def _quantize(self, x):
+        if self.bit_state.bits == FLOAT:
+            return x
+        if self._missing or self._spoiled:
+            self._initialise(x.detach())
+        return self.kernel(x, *self.current(), **self.options(), grad_factor=self._grad_factor(x),
+                           out_dtype=autocast_dtype(x))
+
+    def options(self) -> dict:
+        """Return the keyword arguments of the kernel that say what is computed."""
+        return {"bits": self.bits, "signed": self.signed, "axis": self.axis, **self.floor()}
+
+    def floor(self) -> dict:
+        """Return the kernel's argument for the smallest scale at the bit-width in use."""
+        return {"scale_floor": self._pick(self.scale_floors)}
+
+    def current(self) -> tuple[torch.Tensor | None, ...]:
+        """Return (scale, offset) of the bit-width in use; offset is None where none is learned.
+
+        In a compiled graph, which serves all bit-widths, they are picked at run time: the others then get gradients of
+        zeros, which `drop_idle_gradients` takes away.
+        """
+        scale = scale_of(self._pick(self.scales), self._pick(self.scale_units))
+        return scale, None if self.offsets is None else averaged(self._pick(self.offsets))
+
+    def scale(self, bits: int) -> torch.Tensor:
+        """Return the scale that serves `bits`, as the kernel uses it, without gradient: exports and stores take it."""
+        key = str(self.kept_at(bits))
+        return torch.maximum(self.scales[key].detach() * self.scale_units[key], self.scale_floors[key])
+
+    def _pick(self, tensors) -> torch.Tensor:
+        if torch.compiler.is_compiling() and len(tensors) > 1:
+            return torch.stack([tensors[str(b)] for b in self.bit_state.trained])[self.bit_state.index]
+        return tensors[str(self.kept_at(self.bit_state.bits))]
+
+    def _grad_factor(self, x) -> float | None:
+        return None  # 1 / sqrt(N hi)
+
+    def check_initialised(self, bit_widths) -> None:
+        """Raise RuntimeError unless the scales of all `bit_widths` have their first values."""
+        kept = set(map(self.kept_at, bit_widths))
+        if missing := self.missing & kept:
+            raise RuntimeError(f"{self.layer_name}: {type(self).__name__} must have seen a training batch at "
+                               f"{max(missing)} bits before it is used, got none: convert(..., example=batch) or "
+                               "initialise(model, batch) takes its first values from one")
+        if spoiled := self._spoiled & kept:
+            raise RuntimeError(f"{self.layer_name}: scales of {type(self).__name__} must be numbers, got NaN at "
+                               f"{max(spoiled)} bits: of a training that diverged, or of an average that began before "
+                               "the first values, which convert(..., example=batch) takes in time")
+
+    def _look(self) -> None:
+        """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
+        flags, (seen, version) = self.initialised, self._seen
+        if flags is seen and version == _version(flags):
+            return
+        if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        self._read()
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _read(self) -> None:
+        kept = self.kept()
+        self._seen = self.initialised, _version(self.initialised)
+        if not kept:
+            return
+        numbers = torch.stack([scale.isfinite().all() for scale in self.scales.values()])
+        flags = torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)]).tolist()
+        finite, done, signed = flags[:len(kept)], flags[len(kept):-1], flags[-1]
+        self._missing = {b for b, flag in zip(kept, done, strict=True) if flag == 0}
+        self._spoiled = {b for b, flag, number in zip(kept, done, finite, strict=True) if flag and not number}
+        if any(done):
+            self.signed = bool(signed)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _initialise(self, x) -> None:
+        bits = self.kept_at(self.bit_state.bits)
+        if not self.training or bits not in self.missing:
+            self.check_initialised([bits])
+            return
+        if getattr(self, "_is_replica", False) or x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"{self.layer_name}: first values must be there before nn.DataParallel or a CUDA graph, "
+                               f"got none at {bits} bits: call convert(..., example=batch)")
+        x = x.to(self._options["dtype"])
+        if not torch.isfinite(x).all() or not x.numel():
+            raise RuntimeError(f"{self.layer_name}: the first training batch must be finite and not empty, "
+                               f"got NaN, infinity or nothing at {bits} bits")
+        if self.signed is None:
+            self.signed = bool(distributed.minimum(x.min()) < 0)
+            self.is_signed.fill_(self.signed)
+        scale, offset = self._first_values(x, code_range(bits, self.signed)[1])
+        self.start(bits, scale, offset)
+        self.initialised[self.kept().index(bits)] = 1
+        self._missing.discard(bits)
+        self._seen = self.initialised, _version(self.initialised)
+
+    @torch.no_grad()
+    def start(self, bits: int, scale: torch.Tensor, offset: torch.Tensor | None = None) -> None:
+        """Make `scale` and `offset` the first values of those kept at `bits` bits."""
+        key = str(bits)
+        self.scale_units[key].copy_(scale * STEPS_OF_FIRST)
+        self.scale_floors[key].copy_(least_scale(scale))
+        self.scales[key].fill_(1 / STEPS_OF_FIRST)
+        if self.offsets is not None:
+            self.offsets[key].copy_(offset)
+
+
+def first_scale(size, divisor: float):
+    """Return size / divisor, at least 1e-8; a channel of size 0 takes the mean of all channels, and 1 where all are
+    0."""
+    whole = size.mean()
+    spare = torch.where(whole == 0, torch.ones_like(whole), whole)
+    scale = torch.where(size == 0, spare, size) / divisor
+    return torch.where(scale < SMALLEST_SCALE, SMALLEST_SCALE, scale)
+
+
+def autocast_dtype(x) -> torch.dtype | None:
+    """Return the dtype that autocast asks for on x's device, None where it is off."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return the number of writes to `tensor`; -1 for an inference tensor, which does not count them."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _add_units(quantizer, state_dict, prefix, *_) -> None:
+    """Complete, in the copy that load_state_dict makes, a checkpoint written before there were units and floors."""
+    for b in quantizer.kept():
+        scale = state_dict.get(f"{prefix}scales.{b}")
+        if scale is not None and f"{prefix}scale_units.{b}" not in state_dict:
+            state_dict[f"{prefix}scale_units.{b}"] = torch.ones_like(scale)
+            state_dict[f"{prefix}scale_floors.{b}"] = least_scale(scale)

@@ -1,0 +1,64 @@
+"""The scales of a whole model: their names for optimizers and wrappers, first values, gradients to drop."""
+
+import torch
+from torch import nn
+
+from .bits import in_mode, same_random_numbers, set_bits
+from .quantizers import quantizers
+
+
+def scales(model: nn.Module) -> list[nn.Parameter]:
+    """Return what the quantizers of `model` learn, scales and offsets of every bit-width, in the order of registration.
+
+    For optimizers (no weight decay) and for wrappers: `fully_shard(model, ignored_params=set(scales(model)))`.
+    """
+    return [parameter for quantizer in quantizers(model) for parameter in quantizer.parameters()]
+
+
+@torch.no_grad()
+def clamp_scales(model: nn.Module) -> None:
+    """Bring the Parameter of every scale up to its floor, in place.
+
+    Not needed: kernels compute with max(scale, floor). A Parameter that an optimizer carried far below its floor comes
+    back sooner with it.
+    """
+    below = [(scale, quantizer.scale_floors[b] / quantizer.scale_units[b]) for quantizer in quantizers(model)
+             for b, scale in quantizer.scales.items()]
+    if below:
+        torch._foreach_maximum_(*map(list, zip(*below, strict=True)))
+
+
+def drop_idle_gradients(model: nn.Module, used) -> None:
+    """Set the gradients of scales and offsets of bit-widths that are not in `used` to None.
+
+    A compiled model gives them zeros, and an optimizer with momentum would move them. Call it before the step.
+    """
+    for quantizer in quantizers(model):
+        kept = {str(quantizer.kept_at(b)) for b in used}
+        for parameters in filter(None, (quantizer.scales, quantizer.offsets)):
+            for bits, parameter in parameters.items():
+                if bits not in kept:
+                    parameter.grad = None
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, *batch, **named) -> None:
+    """Give every quantizer that still lacks them its first values from one training batch, at every bit-width.
+
+    Runs model(*batch, **named) in training mode without gradients. Afterwards BatchNorm's statistics, the random
+    numbers, modes and bit-width are as before. torch.compile, CUDA graphs and averages of the model need it before they
+    start; otherwise the first forward at each bit-width does the same. Only layers that are called get values.
+    """
+    missing = {next(b for b in quantizer.bit_state.trained if quantizer.kept_at(b) == kept)
+               for quantizer in quantizers(model) for kept in quantizer.missing}
+    own = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
+    others = [buffer for buffer in model.buffers() if id(buffer) not in own]
+    before = [buffer.clone() for buffer in others]
+    try:
+        with same_random_numbers(model), in_mode(model, training=True):
+            for bits in sorted(missing, reverse=True):
+                set_bits(model, bits)
+                model(*batch, **named)
+    finally:
+        for buffer, value in zip(others, before, strict=True):
+            buffer.copy_(value)
