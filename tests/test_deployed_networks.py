@@ -56,7 +56,7 @@ def test_a_planted_fault_is_found(run, monkeypatch):
     def faulty(model, *arguments, **options):
         model = copy.deepcopy(model)
         layer = next(module for module in model.modules() if hasattr(module, "weight_quantizer"))
-        layer.weight.data[0].view(-1)[0] += 2 * layer.weight_quantizer.scales["8"][0]
+        layer.weight.data[0].view(-1)[0] += 2 * layer.weight_quantizer.scale(8)[0]
         export_onnx(model, *arguments, **options)
 
     monkeypatch.setattr(deployed_networks, "export_onnx", faulty)

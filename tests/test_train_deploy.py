@@ -23,14 +23,14 @@ class DoubleRounding(WeightQuantizer):
     def __init__(self, bit_state, weight, *, rounding, **options):
         super().__init__(bit_state, weight, **options)
         self.high_bits, self.rounding = bit_state.trained[0], rounding
-        self.scales[str(self.high_bits)].data.copy_(weight.detach().abs().flatten(1).amax(1) / 2**self.high_bits)
-        self.missing.clear()
+        self.start(self.high_bits, weight.detach().abs().flatten(1).amax(1) / 2**self.high_bits)
+        self.initialised.fill_(1)
 
     def forward(self, weight):
         bits = self.bit_state.bits
         if bits == 32:
             return weight
-        scale = self.scales[str(self.high_bits)].view(-1, *[1] * (weight.dim() - 1))
+        scale = self.scale(self.high_bits).view(-1, *[1] * (weight.dim() - 1))
         top, ratio = 2 ** (self.high_bits - 1), 2 ** (self.high_bits - bits)
         high = torch.round((weight / scale).clamp(-top, top - 1))
         lower = torch.floor(high / ratio + 0.5) if self.rounding == "half_up" else torch.round(high / ratio)
@@ -131,9 +131,9 @@ def test_bit_widths_that_were_not_trained(layout):
         set_bits(stored, 3)
     stored = mbq_train.add_bits(stored, (3,), [x])
     set_bits(stored, 3)
-    code = torch.round(torch.round((model[0].weight / model[0].weight_quantizer.scales["8"].view(-1, 1))
+    code = torch.round(torch.round((model[0].weight / model[0].weight_quantizer.scale(8).view(-1, 1))
                                    .clamp(-128, 127)) / 32).clamp(max=3)
-    want = code * model[0].weight_quantizer.scales["8"].view(-1, 1) * 32
+    want = code * model[0].weight_quantizer.scale(8).view(-1, 1) * 32
     assert torch.equal(stored[0].weight_at(3, x), want)
     expected = F.linear(stored[0].input_quantizer(x), want, model[0].bias)
     torch.testing.assert_close(stored[0](x), expected)
@@ -254,7 +254,7 @@ def test_refusals():
     plain = convert(nn.Sequential(nn.Linear(3, 3)), (8, 4), keep_float=())
     with pytest.raises(ValueError, match="0 must have a DoubleRoundingQuantizer, got WeightQuantizer"):
         deploy(plain)
-    model.linear.weight_quantizer.missing.add(8)
+    model.linear.weight_quantizer.initialised.zero_()
     with pytest.raises(RuntimeError, match="linear: DoubleRounding must have seen a training batch at 8 bits"):
         deploy(model)
     assert not [m for m in model.modules() if isinstance(m, SwitchedConv2d)]

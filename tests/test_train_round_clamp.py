@@ -126,7 +126,7 @@ def test_activations_have_a_bit_width_of_their_own(images):
     x = torch.rand(50)
     for bits in (8, 2):
         set_bits(model, bits)
-        expected = mbq_kernels.fake_quantize(x, quantizer.scales["3"], bits=3, signed=bool(quantizer.is_signed))
+        expected = mbq_kernels.fake_quantize(x, quantizer.scale(3), bits=3, signed=bool(quantizer.is_signed))
         assert torch.equal(quantizer(x), expected) and quantizer(x).unique().numel() <= 8
     set_bits(model, 32)
     assert quantizer(x) is x
