@@ -52,6 +52,12 @@ MBQ_HD T clamp(T v, T lo, T hi) {
   return raised > hi ? hi : raised;
 }
 
+// max(scale, floor), the scale that is computed with; NaN stays NaN
+template <class T>
+MBQ_HD T effective_scale(T scale, T floor) {
+  return scale < floor ? floor : scale;
+}
+
 // v = (x - offset) / scale
 template <class T>
 MBQ_HD T scaled(T x, T scale, T offset) {

@@ -146,6 +146,21 @@ def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torc
     return rows
 
 
+def check_stacked(op: str, name: str, parameters, x, axis, count: int) -> torch.Tensor:
+    """check_rows' parameters as (count, C) or (count, 1); a tensor needs no copy for that."""
+    if isinstance(parameters, torch.Tensor) and parameters.dim() and len(parameters) == count:
+        check_parameter(op, f"{name}[0]", parameters[0], x, axis)
+        return to_arithmetic(parameters, x).reshape(count, -1).contiguous()
+    return torch.stack([row.reshape(-1) for row in check_rows(op, name, parameters, x, axis, count)])
+
+
+def check_floor(op: str, names: tuple[str, str], scale, floor) -> torch.Tensor:
+    """`floor`, a checked parameter, as a constant, once it goes with `scale`."""
+    if scale.numel() != 1 or floor.numel() != 1:
+        check_pair(op, names, scale, floor)
+    return floor.detach() if floor.requires_grad else floor
+
+
 def arithmetic_dtype(x) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 

@@ -13,7 +13,7 @@ import mbq_kernels as mbq
 
 ROOT = Path(__file__).resolve().parent.parent
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
-FIELDS = ["x", "others", "grad_x", "scale", "shift", "lo", "hi", "scale_sums", "shift_sums"]
+FIELDS = ["x", "others", "grad_x", "scale", "shift", "floor", "lo", "hi", "scale_sums", "shift_sums"]
 
 
 class Arguments(ctypes.Structure):
@@ -49,13 +49,13 @@ class Run:
         self.shifts = torch.randint(-3, 3, (count, channels)).float()
         self.lo, self.hi = (torch.tensor(column, dtype=torch.float32) for column in zip(*ranges, strict=True))
         self.sums = torch.zeros(2, count, host.tasks(I64(outer), I64(channels), I64(inner)), dtype=torch.float64)
-        self.lanes, self.aligned = lanes, aligned
+        self.lanes, self.aligned, self.floors = lanes, aligned, None
 
     def call(self, kind, others, grad_x):
         pointers = (PTR * len(others))(*(t.data_ptr() for t in others))
-        tensors = (self.x, None, grad_x, self.scales, self.shifts, self.lo, self.hi, self.sums[0], self.sums[1])
-        values = [ctypes.cast(pointers, PTR) if t is None else PTR(t.data_ptr()) for t in tensors]
-        arguments = Arguments(*values, *self.shape, len(others), self.lanes, self.aligned)
+        tensors = (self.x, grad_x, self.scales, self.shifts, self.floors, self.lo, self.hi, *self.sums)
+        values = [PTR() if t is None else PTR(t.data_ptr()) for t in tensors]
+        arguments = Arguments(values[0], ctypes.cast(pointers, PTR), *values[1:], *self.shape, len(others), self.lanes, self.aligned)
         getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
 
     def forward(self, kind):

@@ -9,11 +9,12 @@ namespace mbq {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-                      const std::vector<int64_t>& bits, bool is_signed, std::optional<int64_t> axis) {
+                      const std::optional<Tensor>& scale_floors, const std::vector<int64_t>& bits, bool is_signed,
+                      std::optional<int64_t> axis) {
   const char* op = "fake_quantize_corrected";
-  const Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets));
-  q.check_rows(q.scales);
-  if (!q.shifts.absent()) q.check_rows(q.shifts);
+  Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets), Rows(scale_floors));
+  q.check_parameters();
+  raise_scales(q);
   return q;
 }
 
@@ -59,9 +60,9 @@ void write_fold(const Quantizers& q, const SumsWork<CodeSums<W>, W>& codes, cons
 }
 
 Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-                                    const std::optional<Tensor>& reference, std::vector<int64_t> bits, bool is_signed,
-                                    std::optional<int64_t> axis) {
-  const Quantizers q = quantizers(x, scales, offsets, bits, is_signed, axis);
+                                    const std::optional<Tensor>& scale_floors, const std::optional<Tensor>& reference,
+                                    std::vector<int64_t> bits, bool is_signed, std::optional<int64_t> axis) {
+  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
   Tensor folded = torch::stable::new_empty(
       scales, {3, static_cast<int64_t>(q.ranges.size()), q.layout.channels});
   check(!reference || (same_device(*reference, x) && reference->numel() == x.numel() && reference->dim() == x.dim() &&
@@ -89,10 +90,11 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
 }
 
 std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tensor& scales,
-                                                    const std::optional<Tensor>& offsets, const Tensor& given,
+                                                    const std::optional<Tensor>& offsets,
+                                                    const std::optional<Tensor>& scale_floors, const Tensor& given,
                                                     std::vector<int64_t> bits, bool is_signed,
                                                     std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
-  const Quantizers q = quantizers(x, scales, offsets, bits, is_signed, axis);
+  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
   const Tensor folded = checked_fold(q, given);
   const ScalarType dtype = out_dtype.value_or(x.scalar_type());
   std::vector<Tensor> outs;
@@ -123,9 +125,9 @@ struct TimesFactor {
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_corrected_backward(
     std::vector<Tensor> grads, const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-    const Tensor& given, std::vector<int64_t> bits, bool is_signed, std::optional<int64_t> axis,
-    std::optional<double> grad_factor) {
-  const Quantizers q = quantizers(x, scales, offsets, bits, is_signed, axis);
+    const std::optional<Tensor>& scale_floors, const Tensor& given, std::vector<int64_t> bits, bool is_signed,
+    std::optional<int64_t> axis, std::optional<double> grad_factor) {
+  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
   const Tensor folded = checked_fold(q, given);
   Gradients gradients;
   check(!grads.empty(), q.op, ": needs one gradient per bit-width (", q.ranges.size(), "), got 0");

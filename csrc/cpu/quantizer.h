@@ -6,6 +6,31 @@
 
 namespace mbq {
 
+template <class W>
+void raise_scales_in(Quantizers& q) {
+  for (size_t i = 0; i < q.scales.tensors.size(); ++i) {
+    const Tensor scales = std::exchange(q.scales.tensors[i], allocate_like(q.scales.tensors[i]));
+    const W* scale = static_cast<const W*>(scales.const_data_ptr());
+    const W* floor = static_cast<const W*>(q.floors.tensors[i].const_data_ptr());
+    W* raised = static_cast<W*>(q.scales.tensors[i].mutable_data_ptr());
+    for (int64_t c = 0; c < scales.numel(); ++c) {
+      const int64_t element = static_cast<int64_t>(i) * scales.numel() + c;
+      check(std::isfinite(scale[c]), q.op, ": scale must be finite, got ", scale[c], " (element ", element, q.which,
+            ")");
+      check(floor[c] > 0 && std::isfinite(floor[c]), q.op, ": scale_floor must be finite and > 0, got ", floor[c],
+            " (element ", element, q.which, ")");
+      raised[c] = effective_scale(scale[c], floor[c]);
+    }
+  }
+}
+
+// Puts max(scale, floor), which is computed with, in the place of the scales; they may then be <= 0.
+inline void raise_scales(Quantizers& q) {
+  if (q.floors.absent()) return;
+  q.check_parameters();
+  q.x.scalar_type() == ScalarType::Double ? raise_scales_in<double>(q) : raise_scales_in<float>(q);
+}
+
 // Values of a parameter row are looked at here, on the host, before the loop.
 template <template <class> class Quantizer, class W>
 void check_values(const Quantizers& q, size_t k, const W* scale, const W* shift) {
@@ -63,7 +88,8 @@ std::vector<Pointer> pointers(const std::vector<Tensor>& tensors) {
 
 // Of every x one x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order, in one flat list.
 template <template <class> class Quantizer>
-std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
+std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional<ScalarType> out_dtype) {
+  for (Quantizers& q : each) raise_scales(q);
   std::vector<Tensor> all;
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
   dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
@@ -112,8 +138,9 @@ struct __attribute__((visibility("hidden"))) Gradients {
 
 // given: one gradient per x and quantizer, in one flat list.
 template <template <class> class Quantizer>
-Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
+Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tensor>& given,
                             std::optional<double> grad_factor) {
+  for (Quantizers& q : each) raise_scales(q);
   const size_t levels = each[0].ranges.size();
   check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
         levels * each.size(), "), got ", given.size());
@@ -157,9 +184,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
 }
 
 // Three ops run these; fake_quantize.cpp compiles them for all.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
-                                                                   std::optional<ScalarType>);
-extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
+extern template std::vector<Tensor> quantize_forward<FakeQuantize>(std::vector<Quantizers>, std::optional<ScalarType>);
+extern template Gradients quantize_backward<FakeQuantize>(std::vector<Quantizers>, const std::vector<Tensor>&,
                                                           std::optional<double>);
 
 }  // namespace mbq

@@ -15,7 +15,8 @@ namespace mbq::cuda {
 constexpr int kMaxLevels = 8;
 
 // K quantizers over one x: `other` are K results forward, K upstream gradients backward. The parameters of every
-// channel: scale[k][channel], shift[k][channel]; shift[0] is null where there are none.
+// channel: scale[k][channel], what it is raised to, floor[k][channel], and shift[k][channel]; shift[0] and floor[0] are
+// null where there are none.
 template <template <class> class Quantizer, class T, class Other>
 struct Job {
   Walk walk;
@@ -24,6 +25,7 @@ struct Job {
   Quantizer<float> quantizer[kMaxLevels];
   const float* scale[kMaxLevels];
   const float* shift[kMaxLevels];
+  const float* floor[kMaxLevels];
   const T* x;
   Other* other[kMaxLevels];
   T* grad_x;
@@ -31,7 +33,10 @@ struct Job {
   double* shift_sums;
 
   MBQ_HD bool shifted() const { return shift[0] != nullptr; }
-  MBQ_HD float scale_at(int k, int64_t channel) const { return scale[k][channel]; }
+  MBQ_HD float scale_at(int k, int64_t channel) const {
+    const float value = scale[k][channel];
+    return floor[0] != nullptr ? effective_scale(value, floor[k][channel]) : value;
+  }
   MBQ_HD float shift_at(int k, int64_t channel) const { return shifted() ? shift[k][channel] : 0.0f; }
 };
 

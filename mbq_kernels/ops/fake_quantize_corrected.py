@@ -11,34 +11,41 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_corrected"
 
 
-def _fold_shape(x, scales, offsets, reference, bits, signed, axis):
+def _fold_shape(x, scales, offsets, scale_floors, reference, bits, signed, axis):
     return scales.new_empty((3, *scales.shape))
 
 
-def _forward_shape(x, scales, offsets, folded, bits, signed, axis, out_dtype):
+def _forward_shape(x, scales, offsets, scale_floors, folded, bits, signed, axis, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
 
 
-def _backward_shape(grads, x, scales, offsets, folded, bits, signed, axis, grad_factor):
+def _backward_shape(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
     grad_offsets = scales.new_empty(0) if offsets is None else offsets.new_empty(offsets.shape)
     return torch.empty_like(x), scales.new_empty(scales.shape), grad_offsets
 
 
-# Scales and offsets are (K, C) here; folded is (3, K, C): the factor, scale' and offset' of every channel.
+# Scales, offsets and floors are (K, C) here; folded is (3, K, C): the factor, scale' and offset' of every channel.
 _fold = define(NAME, "fake_quantize_corrected_fold",
-               "(Tensor x, Tensor scales, Tensor? offsets, Tensor? reference, SymInt[] bits, bool signed, int? axis) "
-               "-> Tensor", _fold_shape)
+               "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor? reference, SymInt[] bits, "
+               "bool signed, int? axis) -> Tensor", _fold_shape)
 _forward = define(NAME, "fake_quantize_corrected_forward",
-                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor folded, SymInt[] bits, bool signed, int? axis, "
-                  "ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor folded, SymInt[] bits, "
+                  "bool signed, int? axis, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "fake_quantize_corrected_backward",
-                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor folded, SymInt[] bits, "
-                   "bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor folded, "
+                   "SymInt[] bits, bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)",
+                   _backward_shape)
 
 
 def _spread(parameters, count: int):
     """(K, C): a row of one parameter stands for all channels."""
     return None if parameters is None else parameters.expand(len(parameters), count)
+
+
+def _rows(x, scales, offsets, scale_floors, axis):
+    """All three, spread over the channels of x."""
+    count = 1 if axis is None else x.shape[axis]
+    return _spread(scales, count), _spread(offsets, count), _spread(scale_floors, count)
 
 
 def _gathered(grad, parameters, grad_factor):
@@ -49,17 +56,16 @@ def _gathered(grad, parameters, grad_factor):
     return (grad.double().sum(1, keepdim=True) * factor).to(grad.dtype)
 
 
-def _gradients(grads, x, scales, offsets, folded, bits, signed, axis, grad_factor):
-    count = folded.shape[2]
-    grad_x, grad_scales, grad_offsets = _backward(list(grads), x, _spread(scales, count), _spread(offsets, count),
-                                                  folded, bits, signed, axis, grad_factor)
+def _gradients(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
+    rows = _rows(x, scales, offsets, scale_floors, axis)
+    grad_x, grad_scales, grad_offsets = _backward(list(grads), x, *rows, folded, bits, signed, axis, grad_factor)
     return grad_x, _gathered(grad_scales, scales, grad_factor), _gathered(grad_offsets, offsets, grad_factor)
 
 
 class FakeQuantizeCorrectedBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, folded, bits, signed, axis, grad_factor, *grads):
-        return _gradients(grads, x, scales, offsets, folded, bits, signed, axis, grad_factor)
+    def forward(x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor, *grads):
+        return _gradients(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor)
 
 
 class FakeQuantizeCorrected(torch.autograd.Function):
@@ -68,17 +74,16 @@ class FakeQuantizeCorrected(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, reference, bits, signed, axis, grad_factor, out_dtype):
-        count = 1 if axis is None else x.shape[axis]
-        scales, offsets = _spread(scales, count), _spread(offsets, count)
-        folded = _fold(x, scales, offsets, reference, bits, signed, axis)
-        return folded, *_forward(x, scales, offsets, folded, bits, signed, axis, out_dtype)
+    def forward(x, scales, offsets, scale_floors, reference, bits, signed, axis, grad_factor, out_dtype):
+        rows = _rows(x, scales, offsets, scale_floors, axis)
+        folded = _fold(x, *rows, reference, bits, signed, axis)
+        return folded, *_forward(x, *rows, folded, bits, signed, axis, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, offsets, _, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        x, scales, offsets, scale_floors, _, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
         ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(x, scales, offsets, output[0])
+        ctx.save_for_backward(x, scales, offsets, scale_floors, output[0])
 
     @staticmethod
     def backward(ctx, _, *grads):
@@ -87,11 +92,11 @@ class FakeQuantizeCorrected(torch.autograd.Function):
             grad_x, grad_scales, grad_offsets = _gradients(grads, *options)
         else:
             grad_x, grad_scales, grad_offsets = apply(FakeQuantizeCorrectedBackward, *options, *grads)
-        return grad_x, grad_scales, None if ctx.saved_tensors[2] is None else grad_offsets, *[None] * 6
+        return grad_x, grad_scales, None if ctx.saved_tensors[2] is None else grad_offsets, *[None] * 7
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
-                            grad_factor=None, out_dtype=None):
+                            grad_factor=None, out_dtype=None, scale_floor=None):
     """Fake-quantize x and give every channel the mean and the deviation of the same channel of `reference`.
 
     x_hat = fake_quantize(x, scale, offset, bits=bits, ...);  y = factor * (x_hat - mean(x_hat)) + mean(reference),
@@ -108,6 +113,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
         bits: an integer in 1..8, or a sequence of up to 8 of them.
         axis: the axis with a scale per channel; None or correct_axis.
         correct_axis: the axis whose channels are corrected; None: all of x is one channel.
+        scale_floor: like scale, constant, as in fake_quantize (scale_floors as in fake_quantize_multi): scale stands
+            for max(scale, scale_floor) in all of the above.
 
     Returns:
         y, or a tuple of them when `bits` is a sequence: x's shape, the strides of torch.empty_like(x), `out_dtype`.
@@ -126,14 +133,16 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
     1810.05723, eq. 12-13; Esser et al., 2020, arXiv 1902.08153, for the quantizer.
     """
     check.check_factor(NAME, grad_factor)
-    widths, rows, shifts, channel_axis = _checked(x, scale, offset, reference, bits, signed, axis, correct_axis)
+    widths, parameters, channel_axis = _checked(x, scale, offset, scale_floor, reference, bits, signed, axis,
+                                                correct_axis)
     check.check_out_dtype(NAME, x, out_dtype)
-    _, *outs = apply(FakeQuantizeCorrected, x, rows, shifts, reference, widths, signed, channel_axis,
-                     grad_factor, out_dtype)
+    _, *outs = apply(FakeQuantizeCorrected, x, *parameters, reference, widths, signed, channel_axis, grad_factor,
+                     out_dtype)
     return outs[0] if isinstance(bits, (int, torch.SymInt)) else tuple(outs)
 
 
-def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0):
+def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
+                    scale_floor=None):
     """The scale and offset that make a store of x's codes give back fake_quantize_corrected(x, ...), bit for bit.
 
     scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of a channel are one
@@ -147,16 +156,16 @@ def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True,
 
     Gradient: none. Raises: as fake_quantize_corrected.
     """
-    widths, rows, shifts, channel_axis = _checked(x, scale, offset, reference, bits, signed, axis, correct_axis)
-    count = 1 if channel_axis is None else x.shape[channel_axis]
+    widths, parameters, channel_axis = _checked(x, scale, offset, scale_floor, reference, bits, signed, axis,
+                                                correct_axis)
     with torch.no_grad():
-        folded = _fold(x, _spread(rows, count), _spread(shifts, count), reference, widths, signed, channel_axis)
+        folded = _fold(x, *_rows(x, *parameters, channel_axis), reference, widths, signed, channel_axis)
     _, scales, offsets = folded.unbind()
     return (scales[0], offsets[0]) if isinstance(bits, (int, torch.SymInt)) else (scales, offsets)
 
 
-def _checked(x, scale, offset, reference, bits, signed, axis, correct_axis):
-    """(bit-widths, scales, offsets, channel axis): parameters in rows, whatever they were given as."""
+def _checked(x, scale, offset, scale_floor, reference, bits, signed, axis, correct_axis):
+    """(bit-widths, (scales, offsets, floors), channel axis): parameters in rows, whatever they were given as."""
     check.check_x(NAME, x)
     single = isinstance(bits, (int, torch.SymInt))
     if single:
@@ -175,11 +184,13 @@ def _checked(x, scale, offset, reference, bits, signed, axis, correct_axis):
     shifts = None if offset is None else _parameters(x, "offset", offset, axis, widths, single)
     if shifts is not None:
         check.check_pair(NAME, ("scale", "offset"), rows, shifts)
-    return widths, rows, shifts, correct_axis
+    floors = None if scale_floor is None else check.check_floor(
+        NAME, ("scale", "scale_floor"), rows, _parameters(x, "scale_floor", scale_floor, axis, widths, single))
+    return widths, (rows, shifts, floors), correct_axis
 
 
 def _parameters(x, name, given, axis, widths, single):
     """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
-    checked = ([check.check_parameter(NAME, name, given, x, axis)] if single
-               else check.check_rows(NAME, f"{name}s", given, x, axis, len(widths)))
-    return torch.stack([row.reshape(-1) for row in checked])
+    if single:
+        return check.check_parameter(NAME, name, given, x, axis).reshape(1, -1)
+    return check.check_stacked(NAME, f"{name}s", given, x, axis, len(widths))

@@ -9,75 +9,81 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_foreach"
 
 
-def _forward_shape(xs, scales, offsets, bits, signed, axes, out_dtype):
+def _forward_shape(xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for x in xs for _ in bits]
 
 
-def _backward_shape(grads, xs, scales, offsets, bits, signed, axes, grad_factor):
+def _backward_shape(grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
     return ([torch.empty_like(x) for x in xs], [scale.new_empty(scale.shape) for scale in scales],
             [offset.new_empty(offset.shape) for offset in offsets])
 
 
 # Parameters of tensor t and bit-width k are at t K + k, as are results. An axis of -1: one scale for all of x.
 _forward = define(NAME, "fake_quantize_foreach_forward",
-                  "(Tensor[] xs, Tensor[] scales, Tensor[] offsets, SymInt[] bits, bool signed, int[] axes, "
-                  "ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_floors, SymInt[] bits, bool signed, "
+                  "int[] axes, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "fake_quantize_foreach_backward",
-                   "(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] offsets, SymInt[] bits, bool signed, "
-                   "int[] axes, float? grad_factor) -> (Tensor[], Tensor[], Tensor[])", _backward_shape)
+                   "(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_floors, "
+                   "SymInt[] bits, bool signed, int[] axes, float? grad_factor) -> (Tensor[], Tensor[], Tensor[])",
+                   _backward_shape)
 
 
-def _split(tensors, count, levels):
-    """(xs, scales, offsets) of a flat list of all."""
-    return tensors[:count], tensors[count:count * (levels + 1)], tensors[count * (levels + 1):]
+def _split(tensors, count, levels, floored):
+    """(xs, scales, offsets, floors) of a flat list of all."""
+    first, rows = count * (levels + 1), count * levels
+    last = len(tensors) - rows if floored else len(tensors)
+    return tensors[:count], tensors[count:first], tensors[first:last], tensors[last:]
 
 
-def _gradients(tensors, bits, signed, axes, grad_factor):
+def _gradients(tensors, floored, bits, signed, axes, grad_factor):
     """Gradients of all xs, scales and offsets, flat as they are in `tensors`, before which come the upstream ones."""
     outputs = len(axes) * len(bits)
-    return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits)), bits,
-                                        signed, axes, grad_factor) for grad in grads]
+    return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits), floored),
+                                        bits, signed, axes, grad_factor) for grad in grads]
 
 
 class FakeQuantizeForeachBackward(BackwardFunction):
     @staticmethod
-    def forward(bits, signed, axes, grad_factor, *tensors):
-        return tuple(_gradients(list(tensors), bits, signed, axes, grad_factor))
+    def forward(floored, bits, signed, axes, grad_factor, *tensors):
+        return tuple(_gradients(list(tensors), floored, bits, signed, axes, grad_factor))
 
 
 class FakeQuantizeForeach(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(bits, signed, axes, grad_factor, out_dtype, *tensors):
-        return tuple(_forward(*_split(list(tensors), len(axes), len(bits)), bits, signed, axes, out_dtype))
+    def forward(floored, bits, signed, axes, grad_factor, out_dtype, *tensors):
+        return tuple(_forward(*_split(list(tensors), len(axes), len(bits), floored), bits, signed, axes, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor, _, *tensors = inputs
+        ctx.floored, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        options, tensors = (ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor), (*grads, *ctx.saved_tensors)
+        options = (ctx.floored, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor)
+        tensors = (*grads, *ctx.saved_tensors)
+        floors = [None] * (len(ctx.axes) * len(ctx.bits) if ctx.floored else 0)
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
-            return None, None, None, None, None, *_gradients(list(tensors), *options)
-        return None, None, None, None, None, *apply(FakeQuantizeForeachBackward, *options, *tensors)
+            return *[None] * 6, *_gradients(list(tensors), *options), *floors
+        return *[None] * 6, *apply(FakeQuantizeForeachBackward, *options, *tensors), *floors
 
 
-def _quantize(bits, signed, axes, grad_factor, out_dtype, tensors):
+def _quantize(floored, bits, signed, axes, grad_factor, out_dtype, tensors):
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() and not needs_gradient:  # Dynamo then counts arguments, and *tensors as one
-        return _forward(*_split(tensors, len(axes), len(bits)), bits, signed, axes, out_dtype)
-    return apply(FakeQuantizeForeach, bits, signed, axes, grad_factor, out_dtype, *tensors)
+        return _forward(*_split(tensors, len(axes), len(bits), floored), bits, signed, axes, out_dtype)
+    return apply(FakeQuantizeForeach, floored, bits, signed, axes, grad_factor, out_dtype, *tensors)
 
 
-def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None):
+def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
+                          scale_floors=None):
     """Quantize T tensors to K bit-widths each in one call: one launch forward and two backward, whatever T and K are.
 
     x_hats[t] = fake_quantize_multi(xs[t], scales[t], offsets[t], bits=bits, ...), the same bits, gradients included.
     For the weights of a network, where a call per layer and bit-width takes longer than its arithmetic. On CPU threads
-    share the elements of all tensors; on CUDA a launch takes some 90 tensors; Triton launches once per tensor.
+    share the elements of all tensors; on CUDA a launch takes some 75 tensors; Triton launches once per tensor.
 
     Args:
         xs: T tensors of any shapes and strides, of one dtype and device - what to quantize, as in fake_quantize.
@@ -87,6 +93,8 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
         bits: K integers in 1..8, in any order, K <= 8; the same for all tensors.
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all tensors; a negative axis counts
             from the end of each. A scale of one element serves the whole of its tensor.
+        scale_floors: like scales - fake_quantize's scale_floor for each of them, constants; None: no floors, for all
+            tensors.
 
     Returns:
         list of T tuples of K tensors, each of its x's shape, strides of torch.empty_like(x), `out_dtype`.
@@ -121,8 +129,17 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
             names = (f"scales[{t}]", f"offsets[{t}]")
             check.check_pair(NAME, names, rows[0].reshape(-1), others[0].reshape(-1))
         flat += (offset for rows in offsets for offset in rows)
-    outs = _quantize(bits, signed, axes, grad_factor, out_dtype, flat)
+    if scale_floors is not None:
+        flat += _floors(scale_floors, scales, xs, counted, len(bits))
+    outs = _quantize(scale_floors is not None, bits, signed, axes, grad_factor, out_dtype, flat)
     return [tuple(outs[i:i + len(bits)]) for i in range(0, len(outs), len(bits))]
+
+
+def _floors(floors, scales, xs, axes, count):
+    """One flat list."""
+    floors = _parameters("scale_floors", floors, xs, axes, count)
+    return [check.check_floor(NAME, (f"scales[{t}]", f"scale_floors[{t}]"), scale.reshape(-1), floor.reshape(-1))
+            for t, rows in enumerate(zip(scales, floors, strict=True)) for scale, floor in zip(*rows, strict=True)]
 
 
 def _parameters(name, parameters, xs, axes, count):

@@ -9,53 +9,53 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_multi"
 
 
-def _forward_shape(x, scales, offsets, bits, signed, axis, out_dtype):
+def _forward_shape(x, scales, offsets, scale_floors, bits, signed, axis, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
 
 
-def _backward_shape(grads, x, scales, offsets, bits, signed, axis, grad_factor):
+def _backward_shape(grads, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor):
     grad_offsets = scales.new_empty(0) if offsets is None else offsets.new_empty(offsets.shape)
     return torch.empty_like(x), scales.new_empty(scales.shape), grad_offsets
 
 
 _forward = define(NAME, "fake_quantize_multi_forward",
-                  "(Tensor x, Tensor scales, Tensor? offsets, SymInt[] bits, bool signed, int? axis, "
-                  "ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, SymInt[] bits, bool signed, "
+                  "int? axis, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "fake_quantize_multi_backward",
-                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, SymInt[] bits, bool signed, "
-                   "int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, SymInt[] bits, "
+                   "bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
 
 
 class FakeQuantizeMultiBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, bits, signed, axis, grad_factor, *grads):
-        return _backward(list(grads), x, scales, offsets, bits, signed, axis, grad_factor)
+    def forward(x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, *grads):
+        return _backward(list(grads), x, scales, offsets, scale_floors, bits, signed, axis, grad_factor)
 
 
 class FakeQuantizeMulti(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, bits, signed, axis, grad_factor, out_dtype):
-        return tuple(_forward(x, scales, offsets, bits, signed, axis, out_dtype))
+    def forward(x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, out_dtype):
+        return tuple(_forward(x, scales, offsets, scale_floors, bits, signed, axis, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, offsets, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
-        ctx.save_for_backward(x, scales, offsets)
+        x, scales, offsets, scale_floors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        ctx.save_for_backward(x, scales, offsets, scale_floors)
 
     @staticmethod
     def backward(ctx, *grads):
-        x, scales, offsets = ctx.saved_tensors
-        options = (ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        options = (*ctx.saved_tensors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
-            grad_x, grad_scales, grad_offsets = _backward(list(grads), x, scales, offsets, *options)
+            grad_x, grad_scales, grad_offsets = _backward(list(grads), *options)
         else:
-            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, x, scales, offsets, *options, *grads)
-        return grad_x, grad_scales, None if offsets is None else grad_offsets, None, None, None, None, None
+            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, *options, *grads)
+        return grad_x, grad_scales, None if ctx.saved_tensors[2] is None else grad_offsets, *[None] * 6
 
 
-def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None):
+def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
+                        scale_floors=None):
     """Quantize x to K bit-widths at once: x is read once forward and once backward, and saved once.
 
     x_hat[k] = fake_quantize(x, scales[k], offsets[k], bits=bits[k], ...), the same bits; the gradients of x are added
@@ -68,6 +68,8 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         offsets: like scales - real values of code 0; None is 0.
         bits: K integers in 1..8, in any order, K <= 8.
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
+        scale_floors: like scales - fake_quantize's scale_floor for each of them, constants; None: no floors. A tensor
+            is the fast form: a sequence is stacked at every call.
 
     Returns:
         tuple of K tensors of x's shape, strides of torch.empty_like(x), `out_dtype`.
@@ -90,17 +92,12 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     check.check_factor(NAME, grad_factor)
     check.check_out_dtype(NAME, x, out_dtype)
     axis = check.check_axis(NAME, x, axis)
-    scales = _parameters("scales", scales, x, axis, len(bits))
+    scales = check.check_stacked(NAME, "scales", scales, x, axis, len(bits))
     if offsets is not None:
-        offsets = _parameters("offsets", offsets, x, axis, len(bits))
+        offsets = check.check_stacked(NAME, "offsets", offsets, x, axis, len(bits))
         check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
+    if scale_floors is not None:
+        scale_floors = check.check_floor(NAME, ("scales", "scale_floors"), scales, check.check_stacked(
+            NAME, "scale_floors", scale_floors, x, axis, len(bits)))
     axis = None if scales.shape[1] == 1 else axis
-    return apply(FakeQuantizeMulti, x, scales, offsets, bits, signed, axis, grad_factor, out_dtype)
-
-
-def _parameters(name, parameters, x, axis, count):
-    """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
-    if isinstance(parameters, torch.Tensor) and parameters.dim() and len(parameters) == count:
-        check.check_parameter(NAME, f"{name}[0]", parameters[0], x, axis)
-        return check.to_arithmetic(parameters, x).reshape(count, -1).contiguous()
-    return torch.stack([row.reshape(-1) for row in check.check_rows(NAME, name, parameters, x, axis, count)])
+    return apply(FakeQuantizeMulti, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, out_dtype)

@@ -2,6 +2,8 @@
 
 import torch
 
+from .quant_math import effective_scale
+
 
 def widen(x):
     """x in the dtype of the arithmetic: float64 stays, everything else becomes float32."""
@@ -29,12 +31,24 @@ def channel_size(x, axis: int | None) -> int:
     return x.numel() if axis is None or x.numel() == 0 else x.numel() // x.shape[axis]
 
 
-def check_scale(op: str, scale, where: str = "") -> None:
-    """Scales are looked at on the CPU alone: elsewhere that would stop the host until the device answers."""
+def check_scale(op: str, scale, where: str = "", floor=None) -> None:
+    """Values are looked at on the CPU alone: elsewhere that would stop the host until the device answers."""
     if scale.device.type != "cpu":
         return
-    bad = ~((scale > 0) & scale.isfinite())
-    if bad.any():
-        index = int(bad.flatten().nonzero()[0])
-        raise RuntimeError(f"{op}: scale must be finite and > 0, got {scale.flatten()[index]:g} "
-                           f"(element {index}{where})")
+    if floor is None:
+        _check_all(scale.isfinite() & (scale > 0), f"{op}: scale must be finite and > 0", scale, where)
+    else:
+        _check_all(scale.isfinite(), f"{op}: scale must be finite", scale, where)
+        _check_all(floor.isfinite() & (floor > 0), f"{op}: scale_floor must be finite and > 0", floor, where)
+
+
+def _check_all(good, message: str, parameter, where: str) -> None:
+    if not good.all():
+        index = int((~good).flatten().nonzero()[0])
+        raise RuntimeError(f"{message}, got {parameter.flatten()[index]:g} (element {index}{where})")
+
+
+def effective(op: str, scale, floor, where: str = ""):
+    """The scale that is computed with, in scale's shape, once its values and the floor's are looked at."""
+    check_scale(op, scale, where, floor)
+    return scale if floor is None else effective_scale(scale, floor.reshape(scale.shape))

@@ -3,20 +3,20 @@
 import torch
 
 from . import quant_math as qm
-from ._channels import channel_size, channel_sum, check_scale, per_channel, widen
+from ._channels import channel_size, channel_sum, effective, per_channel, widen
 
 
 @torch.no_grad()
-def fake_quantize_forward(x, scale, offset, bits, signed, axis, out_dtype):
-    check_scale("fake_quantize", scale)
+def fake_quantize_forward(x, scale, offset, scale_floor, bits, signed, axis, out_dtype):
+    scale = effective("fake_quantize", scale, scale_floor)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
     code = qm.encode(qm.scaled(widen(x), scale_, offset_), *qm.bounds(bits, signed))
     return torch.empty_like(x, dtype=out_dtype or x.dtype).copy_(qm.decode(code, scale_, offset_))
 
 
 @torch.no_grad()
-def fake_quantize_backward(grad, x, scale, offset, bits, signed, axis, grad_factor):
-    check_scale("fake_quantize", scale)
+def fake_quantize_backward(grad, x, scale, offset, scale_floor, bits, signed, axis, grad_factor):
+    scale = effective("fake_quantize", scale, scale_floor)
     lo, hi = qm.bounds(bits, signed)
     scale_, offset_ = per_channel(scale, x, axis), 0 if offset is None else per_channel(offset, x, axis)
     v = qm.scaled(widen(x), scale_, offset_)

@@ -3,7 +3,7 @@
 import torch
 
 from . import quant_math as qm
-from ._channels import check_scale, per_channel, widen
+from ._channels import effective, per_channel, widen
 from ._correction import fold, moments
 from .fake_quantize import fake_quantize_backward
 
@@ -20,16 +20,16 @@ def _levels(scales, offsets, bits):
 
 
 @torch.no_grad()
-def fake_quantize_corrected_fold(x, scales, offsets, reference, bits, signed, axis):
-    check_scale(NAME, scales)
+def fake_quantize_corrected_fold(x, scales, offsets, scale_floors, reference, bits, signed, axis):
+    scales = effective(NAME, scales, scale_floors)
     kept = moments(x if reference is None else reference, axis)
     return torch.stack([fold(moments(_code(x, scale, offset, b, signed, axis), axis), kept, scale)
                         for scale, offset, b in _levels(scales, offsets, bits)], 1)
 
 
 @torch.no_grad()
-def fake_quantize_corrected_forward(x, scales, offsets, folded, bits, signed, axis, out_dtype):
-    check_scale(NAME, scales)
+def fake_quantize_corrected_forward(x, scales, offsets, scale_floors, folded, bits, signed, axis, out_dtype):
+    scales = effective(NAME, scales, scale_floors)
     outs = []
     for k, (scale, offset, b) in enumerate(_levels(scales, offsets, bits)):
         _, new_scale, new_offset = (per_channel(row, x, axis) for row in folded[:, k])
@@ -39,13 +39,13 @@ def fake_quantize_corrected_forward(x, scales, offsets, folded, bits, signed, ax
 
 
 @torch.no_grad()
-def fake_quantize_corrected_backward(grads, x, scales, offsets, folded, bits, signed, axis, grad_factor):
-    check_scale(NAME, scales)
+def fake_quantize_corrected_backward(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
+    scales = effective(NAME, scales, scale_floors)
     wide = widen(x)
     total, grad_scales, grad_offsets = torch.zeros_like(wide), [], []
     for k, (scale, offset, b) in enumerate(_levels(scales, offsets, bits)):
         grad = widen(grads[k]) * per_channel(folded[0, k], x, axis)
-        grad_x, grad_scale, grad_offset = fake_quantize_backward(grad, wide, scale, offset, b, signed, axis,
+        grad_x, grad_scale, grad_offset = fake_quantize_backward(grad, wide, scale, offset, None, b, signed, axis,
                                                                  grad_factor)
         total += grad_x
         grad_scales.append(grad_scale)

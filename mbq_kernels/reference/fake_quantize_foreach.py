@@ -14,40 +14,46 @@ def stacked(parameters, count, levels):
             for first in range(0, len(parameters), levels)]
 
 
-def forward_each(multi, xs, scales, offsets, bits, signed, axes, out_dtype):
+def _each(xs, parameters, levels, axes):
+    """(x, its scales, offsets and floors, its axis) for every x"""
+    return zip(xs, zip(*(stacked(rows, len(xs), levels) for rows in parameters), strict=True),
+               [None if axis < 0 else axis for axis in axes], strict=True)
+
+
+def forward_each(multi, xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
     """`multi`, a fake_quantize_multi_forward, of every tensor: one flat list."""
-    rows = zip(xs, stacked(scales, len(xs), len(bits)), stacked(offsets, len(xs), len(bits)), axes, strict=True)
-    return [out for x, scale, offset, axis in rows
-            for out in multi(x, scale, offset, bits, signed, None if axis < 0 else axis, out_dtype)]
+    return [out for x, rows, axis in _each(xs, (scales, offsets, scale_floors), len(bits), axes)
+            for out in multi(x, *rows, bits, signed, axis, out_dtype)]
 
 
-def backward_each(multi, grads, xs, scales, offsets, bits, signed, axes, grad_factor):
+def backward_each(multi, grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
     """`multi`, a fake_quantize_multi_backward, of every tensor: flat lists of gradients of xs, scales and offsets."""
     grad_xs, grad_scales, grad_offsets = [], [], []
-    rows = zip(xs, stacked(scales, len(xs), len(bits)), stacked(offsets, len(xs), len(bits)), axes, strict=True)
-    for t, (x, scale, offset, axis) in enumerate(rows):
-        grad_x, grad_scale, grad_offset = multi(grads[t * len(bits):(t + 1) * len(bits)], x, scale, offset, bits,
-                                                signed, None if axis < 0 else axis, grad_factor)
+    for t, (x, rows, axis) in enumerate(_each(xs, (scales, offsets, scale_floors), len(bits), axes)):
+        grad_x, grad_scale, grad_offset = multi(grads[t * len(bits):(t + 1) * len(bits)], x, *rows, bits, signed, axis,
+                                                grad_factor)
         grad_xs.append(grad_x)
         grad_scales += grad_scale.unbind()
-        grad_offsets += [] if offset is None else grad_offset.unbind()
+        grad_offsets += grad_offset.unbind() if offsets else []
     # each in memory of its own and in its parameter's shape
     return (grad_xs, [grad.clone().view(scale.shape) for grad, scale in zip(grad_scales, scales, strict=True)],
             [grad.clone().view(offset.shape) for grad, offset in zip(grad_offsets, offsets, strict=True)])
 
 
-def _check_scales(xs, scales, bits):
-    for t, scale in enumerate(stacked(scales, len(xs), len(bits))):
-        check_scale("fake_quantize_foreach", scale, f", tensor {t}")
+def _check_scales(xs, scales, scale_floors, bits):
+    floors = stacked(scale_floors, len(xs), len(bits))
+    for t, (scale, floor) in enumerate(zip(stacked(scales, len(xs), len(bits)), floors, strict=True)):
+        check_scale("fake_quantize_foreach", scale, f", tensor {t}", floor)
 
 
 @torch.no_grad()
-def fake_quantize_foreach_forward(xs, scales, offsets, bits, signed, axes, out_dtype):
-    _check_scales(xs, scales, bits)
-    return forward_each(fake_quantize_multi_forward, xs, scales, offsets, bits, signed, axes, out_dtype)
+def fake_quantize_foreach_forward(xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
+    _check_scales(xs, scales, scale_floors, bits)
+    return forward_each(fake_quantize_multi_forward, xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype)
 
 
 @torch.no_grad()
-def fake_quantize_foreach_backward(grads, xs, scales, offsets, bits, signed, axes, grad_factor):
-    _check_scales(xs, scales, bits)
-    return backward_each(fake_quantize_multi_backward, grads, xs, scales, offsets, bits, signed, axes, grad_factor)
+def fake_quantize_foreach_backward(grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
+    _check_scales(xs, scales, scale_floors, bits)
+    return backward_each(fake_quantize_multi_backward, grads, xs, scales, offsets, scale_floors, bits, signed, axes,
+                         grad_factor)

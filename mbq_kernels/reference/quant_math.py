@@ -15,6 +15,11 @@ def bounds(bits: int, signed: bool) -> tuple[float, float]:
     return (-1.0, 1.0) if bits == 1 else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
+def effective_scale(scale, floor):
+    """max(scale, floor), the scale that is computed with; NaN stays NaN"""
+    return torch.where(scale < floor, floor, scale)
+
+
 def scaled(x, scale, offset):
     """v = (x - offset) / scale"""
     return (x - offset) / scale

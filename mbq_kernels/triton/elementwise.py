@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .quant_math import from_storage, to_storage
+from .quant_math import effective_scale, from_storage, to_storage
 
 TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32; twice as many where one is a byte
 SHORT_ROW = 32  # shorter `inner` is viewed by column
@@ -51,22 +51,31 @@ def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.cons
 
 
 @triton.jit
-def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, levels, rows, cols, col_tiles, channels, inner,
+def _scale(scale_ptr, floor_ptr, row, channel, exists, BY_ROW: tl.constexpr):
+    """The scale of each channel, likewise, raised to its floor where there are floors"""
+    scale = _parameter(scale_ptr, row, channel, exists, 1.0, BY_ROW)
+    if floor_ptr is not None:
+        scale = effective_scale(scale, _parameter(floor_ptr, row, channel, exists, 1.0, BY_ROW))
+    return scale
+
+
+@triton.jit
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, floor_ptr, levels, rows, cols, col_tiles, channels, inner,
                    VALUE: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                    BLOCK_COLS: tl.constexpr):
-    """out[k] = VALUE(x, scale[k], shift[k], levels[k])"""
+    """out[k] = VALUE(x, max(scale[k], floor[k]), shift[k], levels[k])"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _parameter(scale_ptr, 0 if ONE_SCALE else k * channels, channel, exists, 1.0, BY_ROW)
+        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         value = VALUE(x, scale, shift, levels[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, grad_scale_ptr, scale_sums_ptr,
+def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, floor_ptr, grad_scale_ptr, scale_sums_ptr,
                     shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr,
                     ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                     BLOCK_COLS: tl.constexpr):
@@ -79,7 +88,7 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, grad_sca
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
-        scale = _parameter(scale_ptr, 0 if ONE_SCALE else k * channels, channel, exists, 1.0, BY_ROW)
+        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         if grad_scale_ptr is not None:
@@ -155,11 +164,11 @@ def _check_dtype(x):
         raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
 
 
-def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
+def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, floors=None):
     """One result per entry of `levels`, in x's memory order.
 
-    scales and shifts: K rows of C, in any shape, of scales also one row for all K; levels: what `value` takes, K tuples
-    of as many floats.
+    scales, their floors and shifts: K rows of C, in any shape, of scales and floors also one row for all K; levels:
+    what `value` takes, K tuples of as many floats.
     """
     _check_dtype(x)
     x = dense(x)
@@ -168,16 +177,16 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype):
         tiling = Tiling(x, axis, out_dtype)
         with torch.cuda.device_of(x):
             forward_kernel[tiling.grid()](
-                x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(),
-                shift_ptr=None if shifts is None else shifts.contiguous(),
-                levels=tuple(levels), VALUE=value, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
+                x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts),
+                floor_ptr=_contiguous(floors), levels=tuple(levels), VALUE=value,
+                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     return list(outs)
 
 
-def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None):
+def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None, floors=None):
     """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements.
 
-    grad_scales: like scales - what the upstream gradients are multiplied by first.
+    floors: like scales. grad_scales: like scales - what the upstream gradients are multiplied by first.
     """
     _check_dtype(x)
     x = dense(x)
@@ -189,12 +198,16 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
         with torch.cuda.device_of(x):
             backward_kernel[tiling.grid()](
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
-                scale_ptr=scales.contiguous(), shift_ptr=None if shifts is None else shifts.contiguous(),
-                grad_scale_ptr=None if grad_scales is None else grad_scales.contiguous(), scale_sums_ptr=partial,
-                shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors),
-                TERMS=terms, ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
+                scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts), floor_ptr=_contiguous(floors),
+                grad_scale_ptr=_contiguous(grad_scales), scale_sums_ptr=partial, shift_sums_ptr=shift_partial,
+                levels=tuple(levels), factors=tuple(factors), TERMS=terms,
+                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales), grad_shifts
+
+
+def _contiguous(parameter):
+    return None if parameter is None else parameter.contiguous()
 
 
 def _one_scale(scales, tiling) -> bool:

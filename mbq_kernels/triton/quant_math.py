@@ -23,6 +23,12 @@ def clamp(v, lo, hi):
 
 
 @triton.jit
+def effective_scale(scale, floor):
+    """max(scale, floor), the scale that is computed with; NaN stays NaN"""
+    return tl.where(scale < floor, floor, scale)
+
+
+@triton.jit
 def scaled(x, scale, offset):
     """v = (x - offset) / scale"""
     return tl.div_rn(x - offset, scale)
