@@ -148,18 +148,19 @@ def switch_bits_of(model: nn.Module, bits: int) -> None:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool):
-    """`model` in training or eval mode inside the block; afterwards every module's mode and the bit-width are as
+    """Keep `model` in training or eval mode inside the block; afterwards every module's mode and the bit-width are as
     before."""
     modes = [(module, module.training) for module in model.modules()]
-    bits = [(state, state.bits) for state in bit_states(model)]
+    bits = [(state, state.bits, state.changed) for state in bit_states(model)]
     model.train(training)
     try:
         yield
     finally:
         for module, before in modes:
             module.training = before
-        for state, before in bits:
+        for state, before, changed in bits:
             state.select(before)
+            state.changed = changed
 
 
 def same_random_numbers(model: nn.Module):

@@ -33,7 +33,8 @@ class _Quantizer(nn.Module):
     def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
                  own_bits: int | None = None):
         super().__init__()
-        self.bit_state, self.signed, self.layer_name, self.own_bits = bit_state, signed, layer_name, own_bits
+        self.bit_state, self.layer_name, self.own_bits = bit_state, layer_name, own_bits
+        self._signed = signed
         self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.scales = self._parameter_per_bits(shape)
         self.offsets = None
@@ -66,6 +67,12 @@ class _Quantizer(nn.Module):
     def bits(self) -> int:
         """The bit-width it computes at: its own, or the one in use."""
         return self.own_bits or self.bit_state.bits
+
+    @property
+    def signed(self) -> bool | None:
+        """Whether codes are signed; None until the first batch has decided it."""
+        self._look()
+        return self._signed
 
     @property
     def missing(self) -> set[int]:
@@ -108,12 +115,12 @@ class _Quantizer(nn.Module):
             with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
                 return self._quantize(x)
         check_recomputation(self.bit_state, self.layer_name)
-        self._look()
         return self._quantize(x)
 
     def _quantize(self, x):
         if self.bit_state.bits == FLOAT:
             return x
+        self._look()
         if self._missing or self._spoiled:
             self._initialise(x.detach())
         return self.kernel(x, *self.current(), **self.options(), grad_factor=self._grad_factor(x),
@@ -163,6 +170,8 @@ class _Quantizer(nn.Module):
 
     def _look(self) -> None:
         """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
+        if torch.compiler.is_compiling():
+            return
         flags, (seen, version) = self.initialised, self._seen
         if flags is seen and version == _version(flags):
             return
@@ -178,12 +187,12 @@ class _Quantizer(nn.Module):
         if not kept:
             return
         numbers = torch.stack([scale.isfinite().all() for scale in self.scales.values()])
-        flags = torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)]).tolist()
+        flags = _one_of_all(torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)]))
         finite, done, signed = flags[:len(kept)], flags[len(kept):-1], flags[-1]
         self._missing = {b for b, flag in zip(kept, done, strict=True) if flag == 0}
         self._spoiled = {b for b, flag, number in zip(kept, done, finite, strict=True) if flag and not number}
         if any(done):
-            self.signed = bool(signed)
+            self._signed = bool(signed)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -199,10 +208,10 @@ class _Quantizer(nn.Module):
         if not torch.isfinite(x).all() or not x.numel():
             raise RuntimeError(f"{self.layer_name}: the first training batch must be finite and not empty, "
                                f"got NaN, infinity or nothing at {bits} bits")
-        if self.signed is None:
-            self.signed = bool(distributed.minimum(x.min()) < 0)
-            self.is_signed.fill_(self.signed)
-        scale, offset = self._first_values(x, code_range(bits, self.signed)[1])
+        if self._signed is None:
+            self._signed = bool(distributed.minimum(x.min()) < 0)
+            self.is_signed.fill_(self._signed)
+        scale, offset = self._first_values(x, code_range(bits, self._signed)[1])
         self.start(bits, scale, offset)
         self.initialised[self.kept().index(bits)] = 1
         self._missing.discard(bits)
@@ -239,6 +248,21 @@ def autocast_dtype(x) -> torch.dtype | None:
 def _version(tensor: torch.Tensor) -> int:
     """Return the number of writes to `tensor`; -1 for an inference tensor, which does not count them."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _one_of_all(flags: torch.Tensor) -> list[float]:
+    """Return the values of `flags`, which under torch.vmap over an ensemble of models must be those of all of them."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(flags):
+        batch = functorch.maybe_get_bdim(flags)
+        flags = functorch.get_unwrapped(flags)
+        if batch >= 0:
+            first = flags.select(batch, 0)
+            if not torch.equal(flags, first.unsqueeze(batch).expand_as(flags)):
+                raise RuntimeError("set_bits: models of an ensemble must all have first values and signs alike, got "
+                                   "different ones")
+            flags = first
+    return flags.tolist()
 
 
 def _add_units(quantizer, state_dict, prefix, *_) -> None:

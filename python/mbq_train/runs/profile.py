@@ -87,7 +87,10 @@ def _record(model, images) -> list[_Call]:
 
 def _call(quantizer, x) -> _Call:
     x = x.detach().requires_grad_(x.requires_grad)
-    return _Call(quantizer.kernel, (x, *quantizer.current()), quantizer.options(), torch.randn_like(x),
+    parameters, options = list(quantizer.current()), quantizer.options()
+    if (floor := options.pop("scale_floor", None)) is not None:  # which no eager rival has
+        parameters[0] = torch.maximum(parameters[0], floor)
+    return _Call(quantizer.kernel, (x, *parameters), options, torch.randn_like(x),
                  getattr(quantizer, "correction", False))
 
 

@@ -1,0 +1,162 @@
+"""Activation checkpointing: a block that runs again in backward has the bit-width and the weights of its forward."""
+
+import inspect
+import threading
+
+import pytest
+import torch
+from mbq_train import WeightBank, at_bits, convert, initialise, set_bits
+from networks import one_thread  # noqa: F401
+from torch import nn
+from torch.utils import checkpoint as torch_checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+BITS = (8, 2)
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                         nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def nested(use_reentrant):
+    def run(model, x):
+        def inner(y):
+            return checkpoint(model[3:], y, use_reentrant=use_reentrant)
+        return checkpoint(lambda y: inner(model[:3](y)), x, use_reentrant=use_reentrant)
+    return run
+
+
+RUNS = {
+    "not reentrant": lambda model, x: checkpoint(model, x, use_reentrant=False),
+    "reentrant": lambda model, x: checkpoint(model, x, use_reentrant=True),
+    "sequential": lambda model, x: checkpoint_sequential(model, 3, x, use_reentrant=False),
+    "sequential, reentrant": lambda model, x: checkpoint_sequential(model, 3, x, use_reentrant=True),
+    "nested": nested(False),
+    "nested, reentrant": nested(True),
+    "twice": lambda model, x: checkpoint(model, x, use_reentrant=False) + checkpoint(model, x, use_reentrant=True),
+}
+
+
+def gradients(run, *, bank=False, first_values=True, **options):
+    """Gradients by name of the summed losses of both bit-widths, whose backward comes when both forwards are over."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    model = convert(network(), BITS, **options)
+    if first_values:
+        initialise(model, x)
+    weights = WeightBank(model, BITS) if bank else None
+    if bank:
+        weights.fill()
+    loss = 0
+    for bits in BITS:
+        set_bits(model, bits)
+        loss = loss + run(model, x.clone().requires_grad_()).square().mean()
+    loss.backward()
+    if bank:
+        weights.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def plainly(name):
+    return (lambda model, x: model(x) + model(x)) if name == "twice" else (lambda model, x: model(x))
+
+
+@pytest.mark.parametrize("bank", [False, True], ids=["weights", "bank"])
+@pytest.mark.parametrize("quantizer", ["learned", "double-rounding", "round-clamp"])
+@pytest.mark.parametrize("name", RUNS)
+def test_gradients_are_those_without_checkpoints(name, quantizer, bank):
+    options = {"quantizer": quantizer, "bank": bank}
+    expected, got = gradients(plainly(name), **options), gradients(RUNS[name], **options)
+    assert expected.keys() == got.keys()
+    for parameter, grad in expected.items():
+        torch.testing.assert_close(got[parameter], grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["not reentrant", "reentrant"])
+def test_first_values_are_taken_once(name):
+    expected, got = (gradients(run, first_values=False) for run in (plainly(name), RUNS[name]))
+    for parameter, grad in expected.items():
+        torch.testing.assert_close(got[parameter], grad, rtol=1e-5, atol=1e-8)
+
+
+def test_a_compiled_block_runs_again_at_its_bit_width():
+    def run(model, x):
+        return checkpoint(compiled[model], x, use_reentrant=False)
+
+    compiled = {}
+
+    class Compiled(dict):
+        def __missing__(self, model):
+            self[model] = torch.compile(model, backend="aot_eager", fullgraph=True)
+            return self[model]
+
+    compiled = Compiled()
+    expected, got = gradients(plainly("not reentrant"), batch_norm="shared"), gradients(run, batch_norm="shared")
+    for parameter, grad in expected.items():
+        torch.testing.assert_close(got[parameter], grad, rtol=1e-4, atol=1e-7)
+
+
+class OwnRecomputation(torch.autograd.Function):
+    """What invertible networks and other checkpointing libraries do."""
+
+    @staticmethod
+    def forward(ctx, x, model):
+        ctx.model = model
+        ctx.save_for_backward(x)
+        return model(x).detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            ctx.model(x).backward(grad)
+        return x.grad, None
+
+
+def test_recomputation_by_others_raises_once_the_bit_width_changed():
+    x = torch.randn(8, 6)
+    model = convert(network(), BITS, example=x)
+    OwnRecomputation.apply(x.clone().requires_grad_(), model).sum().backward()  # it only ever had one bit-width
+    set_bits(model, 2)
+    with pytest.raises(RuntimeError, match="3: a forward within backward must be a recomputation of torch.utils"):
+        OwnRecomputation.apply(x.clone().requires_grad_(), model).sum().backward()
+
+
+def test_a_view_of_another_thread_keeps_its_bit_width_while_a_block_runs_again():
+    x = torch.randn(64, 6)
+    model = convert(network(), BITS, example=x)
+    expected = {}
+    for bits in BITS:
+        set_bits(model.eval(), bits)
+        expected[bits] = model(x).detach()
+    wrong, stop = [], threading.Event()
+
+    def evaluate():
+        view = at_bits(model, 8)
+        while not stop.is_set():
+            for bits in BITS:
+                set_bits(view, bits)
+                with torch.no_grad():
+                    wrong.append(not torch.equal(view(x), expected[bits]))
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    try:
+        for step in range(60):
+            set_bits(model, BITS[step % 2])
+            checkpoint(model, x.clone().requires_grad_(), use_reentrant=False).sum().backward()
+    finally:
+        stop.set()
+        thread.join()
+    assert len(wrong) > 10 and not any(wrong)
+
+
+def test_the_names_that_are_wrapped_are_those_of_this_torch():
+    assert torch_checkpoint._mbq_follows
+    assert torch_checkpoint.CheckpointFunction.forward.__wrapped__.__code__.co_varnames[:2] == ("ctx", "run_function")
+    wrapped = torch_checkpoint._checkpoint_without_reentrant_generator.__wrapped__
+    assert wrapped.__code__.co_varnames[0] == "fn"
+    names = inspect.unwrap(torch_checkpoint.checkpoint).__code__.co_names
+    assert "_checkpoint_without_reentrant_generator" in names and "CheckpointFunction" in names
+    assert torch._C._current_graph_task_id() == -1
