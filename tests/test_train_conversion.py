@@ -41,7 +41,8 @@ def test_first_and_last_are_those_the_example_calls():
     assert actions(plan) == {"last": "float", "middle": "quantize", "never": "quantize", "first": "float",
                              "norm": "per_bit"}
     assert "not called with the example" in reasons(plan)["never"]
-    assert reasons(plan)["first"] == "keep_float: first as called with the example"
+    assert reasons(plan)["first"] == "keep_float: first as called with the example: it reads the network's input"
+    assert reasons(plan)["last"] == "keep_float: last as called with the example"
 
 
 def test_without_an_example_the_order_is_that_of_registration():
@@ -55,7 +56,7 @@ def test_examples_may_be_tuples():
     model = nn.Transformer(8, 2, 1, 1, dim_feedforward=8, batch_first=True).eval()
     plan = plan_conversion(model, example=(torch.randn(2, 3, 8), torch.randn(2, 4, 8)))
     assert [name for name, why in reasons(plan).items() if "keep_float" in why] == [
-        "encoder.layers.0.self_attn", "decoder.layers.0.linear2"]
+        "encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.linear2"]
     assert not any("not called" in why for why in reasons(plan).values())
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .adaptation import estimate_statistics
-from .batch_norm import BitBatchNorm
+from .batch_norm import BitBatchNorm, batch_norms
 from .bits import bit_states, check_bit_widths, code_range
 from .quantizers import quantizers
 
@@ -55,7 +55,8 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         if norms and new and not batches:
             raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
         for b in new:
-            estimate_statistics(model, b, batches, [module.by_bits[str(b)] for module in norms])
+            estimate_statistics(model, b, batches,
+                                [norm for module in norms for norm in batch_norms(module.by_bits[str(b)])])
     return model
 
 
