@@ -14,7 +14,7 @@ from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, set_bits
 from .quantize.double_rounding import DoubleRoundingQuantizer
-from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .quantize.quantizers import ActivationQuantizer, WeightQuantizer, clamp_scales, drop_idle_gradients, initialise
 from .quantize.round_clamp import RoundClampQuantizer, own_layer_bits, set_layer_bits
 from .quantize.untrained import add_bits
@@ -34,10 +34,11 @@ __all__ = [
     "ActivationQuantizer", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch", "BitBatchNorm", "BitState",
     "CheckpointError", "Conversion", "CoresetSampler", "Data", "DataError", "Decoder", "DoubleRoundingQuantizer",
     "Evaluation", "GradNormScorer", "GradNorms", "Interrupted", "Options", "QuantConv1d", "QuantConv2d", "QuantLinear",
-    "QuantMultiheadAttention", "QuantizationTime", "Result", "RoundClampQuantizer", "Sensitivities", "State", "Trace",
-    "Training", "TrainingError", "WeightBank", "WeightQuantizer", "adapt_bn", "add_bits", "build_model", "clamp_scales",
-    "convert", "deploy", "draw_rows", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_onnx",
-    "export_store", "hessian_traces", "initialise", "load_checkpoint", "load_data", "own_layer_bits",
-    "parameter_groups", "perturbations", "plan_conversion", "quantization_time", "resume_run", "save_checkpoint",
-    "score_images", "sensitivities", "sensitivity_of_run", "set_bits", "set_layer_bits", "train_run",
+    "QuantMultiheadAttention", "QuantTransposedLinear", "QuantizationTime", "Result", "RoundClampQuantizer",
+    "Sensitivities", "State", "Trace", "Training", "TrainingError", "WeightBank", "WeightQuantizer", "adapt_bn",
+    "add_bits", "build_model", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "dry_run",
+    "evaluate", "evaluate_run", "export_onnx", "export_store", "hessian_traces", "initialise", "load_checkpoint",
+    "load_data", "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion", "quantization_time",
+    "resume_run", "save_checkpoint", "score_images", "sensitivities", "sensitivity_of_run", "set_bits",
+    "set_layer_bits", "train_run",
 ]

@@ -39,10 +39,10 @@ def difference(layer: nn.Module, base: type, args: tuple, kwargs: dict) -> str |
             except Exception as error:
                 return f"which cannot be compared with it{when} ({_first_line(error)})"
             try:
-                theirs = _results(_as_base(twin, base), args, kwargs)
+                text = _told(ours, _results(_as_base(twin, base), args, kwargs))
             except Exception as error:
                 return f"called as {base.__name__} cannot be ({_first_line(error)})"
-            if text := _told(ours, theirs):
+            if text:
                 return f"{text}{when}"
     return None
 

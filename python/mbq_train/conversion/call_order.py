@@ -15,10 +15,12 @@ from .behaviour import difference
 @dataclass
 class Calls:
     """Of one forward: order, the names of the layers it calls, by their first call; first, those of them that read the
-    network's input; differences, for every subclass that was compared, how it differs from its base, or None."""
+    network's input, or the one called first where that could not be `followed` to any; differences, for every subclass
+    that was compared, how it differs from its base, or None."""
 
     order: list[str] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
+    followed: bool = False
     differences: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -39,10 +41,11 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
     """
     tensors = [leaf for leaf in tree_leaves(arguments("convert", example)) if isinstance(leaf, torch.Tensor)]
     try:
-        return _watch(model, layers, example, bases, _Origins(tensors))
+        calls = _watch(model, layers, example, bases, _Origins(tensors))
     except ValueError:  # of the model, or of an operation that cannot be followed
         calls = _watch(model, layers, example, bases, None)
-    calls.first = calls.order[:1]
+    calls.followed = bool(calls.first)
+    calls.first = calls.first or calls.order[:1]
     return calls
 
 

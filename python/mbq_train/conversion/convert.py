@@ -153,7 +153,7 @@ def _first_decisions(model, layers, obstacles, example, options: dict, keep_floa
         calls, order = calls_of(model, layers, example, bases), "as called with the example"
     decisions = {name: _of_layer(name, layer, obstacles.get(name), calls, dict(options), example is None)
                  for name, layer in layers.items()}
-    why_first = order if example is None else f"{order}: it reads the network's input"
+    why_first = f"{order}: it reads the network's input" if calls.followed else order
     keep_in_float(decisions, keep_float, {"first": dict.fromkeys(calls.first, why_first),
                                           "last": dict.fromkeys(calls.order[-1:], order)})
     return decisions, order
