@@ -88,10 +88,21 @@ class InPlace(nn.Module):
         self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
 
     def forward(self, x):
-        x = x.clone()
+        x = x.clone() + self.b.weight.new_zeros(4)
         start = self.b(self.query)
         x[:, :] = self.a(x.view(-1, 4))
         return self.d(self.c(x) + start)
+
+
+class WeightByHand(nn.Module):
+    """Does not call its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x, y):
+        return self.c(nn.functional.linear(x, self.a.weight) + self.b(y))
 
 
 class Custom(torch.autograd.Function):
@@ -121,6 +132,7 @@ class Behind(nn.Module):
     (small_network, torch.rand(2, 1, 8, 8), ["0"]),
     (Branches, torch.rand(2, 1, 6, 6), ["plain", "scaled", "pooled"]),
     (InPlace, torch.rand(3, 4), ["a"]),
+    (WeightByHand, (torch.rand(3, 4), torch.rand(3, 4)), ["b"]),
     (Behind, (torch.rand(3, 4), {"deep": [torch.rand(3, 4)]}), ["a", "b"]),
 ], ids=lambda value: getattr(value, "__name__", "") if callable(value) else None)
 def test_first_are_all_layers_that_read_the_input_of_the_network(make, example, names):

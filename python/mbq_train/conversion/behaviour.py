@@ -64,7 +64,6 @@ def _as_base(layer: nn.Module, base: type) -> nn.Module:
 
 @torch.no_grad()
 def _change(layer: nn.Module) -> None:
-    torch.manual_seed(0)
     for value in (*layer.parameters(), *layer.buffers()):
         if value.is_floating_point():
             value += torch.randn_like(value) * (value.abs().mean() if value.any() else 1)
@@ -85,13 +84,13 @@ def _results(layer: nn.Module, args, kwargs) -> tuple[list[torch.Tensor], list[t
         leaves.append(value.requires_grad_())
         return value.clone()  # the layer may change it in place
 
-    torch.manual_seed(0)
     args, kwargs = tree_map(fresh, (args, kwargs))
-    outputs = [out for out in tree_leaves(layer(*args, **kwargs)) if isinstance(out, torch.Tensor)]
-    leaves += layer.parameters()
-    used = [out for out in outputs if out.requires_grad]
-    gradients = torch.autograd.grad(used, leaves, [torch.randn_like(out) for out in used], allow_unused=True,
-                                    materialize_grads=True) if used and layer.training else ()
+    with same_random_numbers(layer):  # the next call begins with the same
+        outputs = [out for out in tree_leaves(layer(*args, **kwargs)) if isinstance(out, torch.Tensor)]
+        leaves += layer.parameters()
+        used = [out for out in outputs if out.requires_grad]
+        gradients = torch.autograd.grad(used, leaves, [torch.randn_like(out) for out in used], allow_unused=True,
+                                        materialize_grads=True) if used and layer.training else ()
     return [out.detach() for out in outputs], list(gradients)
 
 

@@ -39,9 +39,13 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
     Raises:
         TypeError: example is none of these. ValueError: the forward fails; its error is the cause.
     """
-    tensors = [leaf for leaf in tree_leaves(arguments("convert", example)) if isinstance(leaf, torch.Tensor)]
+    inside = set(layers.values())
+    elsewhere = {id(parameter) for module in model.modules() if module not in inside
+                 for parameter in module.parameters(recurse=False)}
+    weights = [parameter for layer in inside for parameter in layer.parameters(recurse=False)
+               if id(parameter) not in elsewhere]  # what is used by hand is a layer's output too; no tied embedding
     try:
-        calls = _watch(model, layers, example, bases, _Origins(tensors))
+        calls = _watch(model, layers, example, bases, _Origins(arguments("convert", example), weights))
     except ValueError:  # of the model, or of an operation that cannot be followed
         calls = _watch(model, layers, example, bases, None)
     calls.followed = bool(calls.first)
@@ -89,15 +93,18 @@ def _watch(model, layers, example, bases, origins) -> Calls:
 
 
 class _Origins(TorchDispatchMode):
-    """Inside the block: the memory that holds what was computed from `inputs`, and what from the outputs of layers."""
+    """Inside the block: the memory that holds what was computed from `inputs`, and what from `weights` or the outputs
+    of layers."""
 
-    def __init__(self, inputs):
+    def __init__(self, inputs, weights):
         super().__init__()
-        self.of_input, self.of_layers = _storages(inputs), set()
+        self.of_input, self.of_layers = _storages(inputs), _storages(weights)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        read, written = _storages((args, kwargs)), _storages(out)
+        name = str(function).split(".")[1]
+        of_shape = name.startswith("new_") or name.endswith("_like")  # and of no value
+        read, written = set() if of_shape else _storages((args, kwargs)), _storages(out)
         for marked in (self.of_input, self.of_layers):
             if read & marked:
                 marked |= written

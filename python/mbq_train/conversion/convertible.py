@@ -84,8 +84,8 @@ def obstacle(module: nn.Module) -> str | None:
         children = [name for name, child in module.named_children() if child is not module.out_proj]
         if children or not isinstance(module.out_proj, nn.Linear):
             return f"it holds other modules than its projections: {', '.join(children) or 'out_proj'}"
-        if own := {name for name, _ in module.named_parameters(recurse=False)} - _OF_ATTENTION:
-            return f"it holds parameters of its own: {', '.join(sorted(own))}"
+        if own := {*module._parameters, *module._buffers} - _OF_ATTENTION:
+            return f"it holds parameters or buffers of its own: {', '.join(sorted(own))}"
     for parameter in own_parameters(module):
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             return f"a weight is a {type(parameter).__name__} of {parameter.dtype}, not a floating-point Parameter"

@@ -52,8 +52,8 @@ class _QuantLayer:
 class QuantLinear(_QuantLayer, nn.Linear):
     """nn.Linear on fake-quantized weights and inputs: y = x_hat @ w_hat.T + bias. Made by `from_float`."""
 
-    def forward(self, x):
-        return F.linear(self.input_quantizer(x), self.quantized_weight(), self.bias)
+    def forward(self, input):
+        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
 class QuantTransposedLinear(_QuantLayer, nn.Module):
@@ -75,8 +75,8 @@ class QuantTransposedLinear(_QuantLayer, nn.Module):
 class QuantConv1d(_QuantLayer, nn.Conv1d):
     """nn.Conv1d on fake-quantized weights and inputs; padding as in QuantConv2d. Made by `from_float`."""
 
-    def forward(self, x):
-        return self._conv_forward(self.input_quantizer(x), self.quantized_weight(), self.bias)
+    def forward(self, input):
+        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(_QuantLayer, nn.Conv2d):
@@ -85,8 +85,8 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     The input is quantized before it is padded, so zero padding stays exactly 0, with an offset too.
     """
 
-    def forward(self, x):
-        return self._conv_forward(self.input_quantizer(x), self.quantized_weight(), self.bias)
+    def forward(self, input):
+        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
 def _keep_quantizers(layer, state_dict, prefix: str, *_) -> None:
