@@ -32,7 +32,8 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
-    bits[0] until `set_bits`. Scales get their first values from the first training batch at each bit-width.
+    bits[0] until `set_bits`. One RuntimeWarning names what stays in float though neither keep_float nor a rule says so.
+    Scales get their first values from the first training batch at each bit-width.
     Parameters stay the same objects, but for what QuantMultiheadAttention splits: make the optimizer afterwards.
     """
     return plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
