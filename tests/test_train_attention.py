@@ -170,9 +170,7 @@ def test_loads_the_state_of_multihead_attention(build):
     source, _ = attention(**build)
     model = convert(nn.Sequential(nn.MultiheadAttention(E, HEADS, **build)), keep_float=()).eval()
     x = inputs(**{name: value for name, value in build.items() if name in ("kdim", "vdim")})
-    keys = model.load_state_dict({f"0.{key}": value for key, value in source.state_dict().items()}, strict=False)
-    assert not keys.unexpected_keys
-    assert all("_quantizer." in key for key in keys.missing_keys)
+    model.load_state_dict({f"0.{key}": value for key, value in source.state_dict().items()})
     assert_same(in_float(model)(*x), source(*x))
     assert_same(copy.deepcopy(in_float(model))(*x), source(*x))
 

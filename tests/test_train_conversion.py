@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from mbq_train import QuantConv2d, QuantLinear, convert, plan_conversion
-from networks import encoder_network, one_thread, small_network  # noqa: F401
+from networks import encoder_network, llama_network, one_thread, small_network, vision_transformer  # noqa: F401
 from torch import nn
 
 
@@ -41,7 +41,8 @@ def test_first_and_last_are_those_the_example_calls():
     assert actions(plan) == {"last": "float", "middle": "quantize", "never": "quantize", "first": "float",
                              "norm": "per_bit"}
     assert "not called with the example" in reasons(plan)["never"]
-    assert reasons(plan)["first"] == "keep_float: first as called with the example"
+    assert reasons(plan)["first"] == "keep_float: first as called with the example: it reads the network's input"
+    assert reasons(plan)["last"] == "keep_float: last as called with the example"
 
 
 def test_without_an_example_the_order_is_that_of_registration():
@@ -55,8 +56,103 @@ def test_examples_may_be_tuples():
     model = nn.Transformer(8, 2, 1, 1, dim_feedforward=8, batch_first=True).eval()
     plan = plan_conversion(model, example=(torch.randn(2, 3, 8), torch.randn(2, 4, 8)))
     assert [name for name, why in reasons(plan).items() if "keep_float" in why] == [
-        "encoder.layers.0.self_attn", "decoder.layers.0.linear2"]
+        "encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.linear2"]
     assert not any("not called" in why for why in reasons(plan).values())
+
+
+def first(model, example):
+    """The layers that 'first' stands for."""
+    plan = plan_conversion(model, example=example)
+    return [name for name, why in reasons(plan).items() if why.startswith("keep_float: first")]
+
+
+class Branches(nn.Module):
+    """Two layers on the image as it comes and scaled; one behind a pool, one on the image and on what was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.scaled, self.pooled = (nn.Conv2d(1, 2, 3, padding=1) for _ in range(3))
+        self.both, self.head = nn.Conv2d(7, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        pooled = self.pooled(nn.functional.max_pool2d(x, 3, 1, 1))
+        return self.head(self.both(torch.cat([x, self.plain(x), self.scaled((x - 0.5) / 2), pooled], dim=1)))
+
+
+class InPlace(nn.Module):
+    """Writes a layer's output where the input was, through a view, and reads what no input is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.ones(1, 4))
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        x = x.clone() + self.b.weight.new_zeros(4)
+        start = self.b(self.query)
+        x[:, :] = self.a(x.view(-1, 4))
+        return self.d(self.c(x) + start)
+
+
+class WeightByHand(nn.Module):
+    """Does not call its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x, y):
+        return self.c(nn.functional.linear(x, self.a.weight) + self.b(y))
+
+
+class Custom(torch.autograd.Function):
+    """An operation that no override of torch functions sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Behind(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x, other):
+        return self.d(self.c(Custom.apply(self.a(Custom.apply(x)) + self.b(other["deep"][0]))))
+
+
+@pytest.mark.parametrize("make, example, names", [
+    (llama_network, torch.arange(6).view(2, 3), ["1.q_proj", "1.k_proj", "1.v_proj"]),
+    (vision_transformer, torch.rand(2, 1, 8, 8), ["patches"]),
+    (small_network, torch.rand(2, 1, 8, 8), ["0"]),
+    (Branches, torch.rand(2, 1, 6, 6), ["plain", "scaled", "pooled"]),
+    (InPlace, torch.rand(3, 4), ["a"]),
+    (WeightByHand, (torch.rand(3, 4), torch.rand(3, 4)), ["b"]),
+    (Behind, (torch.rand(3, 4), {"deep": [torch.rand(3, 4)]}), ["a", "b"]),
+], ids=lambda value: getattr(value, "__name__", "") if callable(value) else None)
+def test_first_are_all_layers_that_read_the_input_of_the_network(make, example, names):
+    model = make()
+    assert first(model, example) == names
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_first_is_the_one_called_first_where_nothing_reads_the_input():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b, self.a, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return self.c(self.b(self.a(torch.ones(1, 4))))
+
+    plan = plan_conversion(Constant(), example=torch.ones(1, 4))
+    assert reasons(plan)["a"] == "keep_float: first as called with the example"
+    assert actions(plan) == {"b": "quantize", "a": "float", "c": "float"}
 
 
 def test_an_example_may_pad():

@@ -151,7 +151,7 @@ def test_convert_refuses_bits(bits, error, match):
     ({"rules": [("3", {"sigend": True})]}, ValueError, r"option of a rule .* got 'sigend' .did you mean 'signed'"),
     ({"rules": [("3", {"signed": 1})]}, TypeError, "option signed of a rule must be True or False, got 1"),
     ({"rules": [("33", "float")]}, ValueError, r"match of a rule must be one of 0, 3, 7, 9, got '33' \(did you mean"),
-    ({"rules": [("1", "float")]}, ValueError, "must name a layer that can be quantized, got '1'; 1: normalisation"),
+    ({"rules": [("1", "quantize")]}, ValueError, "must name a layer that can be quantized, got '1'; 1: a BatchNorm, "),
     ({"rules": [(nn.Conv1d, "float")]}, ValueError, r"got 'Conv1d' \(did you mean 'Conv2d'\?\)"),
     ({"example": [1]}, TypeError, "example must be a tensor, a tuple of arguments or a dict of keyword arguments"),
     ({"example": torch.zeros(1, 2, 8, 8)}, ValueError, "example must be what Sequential can be called with, .*chan"),

@@ -1,6 +1,7 @@
 """What convert cannot convert: it says so and leaves it alone; and what is shared stays shared."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -49,6 +50,12 @@ def attention_holding(child):
     return attention
 
 
+def attention_remembering():
+    attention = nn.MultiheadAttention(4, 2)
+    attention.register_buffer("seen", torch.zeros(1))
+    return attention
+
+
 def attention_with(change):
     attention = nn.MultiheadAttention(4, 2)
     attention.out_proj = change(attention.out_proj)
@@ -65,6 +72,7 @@ def attention_with(change):
     (attention_with(with_hook), "it has hooks (print)"),
     (attention_with(nn.utils.parametrizations.spectral_norm), "weight is parametrized"),
     (attention_with(nn.Sequential), "it holds other modules than its projections: out_proj"),
+    (attention_remembering(), "it holds parameters or buffers of its own: seen"),
     (attention_holding(nn.ReLU()), "it holds other modules than its projections: adapter"),
     (nn.Linear(4, 4, dtype=torch.complex64), "a weight is a Parameter of torch.complex64"),
     (with_hook(nn.BatchNorm1d(4)), "it has hooks (print)"),
@@ -73,9 +81,13 @@ def test_obstacles_are_reported_and_the_layer_is_left_alone(layer, why):
     model = nn.Sequential(nn.Linear(4, 4), layer)
     plan = plan_conversion(model, keep_float=())
     assert actions(plan)["1"] == "float" and reasons(plan)["1"].startswith(f"not converted: {why}")
-    assert plan.apply()[1] is layer
+    with pytest.warns(RuntimeWarning, match=f"[0-9] in all: 1 .{type(layer).__name__}: {re.escape(why)}"):
+        assert plan.apply()[1] is layer
+    model = nn.Sequential(nn.Linear(4, 4), layer)
     with pytest.raises(ValueError, match="must name a layer that can be quantized, got '1'; 1: "):
-        plan_conversion(nn.Sequential(nn.Linear(4, 4), layer), rules=[("1", "quantize")])
+        plan_conversion(model, rules=[("1", "quantize")])
+    found = plan_conversion(model, keep_float=(), rules=[("1", "float")]).entries[1]
+    assert found.action == "float" and not found.left and found.why.startswith("rule ('1', 'float')")
 
 
 def test_old_weight_norm_is_reported():
@@ -95,7 +107,8 @@ def test_shared_parameters_stay_shared():
                              "6": "quantize"}
     assert reasons(plan)["3"] == ("not converted: it shares a Parameter that would have to be copied; "
                                   "shares Parameters with 2")
-    plan.apply()
+    with pytest.warns(RuntimeWarning, match="stay in float, 2 in all: 2 .* bit-widths, 2 in all: 4 "):
+        plan.apply()
     assert model[0].weight is model[1].weight and model[0].weight_quantizer is not model[1].weight_quantizer
     assert model[3].in_proj_weight is model[2].in_proj_weight and model[5].weight is model[4].weight
 

@@ -14,7 +14,7 @@ from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, at_bits, get_bits, set_bits
 from .quantize.double_rounding import DoubleRoundingQuantizer
-from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .quantize.quantizers import ActivationQuantizer, WeightQuantizer
 from .quantize.round_clamp import RoundClampQuantizer, own_layer_bits, set_layer_bits
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
@@ -35,10 +35,11 @@ __all__ = [
     "ActivationQuantizer", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch", "BitBatchNorm", "BitState",
     "CheckpointError", "Conversion", "CoresetSampler", "Data", "DataError", "Decoder", "DoubleRoundingQuantizer",
     "Evaluation", "GradNormScorer", "GradNorms", "Interrupted", "Options", "QuantConv1d", "QuantConv2d", "QuantLinear",
-    "QuantMultiheadAttention", "QuantizationTime", "Result", "RoundClampQuantizer", "Sensitivities", "State", "Trace",
-    "Training", "TrainingError", "WeightBank", "WeightQuantizer", "adapt_bn", "add_bits", "at_bits", "build_model", "clamp_scales",
-    "convert", "deploy", "draw_rows", "drop_idle_gradients", "dry_run", "evaluate", "evaluate_run", "export_onnx",
-    "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "load_data", "own_layer_bits",
-    "parameter_groups", "perturbations", "plan_conversion", "quantization_time", "resume_run", "save_checkpoint",
-    "scales", "score_images", "sensitivities", "sensitivity_of_run", "set_bits", "set_layer_bits", "train_run",
+    "QuantMultiheadAttention", "QuantTransposedLinear", "QuantizationTime", "Result", "RoundClampQuantizer",
+    "Sensitivities", "State", "Trace", "Training", "TrainingError", "WeightBank", "WeightQuantizer", "adapt_bn",
+    "add_bits", "at_bits", "build_model", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients",
+    "dry_run", "evaluate", "evaluate_run", "export_onnx", "export_store", "get_bits", "hessian_traces", "initialise",
+    "load_checkpoint", "load_data", "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion",
+    "quantization_time", "resume_run", "save_checkpoint", "scales", "score_images", "sensitivities",
+    "sensitivity_of_run", "set_bits", "set_layer_bits", "train_run",
 ]

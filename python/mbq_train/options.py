@@ -58,8 +58,8 @@ class Options:
     rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
     scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
     shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
-    keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first and last are "
-                                          "those of a traced forward")
+    keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
+                                          "read the network's input, last: the one called last")
     epochs: int = _option(30, "epochs at all bit-widths together", low=1)
     float_epochs: int = _option(30, "epochs of the float network before", low=1)
     batch_size: int = _option(64, "images in a batch, over all processes", low=1)

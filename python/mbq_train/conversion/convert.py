@@ -6,15 +6,17 @@ from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.scales import initialise
-from .call_order import arguments, call_order
+from .call_order import Calls, arguments, calls_of
 from .convertible import (
-    QUANT_TYPES,
     base_type,
     check_model,
+    computes_by_itself,
     copied_by_conversion,
+    is_shared_norm,
     obstacle,
     own_parameters,
     parts,
+    quant_types,
     why_unsupported,
 )
 from .plan import Conversion, Entry, check_unconverted
@@ -31,10 +33,10 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
-    bits[0] until `set_bits`. Scales get their first values from `example`, a training batch, as `initialise` takes
-    them; without one, from the first training batch at each bit-width. Evaluation and averages of the model (EMA)
-    need these values. Parameters stay the same objects, except those that QuantMultiheadAttention splits: make the
-    optimizer afterwards.
+    bits[0] until `set_bits`. One RuntimeWarning names what stays in float though neither keep_float nor a rule says so.
+    Scales get their first values from `example`, a training batch, as `initialise` takes them; without one, from the
+    first training batch at each bit-width. Evaluation and averages of the model (EMA) need these values. Parameters
+    stay the same objects, except those that QuantMultiheadAttention splits: make the optimizer afterwards.
     """
     plan = plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
                            learn_offset=learn_offset, quantizer=quantizer, weight_correction=weight_correction,
@@ -54,19 +56,24 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     """Decide what becomes of every module of `model`; nothing is changed before `apply` of the result.
 
     Args:
-        model: layers of exactly type nn.Linear, nn.Conv1d, nn.Conv2d or nn.MultiheadAttention, below the model itself,
-            are quantized. A layer used at several places stays one, Parameters shared by layers stay shared.
+        model: layers of type nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention or transformers' Conv1D, below the
+            model itself, are quantized. A layer used at several places stays one, Parameters shared by layers stay
+            shared.
         bits: different integers in 1..8 from high to low - the bit-widths to train.
         example: a tensor, tuple of arguments or dict of keyword arguments to call the model with, once, in eval mode:
-            finds the order in which layers are called, and those that are not [None: order of registration].
+            finds the order in which layers are called, those that are not [None: order of registration], and the
+            subclasses that compute what their supported base does there: they are quantized like it.
         rules: (match, action) pairs for these layers; later ones win, over keep_float too. match: a layer's name, a
             pattern for names as of fnmatch ('blocks.*'), or an nn.Module type. action: 'float', 'quantize', or a dict
             of options that leaves that choice as it is: 'signed' (code range of the input; without it the first batch
-            decides), 'learn_offset', 'activations' (False quantizes weights only). A subclass of a supported type is
-            quantized where a rule gives its very name or type; its own forward is then no longer used.
-        batch_norm: 'per_bit' gives each bit-width its own BatchNorm, 'shared' leaves BatchNorm alone.
-        keep_float: names of layers to leave unquantized; 'first' and 'last' stand for the first and last layer (Huang
-            et al., 2025, arXiv 2502.01199, leaves these two in float), also where a layer has such a name.
+            decides), 'learn_offset', 'activations' (False quantizes weights only). Without an example a subclass
+            that inherits its forward is quantized where a rule gives its very name or type; one that computes something
+            else is never. (match, 'float') keeps one BatchNorm for all bit-widths where match fits no layer.
+        batch_norm: 'per_bit' gives each bit-width its own BatchNorm, of any subclass; 'shared' leaves BatchNorm alone.
+        keep_float: names of layers to leave unquantized; 'last' stands for the last layer, 'first' for every layer
+            that reads the network's input and no other layer's output, as query, key and value after an embedding do
+            (without an example the first that is registered), also where a layer has such a name. Huang et al., 2025,
+            arXiv 2502.01199, leaves these in float.
         learn_offset: learn a real offset of the activations per bit-width [off: 0 fits what a ReLU gives].
         quantizer: of weights. 'learned': a scale for every bit-width (Esser et al., 2020); 'double-rounding': one
             scale, and codes of the highest bit-width that are rounded again (Huang et al., 2025); not for 1 bit;
@@ -81,7 +88,8 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: bits unsorted, repeated or out of range; an unknown name,
-        action or option; 1 bit with double rounding, or its options without; a rule that matches no layer to quantize;
+        action or option; 1 bit with double rounding, or its options without; a rule that matches no layer to quantize,
+        or names one that computes something else than the supported type, with by how much;
         the example does not run; a model that is a bare layer, converted already, wrapped (torch.compile, torch.jit,
         data parallel) or lazy.
     """
@@ -98,13 +106,16 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     owners = _owners(modules)
     obstacles = {name: why for name, module in modules.items() if (why := obstacle(module) or _tie(module, owners))}
     layers = {name: module for name, module in modules.items() if name and base_type(module)}
+    norms = {name: module for name, module in modules.items() if name not in layers and name
+             and (isinstance(module, BATCH_NORMS) or is_shared_norm(module))}
     options = {"learn_offset": learn_offset, **makers, **_activations(activation_bits)}
-    decisions, order = _first_decisions(model, layers, example, options, keep_float)
-    free = {name: layer for name, layer in layers.items() if name not in obstacles}
-    reasons = {name: obstacles.get(name) or why_unsupported(module) for name, module in modules.items()
-               if name and name not in free and own_parameters(module)}
-    apply_rules(decisions, free, rules, reasons)
-    decisions |= _other_decisions(modules, layers, obstacles, per_bit)
+    decisions, order = _first_decisions(model, layers, obstacles, example, options, keep_float)
+    decisions |= {name: _of_norm(norm, obstacles.get(name), per_bit) for name, norm in norms.items()}
+    others = {name: (module, why_unsupported(module)) for name, module in modules.items()
+              if name and name not in layers and own_parameters(module)}
+    apply_rules(decisions, layers, norms, rules, others)
+    decisions |= {name: Decision("float", why_unsupported(module)) for name, module in modules.items()
+                  if name not in decisions and own_parameters(module)}
     return Conversion(model, bits, tuple(_entry(name, modules[name], decisions[name], owners) for name in modules
                                          if name in decisions), order)
 
@@ -139,35 +150,51 @@ def _tie(module, owners) -> str | None:
     return None
 
 
-def _first_decisions(model, layers, example, options: dict, keep_float) -> tuple[dict[str, Decision], str]:
+def _first_decisions(model, layers, obstacles, example, options: dict, keep_float) -> tuple[dict[str, Decision], str]:
     """What is done with `layers` before the rules, and how the first and the last of them were found."""
-    called, order = list(layers), "by order of registration (no example given)"
-    if example is not None:
-        called, order = call_order(model, layers, example), "as called with the example"
-    decisions = {}
-    for name, layer in layers.items():
-        decision = Decision("quantize", "supported", dict(options))
-        if name not in called:
-            decision.why = "supported, but not called with the example: is its weight used by hand?"
-        if type(layer) not in QUANT_TYPES:
-            base = base_type(layer).__name__
-            decision.decide("float", f"not converted: subclass of {base}, add a rule ({name!r}, 'quantize')")
-        decisions[name] = decision
-    keep_in_float(decisions, keep_float, called, order)
+    bases = {name: base_type(layer) for name, layer in layers.items()
+             if type(layer) not in quant_types() and name not in obstacles}
+    if example is None:
+        names, order = list(layers), "by order of registration (no example given)"
+        calls = Calls(names, names[:1])
+    else:
+        calls, order = calls_of(model, layers, example, bases), "as called with the example"
+    decisions = {name: _of_layer(name, layer, obstacles.get(name), calls, dict(options), example is None)
+                 for name, layer in layers.items()}
+    why_first = f"{order}: it reads the network's input" if calls.followed else order
+    keep_in_float(decisions, keep_float, {"first": dict.fromkeys(calls.first, why_first),
+                                          "last": dict.fromkeys(calls.order[-1:], order)})
     return decisions, order
 
 
-def _other_decisions(modules, layers, obstacles, per_bit: bool) -> dict[str, Decision]:
-    """Of layers with an obstacle, of every BatchNorm and of the other modules that hold Parameters."""
-    decisions = {}
-    for name, module in modules.items():
-        if name in obstacles and (name in layers or isinstance(module, BATCH_NORMS)):
-            decisions[name] = Decision("float", f"not converted: {obstacles[name]}")
-        elif type(module) in BATCH_NORMS and name:
-            decisions[name] = Decision("per_bit" if per_bit else "float", "" if per_bit else "batch_norm='shared'")
-        elif name not in layers and own_parameters(module):
-            decisions[name] = Decision("float", why_unsupported(module))
-    return decisions
+def _of_layer(name: str, layer, why: str | None, calls: Calls, options: dict, untried: bool) -> Decision:
+    """Of a layer of a supported type or a subclass; why: what hinders its conversion."""
+    base = base_type(layer)
+    if type(layer) is not base and why is None:
+        what = f"subclass of {base.__name__}"
+        if calls.differences.get(name):
+            why = f"{what}, {calls.differences[name]}"
+        elif name not in calls.differences and computes_by_itself(layer, base):
+            why = f"{what} with a forward of its own, " + (
+                "give an example to compare them" if untried else "not called with the example")
+        elif name not in calls.differences:
+            return Decision("float", f"not converted: {what}, add a rule ({name!r}, 'quantize')", options,
+                            needs_rule=True, left=True)
+    if why is not None:
+        return Decision("float", f"not converted: {why}", options, refusal=why, left=True)
+    if name not in calls.order:
+        return Decision("quantize", "supported, but not called with the example: is its weight used by hand?", options)
+    return Decision("quantize", "supported" if type(layer) is base else
+                    f"supported: it computes what {base.__name__} does on the example", options)
+
+
+def _of_norm(norm, why: str | None, per_bit: bool) -> Decision:
+    """Of a BatchNorm, or of another norm with running statistics; why: what hinders its conversion."""
+    if not isinstance(norm, BATCH_NORMS):
+        return Decision("float", "normalisation with running statistics, but no BatchNorm", left=per_bit)
+    if why is not None:
+        return Decision("float", f"not converted: {why}", left=per_bit)
+    return Decision("per_bit", "") if per_bit else Decision("float", "batch_norm='shared'")
 
 
 def _entry(name: str, module, decision: Decision, owners) -> Entry:
@@ -175,4 +202,4 @@ def _entry(name: str, module, decision: Decision, owners) -> Entry:
     ties = {other for parameter in parameters for other in owners[id(parameter)]} - {name}
     why = f"{decision.why}; shares Parameters with {', '.join(sorted(ties))}" if ties else decision.why
     count = sum({id(parameter): parameter.numel() for parameter in parameters}.values())
-    return Entry(name, type(module).__name__, count, decision.action, why, decision.options, module)
+    return Entry(name, type(module).__name__, count, decision.action, why, decision.options, module, decision.left)

@@ -1,31 +1,55 @@
 """Which modules can be quantized, and why the others cannot."""
 
+import sys
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..quantize.attention import QuantMultiheadAttention
 from ..quantize.batch_norm import BATCH_NORMS
-from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 
-QUANT_TYPES = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d,
-               nn.MultiheadAttention: QuantMultiheadAttention}
+_QUANT_TYPES = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d,
+                nn.MultiheadAttention: QuantMultiheadAttention}
 SUPPORTED = "Linear, Conv1d, Conv2d or MultiheadAttention"
-_NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
           nn.InstanceNorm3d)
+_COMPUTING = ("forward", "_conv_forward", "merge_masks", "__call__", "__getattr__", "__getattribute__", "weight",
+              "bias")
+_OF_ATTENTION = {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k",
+                 "bias_v"}
 _WRAPPERS = {"OptimizedModule": "torch.compile", "DistributedDataParallel": "wrapping it for training on many devices",
              "FullyShardedDataParallel": "wrapping it for training on many devices",
              "DataParallel": "wrapping it for training on many devices", "ScriptModule": "torch.jit"}
 
 
+def quant_types() -> dict[type, type]:
+    """The supported types, and what each becomes; transformers' Conv1D among them once somebody has imported it."""
+    transposed = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return _QUANT_TYPES | ({} if transposed is None else {transposed: QuantTransposedLinear})
+
+
 def base_type(module: nn.Module) -> type | None:
     """The supported type that `module` is, or is a subclass of."""
-    return next((base for base in QUANT_TYPES if isinstance(module, base)), None)
+    return next((base for base in quant_types() if isinstance(module, base)), None)
+
+
+def computes_by_itself(module: nn.Module, base: type) -> bool:
+    """Whether the class of `module`, a subclass of `base`, says how it computes or where its weight comes from."""
+    return any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _COMPUTING)
+
+
+def is_shared_norm(module: nn.Module) -> bool:
+    """Whether `module` holds running statistics and is no BatchNorm."""
+    return not isinstance(module, BATCH_NORMS) and any(name.startswith("running_") and value is not None
+                                                       for name, value in module.named_buffers(recurse=False))
 
 
 def parts(module: nn.Module) -> list[nn.Module]:
     """Modules that belong to a layer and are not layers of their own."""
     inner = [module.out_proj] if isinstance(module, nn.MultiheadAttention) else []
+    inner += [part for part in module.modules() if part is not module] if isinstance(module, BATCH_NORMS) else []
     inner += module.parametrizations.modules() if parametrize.is_parametrized(module) else []
     return inner + [deeper for part in inner if parametrize.is_parametrized(part)
                     for deeper in part.parametrizations.modules()]
@@ -60,6 +84,8 @@ def obstacle(module: nn.Module) -> str | None:
         children = [name for name, child in module.named_children() if child is not module.out_proj]
         if children or not isinstance(module.out_proj, nn.Linear):
             return f"it holds other modules than its projections: {', '.join(children) or 'out_proj'}"
+        if own := {*module._parameters, *module._buffers} - _OF_ATTENTION:
+            return f"it holds parameters or buffers of its own: {', '.join(sorted(own))}"
     for parameter in own_parameters(module):
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             return f"a weight is a {type(parameter).__name__} of {parameter.dtype}, not a floating-point Parameter"
@@ -78,6 +104,8 @@ def copied_by_conversion(module: nn.Module) -> list[nn.Parameter]:
 def why_unsupported(module: nn.Module) -> str:
     """Why a module that holds Parameters, and is no layer to quantize, stays in float."""
     names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
+    if isinstance(module, BATCH_NORMS):
+        return "a BatchNorm, which a rule can keep 'float' only"
     if isinstance(module, _NORMS):
         return "normalisation"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

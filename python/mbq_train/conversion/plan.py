@@ -1,6 +1,7 @@
 """The plan of a conversion: what becomes of every module with parameters, and why."""
 
 import io
+import warnings
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -12,8 +13,9 @@ from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
 from ..quantize.data_parallel import leave_to_us
-from .convertible import QUANT_TYPES, SUPPORTED, base_type, own_parameters, weights
+from .convertible import SUPPORTED, base_type, own_parameters, quant_types, weights
 
+_SHOWN = 3  # of what is left, in a message
 _COLUMNS = ("module", "type", "parameters", "action", "why")
 
 
@@ -22,7 +24,8 @@ class Entry:
     """What becomes of one module.
 
     action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
-    Parameters have; options: those of `from_float`.
+    Parameters have; options: those of `from_float`; left: it stays in float, or one for all bit-widths, though its type
+    is supported and neither keep_float nor a rule says so.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Entry:
     why: str
     options: dict = field(default_factory=dict)
     module: nn.Module = field(default=None, repr=False)
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Conversion:
         return console.file.getvalue()
 
     def apply(self) -> nn.Module:
-        """Convert the model in place, as planned, and return it.
+        """Convert the model in place, as planned, and return it; a RuntimeWarning names the layers that are left.
 
         Raises ValueError when nothing is to be quantized, or the model was converted or changed since.
         """
@@ -89,12 +93,26 @@ class Conversion:
             if modules.get(entry.name) is not entry.module:
                 raise ValueError("convert: model must be as it was when the conversion was planned, got another module "
                                  f"at {entry.name}")
+        self._warn()
         state = BitState(self.bits)
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
         replace_modules(self.model, new)
         close_fast_paths(self.model)
         leave_to_us(self.model)
         return self.model
+
+
+    def _warn(self) -> None:
+        """One warning that counts and names what is left without anybody's word."""
+        left = [entry for entry in self.entries if entry.left]
+        layers = [entry for entry in left if base_type(entry.module)]
+        norms = [entry for entry in left if entry not in layers]
+        told = [f"{what}, {len(found)} in all: {_named(found)}" for found, what in (
+            (layers, "layers of supported types stay in float"),
+            (norms, "norms with running statistics are shared by all bit-widths")) if found]
+        if told:
+            warnings.warn(f"convert: {'; '.join(told)}. A rule (name, 'float') says that this is meant",
+                          RuntimeWarning, stacklevel=3)
 
 
 def check_unconverted(model: nn.Module) -> None:
@@ -110,7 +128,15 @@ def _count(parameters) -> int:
 def _converted(entry: Entry, state: BitState) -> nn.Module:
     if entry.action == "per_bit":
         return BitBatchNorm(entry.module, state)
-    return QUANT_TYPES[base_type(entry.module)].from_float(entry.module, state, layer_name=entry.name, **entry.options)
+    quantized = quant_types()[base_type(entry.module)]
+    return quantized.from_float(entry.module, state, layer_name=entry.name, **entry.options)
+
+
+def _named(entries) -> str:
+    """The first entries and why they are left."""
+    shown = ", ".join(f"{entry.name} ({entry.type}: {entry.why.removeprefix('not converted: ')})"
+                      for entry in entries[:_SHOWN])
+    return f"{shown} and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else shown
 
 
 def _reasons(entries) -> str:

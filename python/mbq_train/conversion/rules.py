@@ -6,59 +6,73 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .._names import look_up
-from .convertible import QUANT_TYPES
+from .convertible import quant_types
 
 _ACTIONS = ("float", "quantize")
 _OPTIONS = ("signed", "learn_offset", "activations")
-_ENDS = {"first": 0, "last": -1}
 
 
 @dataclass
 class Decision:
-    """Whether one layer is quantized, why, and with which options of `from_float`."""
+    """Whether one layer is quantized, why, and with which options of `from_float`.
+
+    refusal: why it cannot be, whatever a rule says; needs_rule: it is where a rule gives its very name or type; left:
+    it stays in float, or one for all bit-widths, though nobody said so.
+    """
 
     action: str
     why: str
     options: dict = field(default_factory=dict)
+    refusal: str | None = None
+    needs_rule: bool = False
+    left: bool = False
 
     def decide(self, action: str, why: str) -> None:
         """Another decision in its place; the options stay for a later one."""
-        self.action, self.why = action, why
+        self.action, self.left = action, False
+        self.why = f"{why}; not converted: {self.refusal}" if self.refusal else why
 
 
-def keep_in_float(decisions: dict[str, Decision], names, order: list[str], kind_of_order: str) -> None:
-    """Decide 'float' for the layers in `names`; 'first' and 'last' are the ends of `order`,
-    also where a layer has such a name.
+def keep_in_float(decisions: dict[str, Decision], names, ends: dict[str, dict[str, str]]) -> None:
+    """Decide 'float' for the layers in `names`; 'first' and 'last' are keys of `ends`, which give the layers that each
+    stands for and why, also where a layer has such a name.
 
     Raises TypeError when names is one string, ValueError for an unknown name.
     """
     if isinstance(names, str):
         raise TypeError(f"convert: keep_float must be a sequence of layer names, got {names!r}")
     for name in names:
-        if name in _ENDS:
-            for end in order[_ENDS[name]:][:1]:
-                decisions[end].decide("float", f"keep_float: {name} {kind_of_order}")
+        if name in ends:
+            for end, why in ends[name].items():
+                decisions[end].decide("float", f"keep_float: {name} {why}")
         else:
             look_up("convert", decisions, name, argument="keep_float")
             decisions[name].decide("float", "keep_float")
 
 
-def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], rules, reasons: dict[str, str]) -> None:
+def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], norms: dict[str, nn.Module], rules,
+                others: dict[str, tuple[nn.Module, str]]) -> None:
     """Change `decisions` by every rule in turn.
 
     Args:
-        decisions: by name, of `layers`.
-        layers: what can be quantized, by name.
+        decisions: by name, of `layers` and `norms`.
+        layers: those of supported types and their subclasses, by name.
+        norms: every BatchNorm, by name; rules that match no layer can keep them 'float'.
         rules: (match, action) pairs, as convert takes them.
-        reasons: of the other modules, why they cannot be quantized, by name; for the error.
+        others: the other modules and why they cannot be quantized, by name; for the error.
 
     Raises:
-        TypeError, ValueError: a rule is not such a pair, or matches no layer that can be quantized.
+        TypeError, ValueError: a rule is not such a pair, matches no layer that can be quantized, or names one that
+        cannot.
     """
     for match, action in _checked(rules):
-        hits = [name for name, layer in layers.items() if _matches(match, name, layer, action)]
+        hits = [name for name, layer in layers.items() if _matches(match, name, layer, action, decisions[name])]
+        if not hits and action == "float":
+            hits = [name for name, norm in norms.items() if _fits(match, name, norm)]
         if not hits:
-            _refuse(match, layers, reasons)
+            refused = {name: (layer, decisions[name].refusal) for name, layer in layers.items()
+                       if decisions[name].refusal}
+            _refuse(match, {name: layer for name, layer in layers.items() if name not in refused}, refused | others)
         shown = f"rule ({match.__name__ if isinstance(match, type) else repr(match)}, {action!r})"
         for name in hits:
             if isinstance(action, dict):
@@ -68,12 +82,21 @@ def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], ru
                 decisions[name].decide(action, shown)
 
 
-def _matches(match, name: str, layer: nn.Module, action) -> bool:
-    """A subclass may compute something else, so only a rule that means exactly it has it quantized."""
+def _matches(match, name: str, layer: nn.Module, action, decision: Decision) -> bool:
+    """Whether the rule is for this layer. A subclass of which nothing is known needs one that means exactly it.
+
+    Raises ValueError where a rule means exactly a layer that cannot be quantized.
+    """
     exact = type(layer) is match if isinstance(match, type) else name == match
-    if action != "float" and type(layer) not in QUANT_TYPES:
-        return exact
-    return exact or (isinstance(layer, match) if isinstance(match, type) else fnmatch.fnmatchcase(name, match))
+    if action == "float" or not (decision.refusal or decision.needs_rule):
+        return exact or _fits(match, name, layer)
+    if decision.refusal and exact and type(layer) not in quant_types():
+        _refuse(match, {}, {name: (layer, decision.refusal)})
+    return exact and not decision.refusal
+
+
+def _fits(match, name: str, layer: nn.Module) -> bool:
+    return isinstance(layer, match) if isinstance(match, type) else fnmatch.fnmatchcase(name, match)
 
 
 def _checked(rules):
@@ -102,14 +125,13 @@ def _check_action(action) -> None:
                 raise TypeError(f"convert: option {name} of a rule must be True or False, got {value!r}")
 
 
-def _refuse(match, layers, reasons) -> None:
+def _refuse(match, layers: dict[str, nn.Module], others: dict[str, tuple[nn.Module, str]]) -> None:
     """Raise ValueError for a rule that matches nothing, saying what it does match, or nearly."""
-    if isinstance(match, type):
-        match = match.__name__
-        layers = {type(layer).__name__: layer for layer in layers.values()}
-        reasons = {}
-    for name, why in reasons.items():
-        if fnmatch.fnmatchcase(name, match):
-            raise ValueError(f"convert: match of a rule must name a layer that can be quantized, got {match!r}; "
+    shown = match.__name__ if isinstance(match, type) else match
+    for name, (module, why) in others.items():
+        if name == match or _fits(match, name, module):
+            raise ValueError(f"convert: match of a rule must name a layer that can be quantized, got {shown!r}; "
                              f"{name}: {why}")
-    look_up("convert", layers, match, argument="match of a rule")
+    if isinstance(match, type):
+        layers = {type(layer).__name__: layer for layer in layers.values()}
+    look_up("convert", layers, shown, argument="match of a rule")

@@ -182,6 +182,6 @@ class Calls:
             return None
         if layer not in self._factors:
             with torch.enable_grad():
-                weight = layer.weight.detach().requires_grad_()
+                weight = layer.weight_by_channel().detach().requires_grad_()
                 self._factors[layer] = torch.autograd.grad(quantizer(weight).sum(), weight)[0]
         return self._factors[layer]

@@ -11,6 +11,7 @@ import mbq_kernels
 
 from ..conversion.convertible import parts
 from ..quantize.batch_norm import BATCH_NORMS
+from ..quantize.layers import QuantTransposedLinear
 
 _CHUNK = 2**22  # elements of gradients of single samples that are in memory at once, where nothing else will do
 
@@ -118,12 +119,13 @@ def _batch_normal(layer, x):
     return F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
 
 
-FORMS = {nn.Linear: LinearForm(), nn.Conv1d: ConvForm(), nn.Conv2d: ConvForm(), nn.Embedding: EmbeddingForm(),
+LINEAR = LinearForm()
+FORMS = {nn.Linear: LINEAR, QuantTransposedLinear: LINEAR, nn.Conv1d: ConvForm(), nn.Conv2d: ConvForm(),
+         nn.Embedding: EmbeddingForm(),
          nn.LayerNorm: NormForm(lambda layer, x: F.layer_norm(x, layer.normalized_shape, eps=layer.eps)),
          nn.RMSNorm: NormForm(lambda layer, x: F.rms_norm(x, layer.normalized_shape, eps=layer.eps)),
          nn.GroupNorm: NormForm(lambda layer, x: F.group_norm(x, layer.num_groups, eps=layer.eps), channels_first=True),
          **dict.fromkeys(BATCH_NORMS, NormForm(_batch_normal, channels_first=True))}
-LINEAR = FORMS[nn.Linear]
 SUPPORTED = "Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm or their subclasses"
 
 

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from ..conversion.plan import replace_modules
-from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear
+from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .codes import LAYOUTS
 from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
 
-FORMS = {QuantLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d, QuantConv2d: SwitchedConv2d}
+FORMS = {QuantLinear: SwitchedLinear, QuantTransposedLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d,
+         QuantConv2d: SwitchedConv2d}
 
 
 def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:

@@ -53,7 +53,7 @@ class _SwitchedLayer(nn.Module):
         quantizer = layer.weight_quantizer
         quantizer.check_initialised([quantizer.high_bits])
         stored = cls()
-        stored.set_weight(layer.weight, quantizer.scale(quantizer.high_bits), layer.bias,
+        stored.set_weight(layer.weight_by_channel(), quantizer.scale(quantizer.high_bits), layer.bias,
                           high_bits=quantizer.high_bits, rounding=quantizer.rounding, layout=layout)
         stored.bit_state, stored.input_quantizer = quantizer.bit_state, layer.input_quantizer
         stored.layer_name, stored.workspace = quantizer.layer_name, workspace or Workspace()

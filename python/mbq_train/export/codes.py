@@ -36,11 +36,11 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
     """
     quantizer = layer.weight_quantizer
     if isinstance(quantizer, RoundClampQuantizer):
-        codes, *parameters = quantizer.encode(layer.weight, quantizer.own_bits or bits)
+        codes, *parameters = quantizer.encode(layer.weight_by_channel(), quantizer.own_bits or bits)
         return codes, *(parameter.expand(len(codes)).contiguous() for parameter in parameters)
     quantizer.check_initialised([bits])
     kept = quantizer.kept_at(bits)
-    x, scale, offset, signed = quantizer.stored(layer.weight, kept)
+    x, scale, offset, signed = quantizer.stored(layer.weight_by_channel(), kept)
     options = {"bits": kept, "signed": signed, "axis": 0 if scale.dim() else None}
     codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
     if quantizer.correction:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .batch_norm import BATCH_NORMS, BitBatchNorm
+from .batch_norm import BitBatchNorm, batch_norms
 from .bits import in_mode, switch_bits_of
 
 
@@ -24,8 +24,9 @@ def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
     before then, and where a forward fails.
     """
     per_bit = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
-    idle = {norm for module in per_bit for key, norm in module.by_bits.items() if key != str(bits)}
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module not in idle]
+    idle = {norm for module in per_bit for key, of_bits in module.by_bits.items() if key != str(bits)
+            for norm in batch_norms(of_bits)}
+    norms = [norm for norm in batch_norms(model) if norm not in idle]
     estimate_statistics(model, bits, batches, norms)
     return model
 
@@ -41,7 +42,7 @@ def estimate_statistics(model: nn.Module, bits: int, batches, norms) -> None:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the cumulative average
-                norm.train()
+                norm.training = True  # and not what else a subclass holds, which may drop activations
             for batch in batches if norms else ():
                 model(batch[0] if isinstance(batch, (tuple, list)) else batch)
                 seen += 1

@@ -148,7 +148,8 @@ def _split_packed_keys(module, state_dict, prefix, *_) -> None:
     for kind in ("weight", "bias"):
         packed = state_dict.pop(f"{prefix}in_proj_{kind}", None)
         if packed is not None:
-            state_dict.update(zip((f"{prefix}{x}_proj.{kind}" for x in _INPUTS), packed.chunk(3), strict=True))
+            parts = [part.clone() for part in packed.detach().chunk(3)]  # with assign=True they become the Parameters
+            state_dict.update(zip((f"{prefix}{x}_proj.{kind}" for x in _INPUTS), parts, strict=True))
     for x in _INPUTS:
         if f"{prefix}{x}_proj_weight" in state_dict:
             state_dict[f"{prefix}{x}_proj.weight"] = state_dict.pop(f"{prefix}{x}_proj_weight")

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import nn
 from torch.func import functional_call
 
@@ -9,7 +10,7 @@ from .. import distributed
 from .bits import FLOAT, BitState
 from .data_parallel import averaged
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # of BatchNorm1d, 2d, 3d, SyncBatchNorm and everybody's subclasses
 
 
 class BitBatchNorm(nn.Module):
@@ -17,11 +18,14 @@ class BitBatchNorm(nn.Module):
 
     The activations of a layer have another mean and variance at every bit-width; one set of running statistics fits
     none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). torch.compile compiles once per
-    bit-width, here as in the quantizers.
+    bit-width, here as in the quantizers. Attributes that it has not are those of the BatchNorm in use.
+
+    load_state_dict takes the keys of the BatchNorm as well, for every bit-width; what else has other bit-widths than
+    this one is refused.
 
     Args:
-        batch_norm: nn.BatchNorm1d, 2d, 3d or nn.SyncBatchNorm - kept as it is for 32 bits, copied, with what is
-            frozen in it, for every other bit-width.
+        batch_norm: nn.BatchNorm1d, 2d, 3d, nn.SyncBatchNorm or a subclass, with a forward of its own or without - kept
+            as it is for 32 bits, copied, with all that is in it and what is frozen, for every other bit-width.
         bit_state: the model's.
     """
 
@@ -31,10 +35,45 @@ class BitBatchNorm(nn.Module):
         self.by_bits = nn.ModuleDict({str(b): copy.deepcopy(batch_norm) for b in bit_state.trained})
         self.by_bits[str(FLOAT)] = batch_norm
         self.training = batch_norm.training
+        self.register_load_state_dict_pre_hook(_read_float_keys)
 
-    def forward(self, x):
+    def forward(self, *args, **kwargs):
         norm = self.by_bits[str(self.bit_state.bits)]
         if distributed.world_size() == 1:
-            return norm(x)
+            return norm(*args, **kwargs)
         own = {name: averaged(parameter, sharded=True) for name, parameter in norm.named_parameters()}
-        return functional_call(norm, own, (x,))
+        return functional_call(norm, own, args, kwargs)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "by_bits" or "by_bits" not in self.__dict__.get("_modules", ()):
+                raise
+            return getattr(self.by_bits[str(self.bit_state.bits)], name)
+
+    def __repr__(self):
+        inner = repr(self.by_bits[str(FLOAT)]).replace("\n", "\n  ")
+        return f"BitBatchNorm(\n  bits={self.bit_state.bits}, one each for {', '.join(self.by_bits)}\n  {inner}\n)"
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Every BatchNorm in `module`, itself included: a subclass may hold others."""
+    return [inner for inner in module.modules() if isinstance(inner, BATCH_NORMS)]
+
+
+def _read_float_keys(module: BitBatchNorm, state_dict, prefix: str, *others) -> None:
+    """Give, in the copy that load_state_dict makes, the values of a float BatchNorm to every bit-width."""
+    own, inside = list(module.by_bits), f"{prefix}by_bits."
+    found = dict.fromkeys(key[len(inside):].partition(".")[0] for key in state_dict if key.startswith(inside))
+    if found and found.keys() != set(own):
+        *_, errors = others
+        errors.append(f"BitBatchNorm: bit-widths of {prefix.rstrip('.') or 'the BatchNorm'} must be "
+                      f"{', '.join(own)}, got a state with {', '.join(found)}")
+    if found:
+        return
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        value = state_dict.pop(key)
+        for b in own:  # copies: with assign=True they become the Parameters
+            state_dict[f"{inside}{b}.{key[len(prefix):]}"] = (
+                value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value))

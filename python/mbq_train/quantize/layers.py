@@ -1,7 +1,8 @@
-"""Linear, Conv1d and Conv2d with quantized weights and inputs."""
+"""Linear, Conv1d, Conv2d and transformers' Conv1D with quantized weights and inputs."""
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -21,7 +22,8 @@ class _QuantLayer:
         layers read the same tensor.
 
         Args:
-            source: nn.Linear, nn.Conv1d or nn.Conv2d - gives parameters, settings, mode, device and dtype.
+            source: nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D - gives parameters, settings, mode, device
+                and dtype.
             bit_state: the model's.
             activations: quantize the input; False quantizes the weight alone.
             layer_name: what error messages call the layer.
@@ -34,22 +36,47 @@ class _QuantLayer:
                             for name, value in vars(source).items()})
         layer.input_quantizer = input_quantizer(bit_state, like=source.weight, layer_name=layer_name,
                                                 **options) if activations else nn.Identity()
-        layer.weight_quantizer = weight_quantizer(bit_state, source.weight, layer_name=layer_name)
+        layer.weight_quantizer = weight_quantizer(bit_state, layer.weight_by_channel(), layer_name=layer_name)
+        layer.register_load_state_dict_pre_hook(_keep_quantizers)
         return layer.train(source.training)
+
+    def weight_by_channel(self) -> torch.Tensor:
+        """The float weight with its output channels first, (C, ...): what the weight quantizer takes."""
+        return self.weight
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The weight at the bit-width in use, (C, ...)."""
+        return self.weight_quantizer(self.weight_by_channel())
 
 
 class QuantLinear(_QuantLayer, nn.Linear):
     """nn.Linear on fake-quantized weights and inputs: y = x_hat @ w_hat.T + bias. Made by `from_float`."""
 
+    def forward(self, input):
+        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
+
+
+class QuantTransposedLinear(_QuantLayer, nn.Module):
+    """transformers' Conv1D on fake-quantized weights and inputs: y = x_hat @ w_hat.T + bias. Made by `from_float`.
+
+    weight stays as it is stored, (in, out); w_hat is that of its transpose, with a scale per output channel.
+    """
+
+    def weight_by_channel(self):
+        return None if self.weight is None else self.weight.t()  # None: a stored weight has taken its place
+
     def forward(self, x):
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        return F.linear(self.input_quantizer(x), self.quantized_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.nx}, out_features={self.nf}"
 
 
 class QuantConv1d(_QuantLayer, nn.Conv1d):
     """nn.Conv1d on fake-quantized weights and inputs; padding as in QuantConv2d. Made by `from_float`."""
 
-    def forward(self, x):
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+    def forward(self, input):
+        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(_QuantLayer, nn.Conv2d):
@@ -58,5 +85,15 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     The input is quantized before it is padded, so zero padding stays exactly 0, with an offset too.
     """
 
-    def forward(self, x):
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+    def forward(self, input):
+        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+
+
+def _keep_quantizers(layer, state_dict, prefix: str, *_) -> None:
+    """Let, in the copy that load_state_dict makes, a float layer's state leave the quantizers as they are."""
+    names = ("input_quantizer", "weight_quantizer")
+    if f"{prefix}weight" not in state_dict or any(key.startswith(f"{prefix}{name}.") for key in state_dict
+                                                  for name in names):
+        return
+    for name in names:
+        getattr(layer, name).state_dict(destination=state_dict, prefix=f"{prefix}{name}.")

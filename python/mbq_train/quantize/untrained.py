@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .adaptation import estimate_statistics
-from .batch_norm import BitBatchNorm
+from .batch_norm import BitBatchNorm, batch_norms
 from .bits import bit_states, check_bit_widths, code_range
 from .data_parallel import leave_to_us
 from .quantizers import quantizers
@@ -44,19 +44,21 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         seen = [quantizer for quantizer in own if quantizer.missing != set(trained)] or own
         for quantizer in seen:
             quantizer.check_initialised(trained)
-        for quantizer in own:  # those of layers that are never called too, so that the model stays uniform
-            for b in quantizer.add(new):
-                _interpolate(quantizer, b, trained)
+        added = [(quantizer, b) for quantizer in own  # those of layers that are never called too: all stay alike
+                 for b in quantizer.add(new)]
+        state.trained = tuple(sorted({*trained, *new}, reverse=True))
+        for quantizer, b in added:
+            _interpolate(quantizer, b, trained)
         for module in model.modules():
             if isinstance(module, BitBatchNorm) and module.bit_state is state:
                 for b in new:
                     module.by_bits[str(b)] = copy.deepcopy(module.by_bits[str(_nearest(b, trained)[0])])
-        state.trained = tuple(sorted({*trained, *new}, reverse=True))
         norms = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
         if norms and new and not batches:
             raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
         for b in new:
-            estimate_statistics(model, b, batches, [module.by_bits[str(b)] for module in norms])
+            estimate_statistics(model, b, batches,
+                                [norm for module in norms for norm in batch_norms(module.by_bits[str(b)])])
     leave_to_us(model)
     return model
 

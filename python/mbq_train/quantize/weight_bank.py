@@ -30,14 +30,14 @@ class WeightBank:
             quantizer = getattr(module, "weight_quantizer", None)
             if isinstance(quantizer, WeightQuantizer):
                 kind = type(quantizer), quantizer.correction, module.weight.dtype, module.weight.device
-                groups[kind][quantizer] = module.weight
+                groups[kind][quantizer] = module
         self.groups = list(groups.values())
         self._outs = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copies that a step holds."""
-        return 2 * len(self.bits) * sum(weight.nbytes for group in self.groups for weight in group.values())
+        return 2 * len(self.bits) * sum(layer.weight.nbytes for group in self.groups for layer in group.values())
 
     def fill(self) -> None:
         """Quantize every weight at every bit-width, for the forwards that follow.
@@ -45,7 +45,8 @@ class WeightBank:
         Layers whose scales have no first values yet are left to quantize for themselves when they are called.
         """
         for every in self.groups:
-            group = {quantizer: weight for quantizer, weight in every.items() if not quantizer.missing}
+            group = {quantizer: layer.weight_by_channel() for quantizer, layer in every.items()
+                     if not quantizer.missing}
             if not group:
                 continue
             outs = next(iter(group)).quantize_all(list(group), list(group.values()), self.bits)

@@ -23,9 +23,9 @@ def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def perturbations(model: nn.Module) -> dict[str, float]:
     """||Q(W) - W||^2 of every quantized layer of `model`, at the bit-width in use."""
     found = {}
-    for name, weight in quantized_weights(model).items():
-        quantized = model.get_submodule(name).weight_quantizer(weight)
-        found[name] = (quantized.double() - weight.double()).square().sum().item()
+    for name in quantized_weights(model):
+        layer = model.get_submodule(name)
+        found[name] = (layer.quantized_weight().double() - layer.weight_by_channel().double()).square().sum().item()
     return found
 
 

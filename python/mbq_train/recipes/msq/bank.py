@@ -51,7 +51,7 @@ class LsbBank:
 
     def _call(self):
         layers = [self.layers[name] for name in self.low_bits]
-        xs = [layer.weight_quantizer.normalised(layer.weight) for layer in layers]
+        xs = [layer.weight_quantizer.normalised(layer.weight_by_channel()) for layer in layers]
         limits = torch._foreach_norm([x.detach() for x in xs], float("inf"))
         return mbq_kernels.round_clamp_lsb_foreach(
             xs, bits=[layer.weight_quantizer.bits for layer in layers], k=list(self.low_bits.values()),
