@@ -72,7 +72,8 @@ def test_every_bit_width_starts_from_the_float_network(norm, started, strict, x)
     scales = {name: value.clone() for name, value in model.state_dict().items() if "_quantizer." in name}
     keys = model.load_state_dict(source.state_dict(), strict=strict)
     assert not keys.missing_keys and not keys.unexpected_keys
-    assert scales and all(torch.equal(model.state_dict()[name], value) for name, value in scales.items())
+    assert scales and all(torch.equal(model.state_dict()[name].nan_to_num(-1), value.nan_to_num(-1))
+                          for name, value in scales.items())
     set_bits(model.eval(), 32)
     torch.testing.assert_close(model(x), source(x))
     for name, value in convert(copy.deepcopy(source), BITS).state_dict().items():

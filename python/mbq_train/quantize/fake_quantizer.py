@@ -10,7 +10,6 @@ import mbq_kernels
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
-from .recomputation import check_recomputation
 from .units import STEPS_OF_FIRST, Buffers, least_scale, scale_of
 
 SMALLEST_SCALE = 1e-8
@@ -114,7 +113,6 @@ class _Quantizer(nn.Module):
         if torch.compiler.is_compiling():  # the bit-width as a symbol: two compiles serve all of them
             with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
                 return self._quantize(x)
-        check_recomputation(self.bit_state, self.layer_name)
         return self._quantize(x)
 
     def _quantize(self, x):
@@ -186,7 +184,7 @@ class _Quantizer(nn.Module):
         self._seen = self.initialised, _version(self.initialised)
         if not kept:
             return
-        numbers = torch.stack([scale.isfinite().all() for scale in self.scales.values()])
+        numbers = torch.stack([scale.isfinite().all() for scale in map(self.scales.__getitem__, map(str, kept))])
         flags = _one_of_all(torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)]))
         finite, done, signed = flags[:len(kept)], flags[len(kept):-1], flags[-1]
         self._missing = {b for b, flag in zip(kept, done, strict=True) if flag == 0}
@@ -198,7 +196,11 @@ class _Quantizer(nn.Module):
     @torch.no_grad()
     def _initialise(self, x) -> None:
         bits = self.kept_at(self.bit_state.bits)
-        if not self.training or bits not in self.missing:
+        if bits not in self._missing | self._spoiled:
+            return
+        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+            self._read()  # what was written to scales alone counts too
+        if not self.training or bits not in self._missing:
             self.check_initialised([bits])
             return
         if getattr(self, "_is_replica", False) or x.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -8,6 +8,7 @@ from torch import nn
 
 from .bits import BitState
 from .quantizers import ActivationQuantizer, WeightQuantizer
+from .recomputation import check_recomputation
 
 
 class _QuantLayer:
@@ -45,7 +46,9 @@ class _QuantLayer:
         return self.weight
 
     def quantized_weight(self) -> torch.Tensor:
-        """The weight at the bit-width in use, (C, ...)."""
+        """Return the weight at the bit-width in use, (C, ...)."""
+        if not torch.compiler.is_compiling():
+            check_recomputation(self)
         return self.weight_quantizer(self.weight_by_channel())
 
 

@@ -29,17 +29,16 @@ def follow_recomputation(state) -> None:
             checkpoint._checkpoint_without_reentrant_generator)
 
 
-def check_recomputation(state, layer_name: str) -> None:
-    """Raise RuntimeError where a layer runs again in backward by other means than torch.utils.checkpoint.
+def check_recomputation(layer) -> None:
+    """Raise RuntimeError where `layer` runs again in backward by other means than torch.utils.checkpoint.
 
-    Nothing tells then which bit-width its forward had. A model whose bit-width never changed has but one.
-
-    Args:
-        state: the BitState of the layer.
-        layer_name: what the message calls the layer.
+    Nothing tells then which bit-width the first forward had. A model whose bit-width never changed has only one.
     """
-    if state.changed and torch._C._current_graph_task_id() != -1 and not getattr(_running, "again", 0):
-        raise RuntimeError(f"{layer_name}: a forward within backward must be a recomputation of torch.utils.checkpoint, "
+    if torch._C._current_graph_task_id() == -1 or getattr(_running, "again", 0):
+        return
+    quantizer = layer.weight_quantizer
+    if quantizer.bit_state.changed:
+        raise RuntimeError(f"{quantizer.layer_name}: a forward within backward must be a recomputation of torch.utils.checkpoint, "
                            "because others do not keep the bit-width of the first forward, got another one")
 
 
