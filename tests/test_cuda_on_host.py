@@ -93,6 +93,22 @@ def test_fake_quantize(host, shape, dtype, lanes, aligned):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
+def test_scales_under_their_floors(host, shape):
+    """Bit for bit what the scales raised to them give; half of them are."""
+    ranges = [oracles.bounds(b, True) for b in BITS]
+    run, plain = (Run(host, shape, torch.float32, ranges, 32, True) for _ in range(2))
+    run.floors = torch.where(torch.rand_like(run.scales) < 0.5, run.scales * 2, run.scales / 2)
+    plain.x, plain.grads, plain.shifts = run.x, run.grads, run.shifts
+    plain.scales = torch.maximum(run.scales, run.floors)
+    run.scales = torch.where(run.scales < run.floors, -run.scales, run.scales)
+    for kind in ("", "_double"):
+        for one, other in zip(run.forward("forward" + kind), plain.forward("forward" + kind), strict=True):
+            oracles.assert_same(one, other)
+        for one, other in zip(run.backward("backward" + kind), plain.backward("backward" + kind), strict=True):
+            oracles.assert_same(one, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
 def test_double_round(host, shape):
     bits = (8, 4, 2)
     run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits], 32, True)

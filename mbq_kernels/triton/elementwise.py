@@ -88,11 +88,12 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, floor_pt
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
-        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
-        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         if grad_scale_ptr is not None:
             grad = grad * _parameter(grad_scale_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        # after grad: in the other order ptxas spills a register on sm_80
+        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
