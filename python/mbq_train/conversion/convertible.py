@@ -7,14 +7,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..quantize.attention import QuantMultiheadAttention
-from ..quantize.batch_norm import BATCH_NORMS
+from ..quantize.batch_norm import BATCH_NORMS, NORMS
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 
 _QUANT_TYPES = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d,
                 nn.MultiheadAttention: QuantMultiheadAttention}
 SUPPORTED = "Linear, Conv1d, Conv2d or MultiheadAttention"
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-          nn.InstanceNorm3d)
 _COMPUTING = ("forward", "_conv_forward", "merge_masks", "__call__", "__getattr__", "__getattribute__", "weight",
               "bias")
 _OF_ATTENTION = {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k",
@@ -106,7 +104,7 @@ def why_unsupported(module: nn.Module) -> str:
     names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
     if isinstance(module, BATCH_NORMS):
         return "a BatchNorm, which a rule can keep 'float' only"
-    if isinstance(module, _NORMS):
+    if isinstance(module, NORMS):
         return "normalisation"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding: a look-up, not a product"

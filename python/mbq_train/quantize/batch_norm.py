@@ -11,6 +11,8 @@ from .bits import FLOAT, BitState
 from .data_parallel import averaged
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # of BatchNorm1d, 2d, 3d, SyncBatchNorm and everybody's subclasses
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+         nn.InstanceNorm3d)
 
 
 class BitBatchNorm(nn.Module):

@@ -6,7 +6,11 @@ import torch
 from torch import nn
 
 from ..options import Options
+from ..quantize.batch_norm import NORMS
+from ..quantize.double_rounding import DoubleRoundingQuantizer
 from ..quantize.quantizers import quantizers
+from ..quantize.scales import scales
+
 
 
 def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
@@ -21,14 +25,33 @@ def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_rate: float = 1.0) -> list[dict]:
-    """Parameter groups for an optimizer: scales and offsets without weight decay, in a group that says
-    {"rate_factor": scale_rate}, what `set_rate` multiplies their learning rate by."""
-    learned = [parameter for quantizer in quantizers(model) for parameter in quantizer.parameters()]
+    """Return parameter groups for a torch optimizer.
+
+    Scales and offsets get no weight decay. Where weights are rounded twice, biases and the parameters of normalization
+    layers get none either, as in the public code of Huang et al., 2025, arXiv 2502.01199.
+
+    Args:
+        model: what `convert` returned, or a float network.
+        weight_decay: of all other parameters.
+        scale_rate: what `set_rate` multiplies the learning rate of scales and offsets by; their group holds it as
+            "rate_factor".
+    """
+    learned = scales(model)
     ids = {id(parameter) for parameter in learned}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    groups = [{"params": others, "weight_decay": weight_decay},
+    twice = any(isinstance(quantizer, DoubleRoundingQuantizer) for quantizer in quantizers(model))
+    undecayed = {id(parameter) for parameter in _biases_and_norms(model)} if twice else set()
+    groups = [{"params": [p for p in others if id(p) not in undecayed], "weight_decay": weight_decay},
+              {"params": [p for p in others if id(p) in undecayed], "weight_decay": 0.0},
               {"params": learned, "weight_decay": 0.0, "rate_factor": scale_rate}]
     return [group for group in groups if group["params"]]
+
+
+def _biases_and_norms(model: nn.Module):
+    """Yield the biases of all layers, and whatever normalization layers learn."""
+    for module in model.modules():
+        own = module.parameters(recurse=False) if isinstance(module, NORMS) else [getattr(module, "bias", None)]
+        yield from (parameter for parameter in own if isinstance(parameter, nn.Parameter))
 
 
 def rate_at(options: Options, *, step: int, steps: int) -> float:
