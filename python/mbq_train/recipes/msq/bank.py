@@ -16,7 +16,7 @@ class LsbBank:
     pass over the weights. Layers without an entry in `low_bits` quantize for themselves.
 
     Args:
-        model: with a RoundClampQuantizer in its layers; their weights share a dtype and a device.
+        model: with a RoundClampQuantizer of one form in its layers; their weights share a dtype and a device.
         unit_gradient: leave the factor 2^bits out of the penalty's gradient.
     """
 
@@ -55,4 +55,4 @@ class LsbBank:
         limits = torch._foreach_norm([x.detach() for x in xs], float("inf"))
         return mbq_kernels.round_clamp_lsb_foreach(
             xs, bits=[layer.weight_quantizer.bits for layer in layers], k=list(self.low_bits.values()),
-            limits=list(limits), unit_gradient=self.unit_gradient)
+            limits=list(limits), form=layers[0].weight_quantizer.form, unit_gradient=self.unit_gradient)
