@@ -41,8 +41,8 @@ def pruner(target=1e9, floor=1, bits=None):
     return Pruner(parameters, bits or dict.fromkeys(parameters, 8), target=target, threshold=0.3, floor=floor)
 
 
-def network(**options):
-    return convert(small_network(), (8,), quantizer="round-clamp", keep_float=(), **options)
+def network(bits=8, **options):
+    return convert(small_network(), (bits,), quantizer="round-clamp", keep_float=(), **options)
 
 
 def test_compression_is_bsqs():
@@ -140,13 +140,14 @@ def test_bits_fall_until_the_target_and_then_stay(data):
         32 * every / (stored + 32 * (every - sum(counts.values()))))
 
 
-@pytest.mark.parametrize("form", ["offset", "sign-magnitude"])
-def test_the_penalty_empties_the_last_bits(data, form):
+@pytest.mark.parametrize("form, bits", [("offset", 8), ("sign-magnitude", 7)])  # bins of the same width
+def test_the_penalty_empties_the_last_bits(data, form, bits):
     rates = {}
     for strength in (0.0, 3e-3):
-        options = replace(SMALL, lsb_penalty=strength, prune_interval=7, hessian=False, target_compression=4.5)
+        options = replace(SMALL, bits=(bits,), lsb_penalty=strength, prune_interval=7, hessian=False,
+                          target_compression=32 / (bits - 0.9))
         records = []
-        Training(network(form=form), data, (8,), options, recipe=Msq).run(on_epoch=records.append)
+        Training(network(bits, form=form), data, (bits,), options, recipe=Msq).run(on_epoch=records.append)
         rates[strength] = sum(records[5]["lsb_rates"].values()) / len(records[5]["lsb_rates"])
     assert rates[3e-3] < rates[0.0] - 0.1 and 0.3 < rates[0.0] < 0.7
 
@@ -298,6 +299,10 @@ def test_layers_that_share_a_weight_are_each_stored(data):
 def test_a_model_without_round_clamp_is_an_error(data):
     with pytest.raises(ValueError, match="msq: model must hold layers that convert made .* got Sequential without any"):
         Training(convert(small_network(), (8,)), data, (8,), SMALL, recipe=Msq)
+    mixed = network()
+    mixed[3].weight_quantizer.form = "sign-magnitude"
+    with pytest.raises(ValueError, match="msq: model must have one form in all layers, got offset, sign-magnitude"):
+        Training(mixed, data, (8,), SMALL, recipe=Msq)
 
 
 def test_weights_that_leave_the_numbers_are_named(data):

@@ -31,7 +31,7 @@ def _gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, ten
     """Gradients of all xs; `tensors` are the upstream ones, xs and limits."""
     count = len(bits)
     return _backward(tensors[:count], grad_penalties, tensors[count:2 * count], tensors[2 * count:], bits, k, axes,
-                     unit_gradient)
+                     sign_magnitude, unit_gradient)
 
 
 class RoundClampLsbForeachBackward(BackwardFunction):

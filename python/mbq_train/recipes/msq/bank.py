@@ -18,10 +18,15 @@ class LsbBank:
     Args:
         model: with a RoundClampQuantizer of one form in its layers; their weights share a dtype and a device.
         unit_gradient: leave the factor 2^bits out of the penalty's gradient.
+
+    Raises ValueError for layers of two forms.
     """
 
     def __init__(self, model: nn.Module, *, unit_gradient: bool):
         self.layers, self.unit_gradient = round_clamp_layers(model), unit_gradient
+        forms = {layer.weight_quantizer.form for layer in self.layers.values()}
+        if len(forms) > 1:
+            raise ValueError(f"msq: model must have one form in all layers, got {', '.join(sorted(forms))}")
         self.low_bits, self.penalty = {}, None
 
     def fill(self) -> None:
