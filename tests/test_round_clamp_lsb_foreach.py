@@ -119,7 +119,8 @@ for threads, form in itertools.product((1, 2, 7), ("offset", "sign-magnitude")):
     values, penalties, rates = mbq.round_clamp_lsb_foreach(xs, bits=[8, 4, 3, 2, 5, 6, 7], limits=limits, axis=0,
                                                            form=form)
     grads = torch.autograd.grad((*values, penalties), xs, [torch.randn_like(t) for t in (*values, penalties)])
-    print(form, hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in (*values, penalties, rates, *grads))).hexdigest())
+    found = b"".join(t.detach().numpy().tobytes() for t in (*values, penalties, rates, *grads))
+    print(form, hashlib.sha256(found).hexdigest())
 """
 
 
