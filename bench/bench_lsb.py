@@ -44,7 +44,7 @@ class LsbInputs:
         self.limits = [x.detach().abs().amax().float() for x in self.xs]
         one = torch.ones((), device=case.device)
         residuals = case.op == "extract_lsb"  # in which a code more or less is as many as 2^k
-        self.scales = [[one * 2**K if residuals else limit * 2 / (2**BITS - 1)] for limit in self.limits] + [[one]]
+        self.scales = [[one * 2**K if residuals else limit * 2.0 ** (1 - BITS)] for limit in self.limits] + [[one]]
         penalties = torch.full((len(self.xs),) if case.op.endswith("foreach") else (), 1e-3, device=case.device)
         values = [] if case.op == "lsb_penalty" else [make(shape) for shape in case.shapes]
         self.upstream = [*values, penalties] if case.what == BOTH else []

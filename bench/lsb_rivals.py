@@ -18,7 +18,7 @@ def position(x, limit):
 
 
 def value(x, limit):
-    return limit * ((2 * code(position(x, limit), BITS) - 2**BITS) / (2**BITS - 1))
+    return (code(position(x, limit), BITS) - 2 ** (BITS - 1)) * (limit * 2.0 ** (1 - BITS))
 
 
 def residual(x, limit):

@@ -38,7 +38,7 @@ def run_lsb(x, axis):
     other = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
     limit = x.detach().abs().float()
     limit = torch.full((1 if axis is None else x.shape[axis],), 9.0, device="cuda") if 0 in x.shape else limit.amax(other)
-    options = {"limit": limit, "axis": axis}
+    options = {"limit": limit, "axis": axis, "form": "sign-magnitude"}
     values, penalties, _ = round_clamp_lsb_foreach([x] * 300, bits=8, k=2, limits=[limit] * 300, axis=axis)
     outputs = [round_clamp(x, bits=4, **options), lsb_penalty(x, bits=4, **options)[0], values[299], penalties]
     torch.autograd.grad(outputs, x, [torch.ones_like(y) for y in outputs])

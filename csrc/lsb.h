@@ -11,18 +11,25 @@
 
 namespace mbq {
 
-// One x, dense, with one limit a channel or none; k = 0 where only its value is asked for.
+// One x, dense, with one limit a channel or none, in one of round_clamp's two forms; k = 0 where only its value is asked
+// for.
 struct __attribute__((visibility("hidden"))) Weight {
   const char* op;
   Tensor x;
   Layout layout;
   std::optional<Tensor> limit;
   int64_t bits, k;
+  bool sign_magnitude;
   std::string which = "";  // tensor of several
 
   Weight(const char* name, const Tensor& given_x, const std::optional<Tensor>& given_limit,
-         std::optional<int64_t> axis, int64_t given_bits, int64_t given_k)
-      : op(name), x(dense(given_x)), layout(layout_of(op, x, axis)), bits(given_bits), k(given_k) {
+         std::optional<int64_t> axis, int64_t given_bits, int64_t given_k, bool in_sign_magnitude)
+      : op(name),
+        x(dense(given_x)),
+        layout(layout_of(op, x, axis)),
+        bits(given_bits),
+        k(given_k),
+        sign_magnitude(in_sign_magnitude) {
     check(1 <= bits && bits <= 8, op, ": bits must be between 1 and 8, got ", bits);
     check(0 <= k && k <= 3 && k < bits, op, ": k must be at most 3 and less than bits, ", bits, ", got ", k);
     const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -41,7 +48,7 @@ struct __attribute__((visibility("hidden"))) Weight {
 
   template <class W>
   RoundClamp<W> quantizer(bool unit_gradient = false) const {
-    const UnitForm<W> form = limit ? UnitForm<W>{W(0.5), W(0.5), W(2)} : UnitForm<W>{W(1), W(0), W(1)};
+    const UnitForm<W> form = unit_form<W>(limit.has_value(), sign_magnitude);
     const W steps = static_cast<W>(1 << bits), ratio = static_cast<W>(1 << k);
     return {form, steps, static_cast<W>(1 << (bits - k)), ratio, unit_gradient ? form.half : form.half * steps};
   }
@@ -50,7 +57,8 @@ struct __attribute__((visibility("hidden"))) Weight {
 // Those of round_clamp_lsb_foreach. No limits: every x is u itself. An axis of -1: one limit for all of x.
 inline std::vector<Weight> weights_of_each(const char* op, const std::vector<Tensor>& xs,
                                            const std::vector<Tensor>& limits, const std::vector<int64_t>& bits,
-                                           const std::vector<int64_t>& k, const std::vector<int64_t>& axes) {
+                                           const std::vector<int64_t>& k, const std::vector<int64_t>& axes,
+                                           bool sign_magnitude) {
   const size_t count = xs.size();
   check(count > 0, op, ": needs a tensor");
   check(bits.size() == count && k.size() == count && axes.size() == count && (limits.empty() || limits.size() == count),
@@ -59,7 +67,8 @@ inline std::vector<Weight> weights_of_each(const char* op, const std::vector<Ten
   each.reserve(count);
   for (size_t t = 0; t < count; ++t) {
     const auto axis = axes[t] < 0 ? std::nullopt : std::optional(axes[t]);
-    each.emplace_back(op, xs[t], limits.empty() ? std::nullopt : std::optional(limits[t]), axis, bits[t], k[t]);
+    each.emplace_back(op, xs[t], limits.empty() ? std::nullopt : std::optional(limits[t]), axis, bits[t], k[t],
+                      sign_magnitude);
     each.back().which = ", tensor " + std::to_string(t);
     check(xs[t].scalar_type() == xs[0].scalar_type() && same_device(xs[t], xs[0]), op,
           ": all tensors must have one dtype and device");

@@ -178,16 +178,24 @@ MBQ_HD Int switch_code(Int code, Switch s) {
   return static_cast<Int>(static_cast<Int>(kept + added) >> s.shift);
 }
 
-// How x becomes u in [0, 1]: a weight in [-limit, limit] by {1/2, 1/2, 2}, u itself by {1, 0, 1} and limit 1.
+// How x becomes u in [0, 1], and codes become values: the offset form of a weight in [-limit, limit] is {1/2, 1/2, 0, 1},
+// its sign-magnitude form {1, 0, 1, -1}; of u itself, with limit 1, they are {1, 0, 0, 1} and {1, 0, 1, 1}.
 template <class T>
 struct UnitForm {
-  T half, centre, span;  // span = 1 / half
+  T half, centre, less, mirror;  // less: steps fewer than 2^bits; mirror: what negative x are multiplied by
 };
 
-// u = x / limit * half + centre, which for x = 0 is centre at limit 0 too
+template <class T>
+MBQ_HD UnitForm<T> unit_form(bool is_weight, bool sign_magnitude) {
+  const T half = is_weight && !sign_magnitude ? T(0.5) : T(1);
+  return {half, T(1) - half, sign_magnitude ? T(1) : T(0), is_weight && sign_magnitude ? T(-1) : T(1)};
+}
+
+// u = x / limit * half + centre, of |x| where mirror is -1; for x = 0 it is centre at limit 0 too
 template <class T>
 MBQ_HD T unit_position(T x, T limit, UnitForm<T> form) {
-  const T u = divide(x, limit) * form.half + form.centre;
+  const T size = x < T(0) ? x * form.mirror : x;
+  const T u = divide(size, limit) * form.half + form.centre;
   return x == T(0) ? form.centre : u;
 }
 
@@ -205,11 +213,18 @@ MBQ_HD T round_clamp_code(T u, T steps) {
   return level < steps ? level : steps - 1;
 }
 
-// limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1
+// What a signed code is multiplied by, limit / (steps half - less): of a weight limit * 2^(1 - bits), or
+// limit / (2^bits - 1) in the sign-magnitude form
 template <class T>
-MBQ_HD T round_clamp_decode(T code, T limit, T steps, UnitForm<T> form) {
-  const T top = steps - 1;
-  return limit * divide(code * form.span - form.centre * form.span * steps, top);
+MBQ_HD T round_clamp_scale(T limit, T steps, UnitForm<T> form) {
+  return divide(limit, steps * form.half - form.less);
+}
+
+// c - steps centre, or the sign of x times c; 0 - c has no -0, which no integer stands for
+template <class T>
+MBQ_HD T round_clamp_signed(T code, T x, T steps, UnitForm<T> form) {
+  const T level = code - steps * form.centre;
+  return (form.mirror < T(0)) & (x < T(0)) ? T(0) - level : level;
 }
 
 // B = c_n(u) - 2^k c_(n-k)(u), steps = 2^n, coarse = 2^(n-k), ratio = 2^k; every operation is exact
@@ -224,10 +239,12 @@ MBQ_HD T lsb_slope(T grad_penalty, T limit, T factor) {
   return divide(grad_penalty * factor, limit);
 }
 
-// grad + slope sign(B): the task's gradient straight through, the penalty's beside it
+// grad + slope sign(B) d|x|/dx: the task's gradient straight through, the penalty's beside it; d|x|/dx is mirror for
+// negative x
 template <class T>
-MBQ_HD T lsb_gradient(T grad, T residual, T slope) {
-  return grad + (residual > T(0) ? slope : (residual < T(0) ? -slope : T(0)));
+MBQ_HD T lsb_gradient(T grad, T x, T residual, T slope, UnitForm<T> form) {
+  const T rise = x < T(0) ? slope * form.mirror : slope;
+  return grad + (residual > T(0) ? rise : (residual < T(0) ? -rise : T(0)));
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
@@ -277,18 +294,27 @@ struct DoubleRound {
 enum class LsbOut { nothing, value, residual };
 
 // Round-clamp at one bit-width and the k bits it may lose: what the loops over least significant bits run. factor is
-// lsb_slope's.
+// lsb_slope's, scale round_clamp_scale's.
 template <class T>
 struct RoundClamp {
   UnitForm<T> form;
   T steps, coarse, ratio, factor;
+  MBQ_HD bool mirrored() const { return form.mirror < T(0); }
+  // For loops of which the compiler makes two, so that the offset form spends nothing on signs.
+  template <bool is_mirrored>
+  MBQ_HD RoundClamp known() const {
+    RoundClamp same = *this;
+    same.form.mirror = is_mirrored ? T(-1) : T(1);
+    return same;
+  }
   MBQ_HD T position(T x, T limit) const { return unit_position(x, limit, form); }
-  MBQ_HD T value(T u, T limit) const {
-    return round_clamp_decode(round_clamp_code(u, steps), limit, steps, form);
+  MBQ_HD T scale(T limit) const { return round_clamp_scale(limit, steps, form); }
+  MBQ_HD T value(T u, T x, T scale) const {
+    return round_clamp_signed(round_clamp_code(u, steps), x, steps, form) * scale;
   }
   MBQ_HD T residual(T u) const { return lsb_residual(u, steps, coarse, ratio); }
   MBQ_HD T gradient(T grad, T x, T limit, T slope) const {
-    return lsb_gradient(grad, residual(within_unit(position(x, limit))), slope);
+    return lsb_gradient(grad, x, residual(within_unit(position(x, limit))), slope, form);
   }
 };
 

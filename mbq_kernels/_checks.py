@@ -90,6 +90,12 @@ def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{op}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_form(op: str, form) -> bool:
+    """Whether it is the sign-magnitude form."""
+    check_choice(op, "form", form, ("offset", "sign-magnitude"))
+    return form == "sign-magnitude"
+
+
 def check_factor(op: str, grad_factor) -> None:
     if grad_factor is not None and (isinstance(grad_factor, bool) or not isinstance(grad_factor, (int, float))):
         raise TypeError(f"{op}: grad_factor must be a number, got {grad_factor!r}")

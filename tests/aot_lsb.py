@@ -7,7 +7,7 @@ from aot_triton import SIZES, compile_kernel, facts
 from mbq_kernels.triton import elementwise
 from mbq_kernels.triton._lsb import lsb_gradient_kernel, round_clamp_kernel
 
-NUMBERS = {"form": ("fp32",) * 3, **dict.fromkeys(("steps", "coarse", "ratio"), "fp32")}
+NUMBERS = {"form": ("fp32",) * 4, **dict.fromkeys(("steps", "coarse", "ratio"), "fp32")}
 THREADS = 128
 WANTED = {  # by op: what it writes
     "round_clamp": ("value_ptr",), "extract_lsb": ("residual_ptr",), "lsb_penalty": ("counts_ptr",),

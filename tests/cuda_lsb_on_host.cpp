@@ -14,11 +14,11 @@ struct Arguments {
   int64_t* counts;  // the sum of |B| and the number of B that are not 0
   int64_t outer, channels, inner;
   int bits, k, lanes;
-  bool aligned, unit_gradient;
+  bool aligned, sign_magnitude, unit_gradient;
 };
 
 RoundClamp<float> quantizer_of(const Arguments& a) {
-  const UnitForm<float> form = a.limit ? UnitForm<float>{0.5f, 0.5f, 2.0f} : UnitForm<float>{1.0f, 0.0f, 1.0f};
+  const UnitForm<float> form = unit_form<float>(a.limit, a.sign_magnitude);
   const float steps = static_cast<float>(1 << a.bits);
   return {form, steps, static_cast<float>(1 << (a.bits - a.k)), static_cast<float>(1 << a.k),
           a.unit_gradient ? form.half : form.half * steps};
@@ -30,7 +30,7 @@ void forward(const Arguments& a) {
                                      static_cast<T*>(a.x),               static_cast<Result*>(a.to), nullptr};
   for (int64_t task = 0; task < job.walk.tasks; ++task) {
     for (int lane = 0; lane < (job.walk.by_run ? a.lanes : 1); ++lane) {
-      RoundClampVisit<out, counts, T, Result> visit{job, limit_at(job.limit, job.walk.channel_of(task))};
+      RoundClampVisit<out, counts, T, Result> visit(job, job.walk.channel_of(task));
       if (job.walk.by_run)
         walk_run<kPack<Result>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
       else

@@ -1,4 +1,4 @@
-"""What the ops on least significant bits must compute: u by NumPy, codes as integers, gradients by autograd, float64."""
+"""What the ops on least significant bits must compute: u by NumPy, integer codes, gradients by autograd, float64."""
 
 import numpy as np
 import oracles
@@ -6,6 +6,7 @@ import torch
 
 SHAPES = [((1,), None), ((7,), None), ((2053,), None), ((3, 1031), 0), ((3, 50, 3), 1), ((5, 6, 2, 3), 1),
           ((4, 3, 17), -1), ((0,), None), ((4, 0), 0), ((), None)]
+FORMS = ["offset", "sign-magnitude"]
 BITS = [(8, 1), (8, 3), (5, 2), (4, 3), (3, 1), (2, 1)]  # and k
 
 
@@ -21,15 +22,19 @@ def make(shape, axis, dtype=torch.float32):
     return x, limit
 
 
-def positions(x, limit, axis):
+def positions(x, limit, axis, form="offset"):
     """u in the arithmetic's dtype"""
-    if limit is None:
-        return oracles.wide(x)
     wide = oracles.wide(x)
-    divisor = oracles.wide(oracles.spread(limit, x, axis)).astype(wide.dtype)
+    if limit is None:
+        return wide
     with np.errstate(all="ignore"):
-        u = wide / divisor / 2 + wide.dtype.type(0.5)
-    return np.where(wide == 0, wide.dtype.type(0.5), u)
+        part = wide / _limits(x, limit, axis)
+        u = np.abs(part) if form == "sign-magnitude" else part / 2 + wide.dtype.type(0.5)
+    return np.where(wide == 0, wide.dtype.type(form == "offset") / 2, u)
+
+
+def _limits(x, limit, axis):
+    return oracles.wide(oracles.spread(limit, x, axis)).astype(oracles.wide(x).dtype)
 
 
 def codes(u, bits):
@@ -41,28 +46,33 @@ def residuals(u, bits, k):
     return codes(u, bits) - 2**k * codes(u, bits - k)
 
 
-def values(x, limit, axis, bits):
-    u, top = positions(x, limit, axis), 2**bits - 1
-    code = codes(u, bits)
+def signed_codes(x, limit, axis, bits, form="offset"):
+    """The integers that a store would hold; those of u itself are no more than codes"""
+    code = codes(positions(x, limit, axis, form), bits)
     if limit is None:
-        value = code.astype(u.dtype) / u.dtype.type(top)
-    else:
-        value = (2 * code - 2**bits).astype(u.dtype) / u.dtype.type(top)
-        with np.errstate(over="ignore"):  # at 1 bit the lowest value is -2 limit
-            value = value * oracles.wide(oracles.spread(limit, x, axis)).astype(u.dtype)
+        return code
+    return code - 2 ** (bits - 1) if form == "offset" else np.where(oracles.wide(x) < 0, -code, code)
+
+
+def values(x, limit, axis, bits, form="offset"):
+    """Signed codes by their scale: limit / 2^(bits - 1), or limit / (2^bits - 1); 1 / 2^bits without limit"""
+    limits = oracles.wide(x).dtype.type(1) if limit is None else _limits(x, limit, axis)
+    steps = 2**bits - 1 if form == "sign-magnitude" else 2**bits if limit is None else 2 ** (bits - 1)
+    value = signed_codes(x, limit, axis, bits, form).astype(limits.dtype) * (limits / limits.dtype.type(steps))
     return torch.from_numpy(np.asarray(value)).to(x.dtype)
 
 
-def gradient(grad, grad_penalty, x, limit, axis, bits, k, unit_gradient=False):
+def gradient(grad, grad_penalty, x, limit, axis, bits, k, unit_gradient=False, form="offset"):
     """Of sum(grad * value) + grad_penalty * sum|B|, by autograd through detach-style straight-through estimators."""
-    u32 = positions(x, limit, axis)
+    u32 = positions(x, limit, axis, form)
     fine, coarse = (torch.from_numpy(np.asarray(c)).double() for c in (codes(u32, bits), codes(u32, bits - k)))
     leaf = x.detach().cpu().double().requires_grad_()
     if limit is None:
         u = leaf
     else:
         spread = oracles.spread(limit, x, axis).detach().cpu().double()
-        u = leaf / torch.where(spread > 0, 2 * spread, 1) + 0.5  # of an all-zero channel B is 0
+        spread = torch.where(spread > 0, spread, 1)  # of an all-zero channel B is 0
+        u = leaf.abs() / spread if form == "sign-magnitude" else leaf / (2 * spread) + 0.5
     steps = 1 if unit_gradient else 2**bits
     straight = steps * u + (fine - steps * u).detach()
     penalty = (straight - 2**k * coarse).abs().sum()

@@ -4,7 +4,7 @@ import lsb_oracles
 import oracles
 import pytest
 import torch
-from test_round_clamp import BAD_X, near_edges
+from test_round_clamp import BAD_FORM, BAD_X, forms, near_edges, weights_near_edges
 
 import mbq_kernels as mbq
 
@@ -12,19 +12,20 @@ shapes = pytest.mark.parametrize("shape, axis", lsb_oracles.SHAPES, ids=lambda v
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 
-def expected(x, limit, axis, bits, k):
-    return torch.as_tensor(lsb_oracles.residuals(lsb_oracles.positions(x, limit, axis), bits, k)).to(torch.int8)
+def expected(x, limit, axis, bits, k, form="offset"):
+    return torch.as_tensor(lsb_oracles.residuals(lsb_oracles.positions(x, limit, axis, form), bits, k)).to(torch.int8)
 
 
 @shapes
 @dtypes
-@pytest.mark.parametrize("bits, k", lsb_oracles.BITS)
-def test_residuals(device, shape, axis, dtype, bits, k):
+@pytest.mark.parametrize("bits, k, form", [*((b, k, "offset") for b, k in lsb_oracles.BITS), (8, 1, "sign-magnitude"),
+                                           (5, 3, "sign-magnitude")])
+def test_residuals(device, shape, axis, dtype, bits, k, form):
     x, limit = lsb_oracles.make(shape, axis, dtype)
-    wanted = expected(x, limit, axis, bits, k)
+    wanted = expected(x, limit, axis, bits, k, form)
     for name, given in oracles.layouts(x) if x.dim() and x.numel() else [("as it is", x)]:
         given = given.to(device)
-        actual = mbq.extract_lsb(given, bits=bits, k=k, limit=limit.to(device), axis=axis)
+        actual = mbq.extract_lsb(given, bits=bits, k=k, limit=limit.to(device), axis=axis, form=form)
         assert actual.dtype == torch.int8 and torch.equal(actual.cpu(), wanted), name
         assert actual.stride() == torch.empty_like(given).stride(), name
 
@@ -37,6 +38,18 @@ def test_ties_and_ends(device, dtype, bits, k):
     assert torch.equal(actual.cpu(), expected(u, None, None, bits, k))
     assert actual.min() == -(2 ** (k - 1)) if bits > k + 1 else True
     assert actual.max() == 2**k - 1  # the top bin, where the coarser code is clamped
+
+
+@pytest.mark.parametrize("bits, k", [(8, 1), (4, 3), (2, 1)])
+@forms
+def test_ties_and_ends_of_weights(device, bits, k, form):
+    """In the sign-magnitude form a weight and its negative have the residual of their magnitude."""
+    for limit in torch.tensor([1.7, 3e38]):
+        x = weights_near_edges(bits, torch.float32, limit, form)
+        actual, negative = (mbq.extract_lsb(sign * x.to(device), bits=bits, k=k, limit=limit.to(device), form=form)
+                            for sign in (1, -1))
+        assert torch.equal(actual.cpu(), expected(x, limit, None, bits, k, form))
+        assert torch.equal(actual, negative) == (form == "sign-magnitude")
 
 
 def test_statistics_of_uniform_positions(device):
@@ -69,7 +82,7 @@ BAD_K = [({"k": 4}, ValueError, "k must be between 1 and 3 and less than bits, 4
          ({"k": 1.0}, TypeError, r"k must be an integer, got 1\.0"),
          ({"k": True}, TypeError, "k must be an integer, got True"),
          ({"bits": 9}, ValueError, "bits must be between 1 and 8, got 9"),
-         ({"x": [1.0]}, TypeError, "x must be a tensor, got list")]
+         ({"x": [1.0]}, TypeError, "x must be a tensor, got list"), *BAD_FORM]
 
 
 @pytest.mark.parametrize("changes, error, message", [(c, RuntimeError, m) for c, m in BAD_X] + BAD_K,

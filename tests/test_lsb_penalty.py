@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 from test_extract_lsb import BAD_K
-from test_round_clamp import BAD_X, near_edges
+from test_round_clamp import BAD_X, forms, near_edges, weights_near_edges
 
 import mbq_kernels as mbq
 
@@ -14,9 +14,9 @@ shapes = pytest.mark.parametrize("shape, axis", lsb_oracles.SHAPES, ids=lambda v
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 
-def expected(x, limit, axis, bits, k):
+def expected(x, limit, axis, bits, k, form="offset"):
     """(penalty, rate) of exact integers, rounded to float32 once"""
-    residual = lsb_oracles.residuals(lsb_oracles.positions(x, limit, axis), bits, k)
+    residual = lsb_oracles.residuals(lsb_oracles.positions(x, limit, axis, form), bits, k)
     return np.float32(np.abs(residual).sum()), np.float32(np.count_nonzero(residual) / max(residual.size, 1))
 
 
@@ -25,7 +25,7 @@ def check(device, x, limit, axis, bits, k, **options):
     limit_ = None if limit is None else limit.to(device)
     penalty, rate = mbq.lsb_penalty(leaf, bits=bits, k=k, limit=limit_, axis=axis, **options)
     assert (penalty.shape, penalty.dtype, rate.shape, rate.dtype) == ((), torch.float32, (), torch.float32)
-    assert (penalty.item(), rate.item()) == expected(x, limit, axis, bits, k)
+    assert (penalty.item(), rate.item()) == expected(x, limit, axis, bits, k, options.get("form", "offset"))
     assert not rate.requires_grad
     (grad,) = torch.autograd.grad(penalty, leaf, torch.tensor(0.75, device=device))
     zero = torch.zeros(x.shape)
@@ -39,19 +39,22 @@ def check(device, x, limit, axis, bits, k, **options):
 @shapes
 @dtypes
 @pytest.mark.parametrize("bits, k", [(8, 1), (5, 2), (4, 3)])
-def test_penalty_rate_and_gradient(device, shape, axis, dtype, bits, k):
+@forms
+def test_penalty_rate_and_gradient(device, shape, axis, dtype, bits, k, form):
     x, limit = lsb_oracles.make(shape, axis, dtype)
     for _, given in oracles.layouts(x) if x.dim() and x.numel() else [("as it is", x)]:
-        check(device, given, limit, axis, bits, k)
-    check(device, torch.rand(shape).to(dtype), None, None, bits, k)
+        check(device, given, limit, axis, bits, k, form=form)
+    check(device, torch.rand(shape).to(dtype), None, None, bits, k, form=form)
 
 
 @pytest.mark.parametrize("unit_gradient", [False, True])
 @pytest.mark.parametrize("bits, k", [(b, k) for b in range(2, 9) for k in (1, 2, 3) if k < b])
-def test_ties_and_ends(device, bits, k, unit_gradient):
-    check(device, near_edges(bits, torch.float32), None, None, bits, k, unit_gradient=unit_gradient)
-    x = 2 * near_edges(bits, torch.float32) - 1
-    check(device, x * 1.7, torch.tensor([1.7]), None, bits, k, unit_gradient=unit_gradient)
+@forms
+def test_ties_and_ends(device, bits, k, unit_gradient, form):
+    options = {"unit_gradient": unit_gradient, "form": form}
+    check(device, near_edges(bits, torch.float32), None, None, bits, k, **options)
+    limit = torch.tensor([1.7])
+    check(device, weights_near_edges(bits, torch.float32, limit, form), limit, None, bits, k, **options)
 
 
 def test_hand_worked_gradient(device):
@@ -64,21 +67,34 @@ def test_hand_worked_gradient(device):
     assert x.grad.tolist() == [0, 2, -2, 0, 2, 2]  # 2^3 / (2 * 2)
 
 
-def test_all_zero_layer(device):
+def test_hand_worked_gradient_of_signs_and_magnitudes(device):
+    """3 bits of |W| / 2 = 0, 1/8, 3/8, 1/2, .9, 1: as above; a negative weight moves the other way."""
+    size = torch.tensor([0.0, 0.125, 0.375, 0.5, 0.9, 1.0], device=device)
+    for sign in (1, -1):
+        x = (2 * sign * size).requires_grad_()
+        penalty, rate = mbq.lsb_penalty(x, bits=3, limit=torch.tensor(2.0, device=device), form="sign-magnitude")
+        penalty.backward()
+        assert penalty.item() == 4 and rate.item() == torch.tensor(4 / 6).item()
+        assert x.grad.tolist() == [0, 4 * sign, -4 * sign, 0, 4 * sign, 4 * sign]  # 2^3 / 2
+
+
+@forms
+def test_all_zero_layer(device, form):
     for limit, axis in ((torch.zeros((), device=device), None), (torch.zeros(3, device=device), 1)):
         x = torch.zeros(70, 3, device=device, requires_grad=True)
-        penalty, rate = mbq.lsb_penalty(x, bits=8, k=3, limit=limit, axis=axis)
+        penalty, rate = mbq.lsb_penalty(x, bits=8, k=3, limit=limit, axis=axis, form=form)
         penalty.backward()
         assert penalty == 0 and rate == 0 and torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_a_weight_left_to_the_penalty_loses_its_bit(device):
+@forms
+def test_a_weight_left_to_the_penalty_loses_its_bit(device, form):
     """Gradient descent on the penalty alone drives every residual to 0, that of the top bin too."""
     x = torch.linspace(-1, 1, 257, device=device)
     limit = torch.ones((), device=device)
     for _ in range(300):
         x = x.requires_grad_()
-        penalty, rate = mbq.lsb_penalty(x, bits=4, limit=limit, unit_gradient=True)
+        penalty, rate = mbq.lsb_penalty(x, bits=4, limit=limit, unit_gradient=True, form=form)
         (grad,) = torch.autograd.grad(penalty, x)
         x = (x - 0.002 * grad).detach().clamp(-1, 1)
     assert rate < 0.05

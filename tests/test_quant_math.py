@@ -17,7 +17,8 @@ STATEMENTS = {
 }
 SHARED = ["effective_scale", "scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
           "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "unit_position",
-          "within_unit", "round_clamp_code", "round_clamp_decode", "lsb_residual", "lsb_slope", "lsb_gradient"]
+          "within_unit", "round_clamp_code", "round_clamp_scale", "round_clamp_signed", "lsb_residual", "lsb_slope",
+          "lsb_gradient"]
 ROWS = ["exponential", "row_result", "class_gap", "target_gap", "smoothed_loss"]  # of softmax_math
 CODES = ["to_fields", "from_fields", "gather_fields", "spread_fields"]  # of code_math, beside each quant_math
 

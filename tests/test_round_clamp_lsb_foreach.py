@@ -8,6 +8,7 @@ import lsb_oracles
 import oracles
 import pytest
 import torch
+from test_round_clamp import BAD_FORM, forms
 
 import mbq_kernels as mbq
 
@@ -34,29 +35,33 @@ def one_by_one(xs, *, bits, k, limits=None, **options):
 @dtypes
 @pytest.mark.parametrize("axis", [None, 0, -1])
 @pytest.mark.parametrize("unit_gradient", [False, True])
-def test_same_as_one_by_one(device, backend, dtype, axis, unit_gradient):
+@forms
+def test_same_as_one_by_one(device, backend, dtype, axis, unit_gradient, form):
     xs, limits, bits, k = make(axis, dtype, device, 4 if backend == "triton" else len(SHAPES))
     for x in xs:
         x.requires_grad_()
     weights = torch.rand(len(xs), device=device)
     grads, results = [torch.randn_like(x) for x in xs], []
     for f in (mbq.round_clamp_lsb_foreach, one_by_one):
-        values, penalties, rates = f(xs, bits=bits, k=k, limits=limits, axis=axis, unit_gradient=unit_gradient)
+        values, penalties, rates = f(xs, bits=bits, k=k, limits=limits, axis=axis, unit_gradient=unit_gradient,
+                                     form=form)
         assert isinstance(values, list) and not rates.requires_grad
         found = torch.autograd.grad((*values, penalties), xs, (*grads, weights))
         results.append((*values, penalties, rates, *found))
     for t, (one, other) in enumerate(zip(*results, strict=True)):
         oracles.assert_same(one, other, f"result {t}")
         assert one.stride() == other.stride()
-    wanted = lsb_oracles.gradient(grads[1], weights[1].item(), xs[1], limits[1], axis, bits[1], k[1], unit_gradient)
+    wanted = lsb_oracles.gradient(grads[1], weights[1].item(), xs[1], limits[1], axis, bits[1], k[1], unit_gradient,
+                                  form)
     bound = lsb_oracles.gradient_tolerance(grads[1], weights[1].item(), xs[1], limits[1], axis, bits[1], dtype)
     oracles.assert_within(results[0][len(xs) + 3], wanted, bound, "grad of tensor 1")
 
 
-def test_positions_and_numbers_for_all(device):
+@forms
+def test_positions_and_numbers_for_all(device, form):
     xs = [torch.rand(3, 5, device=device), torch.rand(70, device=device)]
-    values, penalties, rates = mbq.round_clamp_lsb_foreach(xs, bits=4, k=2)
-    expected = one_by_one(xs, bits=[4, 4], k=[2, 2])
+    values, penalties, rates = mbq.round_clamp_lsb_foreach(xs, bits=4, k=2, form=form)
+    expected = one_by_one(xs, bits=[4, 4], k=[2, 2], form=form)
     for one, other in zip((*values, penalties, rates), (*expected[0], *expected[1:]), strict=True):
         oracles.assert_same(one, other)
 
@@ -104,16 +109,18 @@ def test_only_xs_and_limits_are_saved():
 
 
 PROGRAM = """
-import hashlib, torch, mbq_kernels as mbq
+import hashlib, itertools, torch, mbq_kernels as mbq
 shapes = [(64, 900), (16, 27), (3, 50000), (200, 64), (5, 25), (300, 144), (40, 3000)]
-for threads in (1, 2, 7):
+for threads, form in itertools.product((1, 2, 7), ("offset", "sign-magnitude")):
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     xs = [torch.randn(shape).requires_grad_() for shape in shapes]
     limits = [x.detach().abs().amax(1) for x in xs[:4]] + [x.detach().abs().amax() for x in xs[4:]]
-    values, penalties, rates = mbq.round_clamp_lsb_foreach(xs, bits=[8, 4, 3, 2, 5, 6, 7], limits=limits, axis=0)
+    values, penalties, rates = mbq.round_clamp_lsb_foreach(xs, bits=[8, 4, 3, 2, 5, 6, 7], limits=limits, axis=0,
+                                                           form=form)
     grads = torch.autograd.grad((*values, penalties), xs, [torch.randn_like(t) for t in (*values, penalties)])
-    print(hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in (*values, penalties, rates, *grads))).hexdigest())
+    found = b"".join(t.detach().numpy().tobytes() for t in (*values, penalties, rates, *grads))
+    print(form, hashlib.sha256(found).hexdigest())
 """
 
 
@@ -125,8 +132,8 @@ def test_bits_depend_neither_on_threads_nor_on_instruction_set():
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM],
                               capture_output=True, text=True, env={**os.environ, "MBQ_CPU_ISA": isa})
         assert done.returncode == 0, done.stderr
-        digests += done.stdout.split()
-    assert len(digests) == 9 and len(set(digests)) == 1
+        digests += done.stdout.splitlines()
+    assert len(digests) == 18 and len(set(digests)) == 2  # one of each form
 
 
 ERRORS = [
@@ -147,6 +154,7 @@ ERRORS = [
      r"x must lie within \[-limit, limit\], got 1 \(element 0, tensor 1\)"),
     ({"xs": [torch.ones(3), torch.full((3,), 2.0)]}, RuntimeError,
      r"x must lie within \[0, 1\], got 2 \(element 0, tensor 1\)"),
+    *BAD_FORM,
     ({"unit_gradient": 0}, TypeError, "unit_gradient must be True or False, got 0"),
 ]
 

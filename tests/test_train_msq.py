@@ -4,6 +4,8 @@ import json
 import warnings
 from dataclasses import replace
 
+import mbq_store
+import numpy as np
 import pytest
 import torch
 from mbq_train import Options, convert, resume_run, train_run
@@ -13,6 +15,7 @@ from mbq_train.recipes.msq import Msq
 from mbq_train.recipes.msq.bank import LsbBank
 from mbq_train.recipes.msq.pruner import Pruner
 from mbq_train.runs import prepare, sensitivity
+from mbq_train.runs.evaluate import load_data_and_network
 from mbq_train.sensitivity import Trace
 from mbq_train.training.divergence import TrainingError
 from mbq_train.training.loop import Training
@@ -38,8 +41,8 @@ def pruner(target=1e9, floor=1, bits=None):
     return Pruner(parameters, bits or dict.fromkeys(parameters, 8), target=target, threshold=0.3, floor=floor)
 
 
-def network():
-    return convert(small_network(), (8,), quantizer="round-clamp", keep_float=())
+def network(bits=8, **options):
+    return convert(small_network(), (bits,), quantizer="round-clamp", keep_float=(), **options)
 
 
 def test_compression_is_bsqs():
@@ -76,8 +79,9 @@ def test_pruning_stops_at_the_target_with_the_most_sensitive_layers_spared():
     assert one.prune(dict.fromkeys("abc", 0.0)) == {}
 
 
-def test_the_bank_quantizes_all_layers_and_adds_both_gradients(data):
-    model = network().train()
+@pytest.mark.parametrize("form", ["offset", "sign-magnitude"])
+def test_the_bank_quantizes_all_layers_and_adds_both_gradients(data, form):
+    model = network(form=form).train()
     names = list(round_clamp_layers(model))
     set_layer_bits(model, dict(zip(names, (8, 5, 4, 1), strict=True)))
     bank = LsbBank(model, unit_gradient=False)
@@ -102,10 +106,11 @@ def test_the_bank_quantizes_all_layers_and_adds_both_gradients(data):
         layer = bank.layers[name]
         weight, bits = layer.weight.detach(), layer.weight_quantizer.bits
         limit = weight.abs().max()
-        residual = mbq_kernels.extract_lsb(weight, bits=bits, k=k, limit=limit)
+        residual = mbq_kernels.extract_lsb(weight, bits=bits, k=k, limit=limit, form=form)
         total += residual.abs().sum().item()
         assert rates[name] == pytest.approx((residual != 0).float().mean().item())
-        expected[name] = 0.5 * 2**bits * residual.sign() / (2 * limit)
+        rise = 1 / (2 * limit) if form == "offset" else weight.sign() / limit
+        expected[name] = 0.5 * 2**bits * residual.sign() * rise
     assert penalty.item() == total
     found = {name: layer.weight.grad.clone() for name, layer in bank.layers.items()}
     model.zero_grad()
@@ -135,12 +140,14 @@ def test_bits_fall_until_the_target_and_then_stay(data):
         32 * every / (stored + 32 * (every - sum(counts.values()))))
 
 
-def test_the_penalty_empties_the_last_bits(data):
+@pytest.mark.parametrize("form, bits", [("offset", 8), ("sign-magnitude", 7)])  # bins of the same width
+def test_the_penalty_empties_the_last_bits(data, form, bits):
     rates = {}
     for strength in (0.0, 3e-3):
-        options = replace(SMALL, lsb_penalty=strength, prune_interval=7, hessian=False, target_compression=4.5)
+        options = replace(SMALL, bits=(bits,), lsb_penalty=strength, prune_interval=7, hessian=False,
+                          target_compression=32 / (bits - 0.9))
         records = []
-        Training(network(), data, (8,), options, recipe=Msq).run(on_epoch=records.append)
+        Training(network(bits, form=form), data, (bits,), options, recipe=Msq).run(on_epoch=records.append)
         rates[strength] = sum(records[5]["lsb_rates"].values()) / len(records[5]["lsb_rates"])
     assert rates[3e-3] < rates[0.0] - 0.1 and 0.3 < rates[0.0] < 0.7
 
@@ -254,6 +261,22 @@ def test_transformers_and_mobile_networks_through_the_same_command(tmp_path, mod
     assert store.exit_code == 0, store.output
 
 
+def test_the_form_of_a_run(tiny_run, tmp_path):
+    """It comes from the options, serves training, evaluation and export, and a resumed run."""
+    train_run(replace(tiny_run, form="sign-magnitude"), tmp_path / "run")
+    options, _, model = load_data_and_network(tmp_path / "run")
+    layers = round_clamp_layers(model)
+    assert options.form == "sign-magnitude" and {layer.weight_quantizer.form for layer in layers.values()} == {options.form}
+    stored = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--store", str(tmp_path / "store")])
+    assert stored.exit_code == 0, stored.output
+    with mbq_store.open(tmp_path / "store") as store:
+        for name, layer in layers.items():
+            assert store.layer(name).bits == own_layer_bits(model)[name] + 1
+            assert np.array_equal(store.dequantize(name), layer.weight_quantizer(layer.weight).detach().numpy())
+    wrong = CliRunner().invoke(app, ["train", "--recipe", "msq", "--form", "signed", "--out", str(tmp_path / "wrong")])
+    assert wrong.exit_code == 2 and "must be one of offset, sign-magnitude" in " ".join(wrong.output.split())
+
+
 def test_layers_that_share_a_weight_are_each_stored(data):
     class Shared(nn.Module):
         def __init__(self):
@@ -276,6 +299,10 @@ def test_layers_that_share_a_weight_are_each_stored(data):
 def test_a_model_without_round_clamp_is_an_error(data):
     with pytest.raises(ValueError, match="msq: model must hold layers that convert made .* got Sequential without any"):
         Training(convert(small_network(), (8,)), data, (8,), SMALL, recipe=Msq)
+    mixed = network()
+    mixed[3].weight_quantizer.form = "sign-magnitude"
+    with pytest.raises(ValueError, match="msq: model must have one form in all layers, got offset, sign-magnitude"):
+        Training(mixed, data, (8,), SMALL, recipe=Msq)
 
 
 def test_weights_that_leave_the_numbers_are_named(data):

@@ -28,10 +28,10 @@ def test_quantization_time_covers_every_quantizer_at_every_bit_width(images):
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if ".scales.8" in name)
 
 
-@pytest.mark.parametrize("normalise", ["max", "tanh"])
+@pytest.mark.parametrize("options", [{}, {"normalise": "tanh"}, {"form": "sign-magnitude"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quantization_time_of_round_clamp_with_layers_of_zeros_and_frozen_ones(images, normalise, dtype):
-    model = convert(tiny_model(), (8, 2), quantizer="round-clamp", normalise=normalise, keep_float=()).to(dtype)
+def test_quantization_time_of_round_clamp_with_layers_of_zeros_and_frozen_ones(images, options, dtype):
+    model = convert(tiny_model(), (8, 2), quantizer="round-clamp", keep_float=(), **options).to(dtype)
     first, second = (module for module in model if isinstance(module, nn.Conv2d))
     nn.init.zeros_(first.weight)
     second.weight.requires_grad_(False)

@@ -2,13 +2,14 @@
 
 import copy
 
+import lsb_oracles
 import mbq_store
 import numpy as np
 import pytest
 import torch
 from mbq_train import add_bits, convert, export_onnx, export_store, initialise, set_bits
 from mbq_train.quantize.bits import BitState
-from mbq_train.quantize.round_clamp import RoundClampQuantizer, own_layer_bits, set_layer_bits
+from mbq_train.quantize.round_clamp import FORMS, RoundClampQuantizer, own_layer_bits, set_layer_bits
 from networks import conv1d_network, encoder_network, one_thread, small_network  # noqa: F401
 from torch import nn
 
@@ -30,52 +31,68 @@ def quantizer_at(bits, weight, **options):
     return RoundClampQuantizer(BitState((bits,)), weight, **options)
 
 
+def widest(form):
+    """The most bits whose codes int8 holds."""
+    return 8 if form == "offset" else 7
+
+
 @pytest.mark.parametrize("normalise", ["max", "tanh"])
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_values_are_those_of_the_op_and_in_eval_mode_those_of_a_store(bits, normalise):
+@pytest.mark.parametrize("form, bits", [(form, b) for form in FORMS for b in range(1, widest(form) + 1)])
+def test_values_in_training_and_in_eval_mode_are_codes_times_a_scale(bits, normalise, form):
     weight = torch.randn(7, 5, 3)
-    quantizer = quantizer_at(bits, weight, normalise=normalise)
+    quantizer = quantizer_at(bits, weight, normalise=normalise, form=form)
     x = weight.tanh() if normalise == "tanh" else weight
-    limit = x.abs().max()
     trained = quantizer.train()(weight)
-    assert torch.equal(trained, mbq_kernels.round_clamp(x, bits=bits, limit=limit))
-    codes, scale, offset = quantizer.encode(weight, bits)
-    assert codes.dtype == torch.uint8 and codes.max() <= 2**bits - 1
-    assert torch.equal(codes.double(), torch.clamp(torch.round(2**bits * (x.double() / limit.double() / 2 + 0.5)),
-                                                   max=2**bits - 1))
-    stored = quantizer.eval()(weight)
-    assert torch.equal(stored, codes * scale + offset)
-    assert (stored - trained).abs().max() <= 2.0**-22 * limit
+    assert torch.equal(trained, lsb_oracles.values(x, x.abs().max(), None, bits, form))
+    assert torch.equal(trained, quantizer.eval()(weight))
+    codes, scale = quantizer.encode(weight, bits)
+    assert codes.dtype == torch.int8 and torch.equal(codes * scale, trained)
+    assert np.array_equal(codes.numpy(), lsb_oracles.signed_codes(x, x.abs().max(), None, bits, form))
+    assert quantizer.code_bits(bits) == bits + (form == "sign-magnitude")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("limit", [1e38, 3e38, 1e-30])
+def test_codes_of_large_and_small_weights(limit, form):
+    weight = torch.linspace(-1, 1, 201) * limit
+    quantizer = quantizer_at(3, weight.view(3, 67), form=form)
+    codes, scale = quantizer.encode(weight, 3)
+    assert torch.equal(codes * scale, quantizer(weight)) and scale.isfinite()
+    assert codes.unique().tolist() == list(range(*((-4, 4) if form == "offset" else (-7, 8))))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("normalise", ["max", "tanh"])
-def test_short_floats_have_the_same_codes_in_training_and_in_eval_mode(dtype, normalise):
+def test_short_floats_are_codes_times_a_scale_rounded_once(dtype, normalise, form):
     weight = torch.randn(64, 33).to(dtype)
-    quantizer = quantizer_at(8, weight, normalise=normalise)
-    trained, stored = quantizer.train()(weight), quantizer.eval()(weight)
-    assert trained.dtype == stored.dtype == dtype
-    torch.testing.assert_close(stored, trained, rtol=torch.finfo(dtype).eps, atol=0)
+    quantizer = quantizer_at(7, weight, normalise=normalise, form=form)
+    codes, scale = quantizer.encode(weight, 7)
+    assert torch.equal(quantizer.train()(weight), (codes * scale).to(dtype))
+    assert torch.equal(quantizer.eval()(weight), (codes * scale).to(dtype))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_gradients_pass_straight_through(training):
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_pass_straight_through(training, form):
     weight = torch.randn(4, 6, requires_grad=True)
     grad = torch.randn(4, 6)
     for normalise, slope in (("max", torch.ones(4, 6)), ("tanh", 1 - weight.detach().tanh().square())):
-        quantizer = quantizer_at(3, weight, normalise=normalise).train(training)
+        quantizer = quantizer_at(3, weight, normalise=normalise, form=form).train(training)
         (found,) = torch.autograd.grad(quantizer(weight), weight, grad)
         torch.testing.assert_close(found, grad * slope)
     assert not list(quantizer.parameters())
 
 
-def test_a_layer_of_zeros(tmp_path, images):
-    model = network(images)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bits", [1, 7])
+def test_a_layer_of_zeros(tmp_path, images, form, bits):
+    model = network(images, (bits,), form=form)
     nn.init.zeros_(model[3].weight)
     for training in (True, False):
         model.train(training)
         assert torch.equal(model[3].weight_quantizer(model[3].weight), torch.zeros_like(model[3].weight))
-    export_store(model, tmp_path / "store", bits=8)
+    export_store(model, tmp_path / "store", bits=bits)
     with mbq_store.open(tmp_path / "store") as store:
         assert not store.dequantize("3").any()
 
@@ -112,6 +129,10 @@ def test_bad_bit_widths_of_layers_change_nothing(images):
     assert own_layer_bits(model) == {}
     with pytest.raises(ValueError, match="normalise must be left alone unless quantizer is 'round-clamp', got 'tanh'"):
         convert(small_network(), (8,), normalise="tanh")
+    with pytest.raises(ValueError, match="form must be left alone unless quantizer is 'round-clamp', got 'sign-magn"):
+        convert(small_network(), (8,), form="sign-magnitude")
+    with pytest.raises(ValueError, match="form must be one of offset, sign-magnitude, got 'sign'"):
+        convert(small_network(), (8,), quantizer="round-clamp", form="sign")
     with pytest.raises(ValueError, match="scale_chain and shared_sum must be left alone .* got scale_chain"):
         convert(small_network(), (8,), quantizer="round-clamp", scale_chain=True)
     set_layer_bits(model, {"3": 2})
@@ -138,23 +159,57 @@ def test_activations_have_a_bit_width_of_their_own(images):
 
 
 @pytest.mark.parametrize("layout", ["packed", "codes", "planes"])
-def test_a_store_has_the_weights_of_eval_mode_bit_for_bit(images, tmp_path, layout):
-    model = network(images).eval()
-    for start in range(2 if layout == "planes" else 1, 9, 4):
-        set_layer_bits(model, {name: min(8, start + number) for number, name in enumerate(("0", "3", "7", "9"))})
+@pytest.mark.parametrize("form", FORMS)
+def test_a_store_has_the_weights_of_training_bit_for_bit(images, tmp_path, layout, form):
+    model = network(images, form=form).train()
+    most = widest(form)
+    for start in range(2 if layout == "planes" and form == "offset" else 1, most + 1, 4):
+        widths = {name: min(most, start + number) for number, name in enumerate(("0", "3", "7", "9"))}
+        set_layer_bits(model, widths)
         export_store(model, tmp_path / "store", layout=layout)
         with mbq_store.open(tmp_path / "store") as store:
-            assert store.trained_bits == tuple(sorted(set(own_layer_bits(model).values()), reverse=True))
-            for name, bits in own_layer_bits(model).items():
-                weight = model[int(name)].weight
-                assert store.layer(name).bits == bits and not store.layer(name).signed
-                computed = model[int(name)].weight_quantizer(weight).detach().numpy()
-                assert np.array_equal(store.dequantize(name), computed)
+            assert store.trained_bits == tuple(sorted(set(widths.values()), reverse=True))
+            for name, bits in widths.items():
+                layer, stored = model[int(name)], store.layer(name)
+                assert stored.bits == bits + (form == "sign-magnitude")
+                assert stored.signed == (stored.bits > 1) and stored.has_offset == (stored.bits == 1)
+                for training in (True, False):
+                    computed = layer.train(training).weight_quantizer(layer.weight).detach().numpy()
+                    assert np.array_equal(store.dequantize(name), computed)
                 if layout == "packed":
-                    planes = bits * weight.shape[0] * -(-weight[0].numel() // 8)
-                    fewest = weight.shape[0] * -(-weight[0].numel() * bits // 8) if bits in (1, 2, 4) else planes
-                    stored = store.entry(f"{name}.{store.layer(name).layout}").bytes
-                    assert stored == min(fewest, weight.numel()) and (bits not in (1, 2, 4) or stored == fewest)
+                    check_smallest(store.entry(f"{name}.{stored.layout}").bytes, stored)
+
+
+def check_smallest(nbytes, layer):
+    fields = layer.rows * -(-layer.columns * layer.bits // 8)
+    planes = layer.bits * layer.rows * -(-layer.columns // 8)
+    in_fields = layer.bits in (1, 2, 4)
+    assert nbytes == min(fields if in_fields else planes, layer.rows * layer.columns)
+    assert not in_fields or nbytes == fields
+
+
+def test_stores_of_unsigned_codes_with_an_offset_are_read_as_before(tmp_path):
+    codes = np.arange(16, dtype=np.uint8).reshape(2, 8)
+    scale, offset = np.array([0.3, 0.7], np.float32), np.array([-2.4, -5.6], np.float32)
+    data = mbq_store.LayerData("layer", codes, scale, offset, bits=4, signed=False, layout="packed", switchable=False)
+    mbq_store.write(tmp_path / "store", [data], rounding="half_even")
+    with mbq_store.open(tmp_path / "store") as store:
+        assert np.array_equal(store.dequantize("layer"), codes * scale[:, None] + offset[:, None])
+
+
+def test_eight_bits_beside_a_sign_are_not_stored(images, tmp_path):
+    """But trained and evaluated; the layer is named, whichever bit-width the others have."""
+    model = network(images, form="sign-magnitude").eval()
+    set_layer_bits(model, {"0": 2, "3": 7, "9": 1})
+    assert model(images).isfinite().all() and model[7].weight_quantizer(model[7].weight).unique().numel() > 100
+    message = "7: bits must be at most 7 to store codes of the form 'sign-magnitude', .* got 8"
+    for layout in ("codes", "packed"):
+        with pytest.raises(ValueError, match=message):
+            export_store(model, tmp_path / "store", bits=8, layout=layout)
+    pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model, tmp_path / "model.onnx", bits=8, example=images)
+    assert not list(tmp_path.iterdir())
 
 
 def test_attention_and_sequences_are_stored_too(tmp_path):
@@ -181,16 +236,22 @@ def test_what_a_store_refuses(images, tmp_path):
         export_store(double, tmp_path / "store", layout="packed")
 
 
-def test_an_onnx_file_has_the_layers_bit_widths(images, tmp_path):
+@pytest.mark.parametrize("form, kinds", [("offset", ["INT4", "INT4", "INT4", "INT8"]),
+                                         ("sign-magnitude", ["INT4", "INT4", "INT8", "INT8"])])
+def test_an_onnx_file_has_the_layers_bit_widths_and_the_codes(images, tmp_path, form, kinds):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    model = network(images, activation_bits=5).eval()
-    widths = {"0": 8, "3": 3, "7": 1, "9": 4}
-    set_layer_bits(model, widths)
+    model = network(images, activation_bits=5, form=form).eval()
+    set_layer_bits(model, {"0": widest(form), "3": 3, "7": 1, "9": 4})
     export_onnx(model, tmp_path / "model.onnx", bits=8, example=images)
     proto = onnx.load(tmp_path / "model.onnx")
-    kinds = sorted(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in proto.graph.initializer
-                   if len(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.FLOAT)
-    assert kinds == ["UINT4", "UINT4", "UINT4", "UINT8"]
+    stored = {tuple(tensor.dims): tensor for tensor in proto.graph.initializer
+              if len(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.FLOAT}
+    assert sorted(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in stored.values()) == kinds
+    for layer in (model[int(name)] for name in own_layer_bits(model)):
+        codes = onnx.numpy_helper.to_array(stored[tuple(layer.weight.shape)]).astype(np.int8)
+        expected, scale = layer.weight_quantizer.encode(layer.weight, layer.weight_quantizer.bits)
+        assert np.array_equal(codes, expected.numpy())
+        assert torch.equal(expected * scale, layer.weight_quantizer(layer.weight))
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     np.testing.assert_allclose(found, model(images).detach().numpy(), rtol=0, atol=1e-5)

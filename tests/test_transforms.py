@@ -48,11 +48,12 @@ def row(scale, *results):
 
 
 def clamped(x, scale, bits=4):
-    return row(scale, mbq.round_clamp(x, **lsb_options(x, bits)))
+    options = lsb_options(x, bits)
+    return row(scale, mbq.round_clamp(x, **options), mbq.round_clamp(x, form="sign-magnitude", **options))
 
 
 def penalty(x, scale, bits=4):
-    return row(scale, *mbq.lsb_penalty(x, k=2, **lsb_options(x, bits)))
+    return row(scale, *mbq.lsb_penalty(x, k=2, form="sign-magnitude", **lsb_options(x, bits)))
 
 
 def clamped_lsb(x, scale, bits=4):
@@ -62,7 +63,8 @@ def clamped_lsb(x, scale, bits=4):
 def clamped_foreach(x, scale, bits=4):
     options = lsb_options(x, bits)
     values, penalties, rates = mbq.round_clamp_lsb_foreach(
-        [x, x * 2], bits=[options["bits"], 4], k=[2, 1], limits=[options["limit"], options["limit"].amax() * 2], axis=0)
+        [x, x * 2], bits=[options["bits"], 4], k=[2, 1], limits=[options["limit"], options["limit"].amax() * 2], axis=0,
+        form="sign-magnitude")
     return row(scale, *values, penalties, rates)
 
 
@@ -147,16 +149,16 @@ RAW = {
                       [], [4, 1], True, [0, -1], None),
     "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
     "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
-    "round_clamp_forward": lambda x, s: (*bounded(x), 4, 0),
-    "lsb_penalty_forward": lambda x, s: (*bounded(x), 4, 2, 0),
-    "lsb_penalty_backward": lambda x, s: (s[0], *bounded(x), 4, 1, 0, True),
-    "round_clamp_lsb_forward": lambda x, s: (*bounded(x), 8, 1, 0),
-    "round_clamp_lsb_backward": lambda x, s: (x * 2, s[0], *bounded(x), 8, 3, 0, False),
+    "round_clamp_forward": lambda x, s: (*bounded(x), 4, 0, False),
+    "lsb_penalty_forward": lambda x, s: (*bounded(x), 4, 2, 0, True),
+    "lsb_penalty_backward": lambda x, s: (s[0], *bounded(x), 4, 1, 0, False, True),
+    "round_clamp_lsb_forward": lambda x, s: (*bounded(x), 8, 1, 0, False),
+    "round_clamp_lsb_backward": lambda x, s: (x * 2, s[0], *bounded(x), 8, 3, 0, True, False),
     "round_clamp_lsb_foreach_forward":
-        lambda x, s: ([x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2], [0, -1]),
+        lambda x, s: ([x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2], [0, -1], True),
     "round_clamp_lsb_foreach_backward":
         lambda x, s: ([x * 2, x[2:]], s[:2], [x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2],
-                      [0, -1], False),
+                      [0, -1], True, False),
     "double_round_forward": lambda x, s: (x, s, None, 8, [4, 2], 0, True, torch.bfloat16),
     "double_round_backward": lambda x, s: ([x, x * 2], x, s, s * 2, 8, [4, 2], 0, False, None, True),
 }
@@ -212,21 +214,23 @@ MALFORMED |= {
 }
 
 MALFORMED |= {
-    "round_clamp, bits": ("round_clamp_forward", (X, None, 9, None)),
-    "round_clamp, an axis without limit": ("round_clamp_forward", (X, None, 4, 0)),
-    "lsb, k": ("lsb_penalty_forward", (X, None, 4, 4, None)),
-    "lsb, too few limits": ("lsb_penalty_forward", (X, SCALE[:2], 4, 1, 0)),
-    "lsb, bfloat16 limit": ("round_clamp_lsb_forward", (X, SCALE.bfloat16(), 4, 1, 0)),
-    "lsb, bfloat16 gradient": ("lsb_penalty_backward", (SCALE[0].bfloat16(), X, SCALE, 4, 1, 0, False)),
-    "lsb, gradient of another shape": ("round_clamp_lsb_backward", (X[:1], SCALE[0], X, SCALE, 4, 1, 0, False)),
-    "lsb, gradient of another dtype": ("round_clamp_lsb_backward", (X.half(), SCALE[0], X, SCALE, 4, 1, 0, False)),
-    "lsb foreach, no x": ("round_clamp_lsb_foreach_backward", ([], SCALE[:0], [], [], [], [], [], False)),
-    "lsb foreach, bits too few": ("round_clamp_lsb_foreach_forward", ([X, X], [], [4], [1, 1], [-1, -1])),
-    "lsb foreach, x of two dtypes": ("round_clamp_lsb_foreach_forward", ([X, X.half()], [], [4, 4], [1, 1], [-1, -1])),
+    "round_clamp, bits": ("round_clamp_forward", (X, None, 9, None, False)),
+    "round_clamp, an axis without limit": ("round_clamp_forward", (X, None, 4, 0, False)),
+    "lsb, k": ("lsb_penalty_forward", (X, None, 4, 4, None, False)),
+    "lsb, too few limits": ("lsb_penalty_forward", (X, SCALE[:2], 4, 1, 0, False)),
+    "lsb, bfloat16 limit": ("round_clamp_lsb_forward", (X, SCALE.bfloat16(), 4, 1, 0, False)),
+    "lsb, bfloat16 gradient": ("lsb_penalty_backward", (SCALE[0].bfloat16(), X, SCALE, 4, 1, 0, False, False)),
+    "lsb, gradient of another shape": ("round_clamp_lsb_backward", (X[:1], SCALE[0], X, SCALE, 4, 1, 0, False, False)),
+    "lsb, gradient of another dtype":
+        ("round_clamp_lsb_backward", (X.half(), SCALE[0], X, SCALE, 4, 1, 0, False, False)),
+    "lsb foreach, no x": ("round_clamp_lsb_foreach_backward", ([], SCALE[:0], [], [], [], [], [], False, False)),
+    "lsb foreach, bits too few": ("round_clamp_lsb_foreach_forward", ([X, X], [], [4], [1, 1], [-1, -1], False)),
+    "lsb foreach, x of two dtypes":
+        ("round_clamp_lsb_foreach_forward", ([X, X.half()], [], [4, 4], [1, 1], [-1, -1], False)),
     "lsb foreach, a penalty too few":
-        ("round_clamp_lsb_foreach_backward", ([X, X], SCALE[:1], [X, X], [], [4, 4], [1, 1], [-1, -1], False)),
+        ("round_clamp_lsb_foreach_backward", ([X, X], SCALE[:1], [X, X], [], [4, 4], [1, 1], [-1, -1], False, False)),
     "lsb foreach, no gradients":
-        ("round_clamp_lsb_foreach_backward", ([], SCALE[:2], [X, X], [], [4, 4], [1, 1], [-1, -1], False)),
+        ("round_clamp_lsb_foreach_backward", ([], SCALE[:2], [X, X], [], [4, 4], [1, 1], [-1, -1], False, False)),
 }
 
 FORWARD, BACKWARD = "switched_linear_forward", "switched_linear_backward"

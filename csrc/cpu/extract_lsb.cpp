@@ -5,8 +5,8 @@ namespace mbq {
 namespace {
 
 Tensor extract_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits, int64_t k,
-                           std::optional<int64_t> axis) {
-  return lsb_forward<LsbOut::residual, false>({Weight("extract_lsb", x, limit, axis, bits, k)}).outs[0];
+                           std::optional<int64_t> axis, bool sign_magnitude) {
+  return lsb_forward<LsbOut::residual, false>({Weight("extract_lsb", x, limit, axis, bits, k, sign_magnitude)}).outs[0];
 }
 
 }  // namespace

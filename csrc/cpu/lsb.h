@@ -35,6 +35,15 @@ void store_counts(const std::vector<Weight>& each, const std::vector<Found>& fou
   }
 }
 
+// One number of every channel, made from its limit by the quantizer.
+template <class W, class Make>
+std::vector<W> of_channels(const Weight& weight, bool unit_gradient, const Make& make) {
+  const auto [quantizer, limits, none] = level_of<W>(weight, nullptr, unit_gradient)[0];
+  std::vector<W> made(weight.layout.channels);
+  for (size_t c = 0; c < made.size(); ++c) made[c] = make(quantizer, limits[c]);
+  return made;
+}
+
 // Values or residuals of every x, and with `counts` their penalties and rates; many: those are lists.
 template <LsbOut out, bool counts, bool many = false>
 Lsbs lsb_forward(const std::vector<Weight>& each) {
@@ -43,19 +52,24 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
   dispatch_floats(each[0].op, each[0].x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using Loop = RoundClampWork<out, counts, T>;
+    using W = wide_t<T>;
     std::vector<Loop> works;
+    std::vector<std::vector<W>> scales;
     std::vector<Found> found(each.size());
-    works.reserve(each.size());
+    works.reserve(each.size()), scales.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
-      check_limits<wide_t<T>>(each[t]);
+      check_limits<W>(each[t]);
       typename Loop::Result* to = nullptr;
       if (out != LsbOut::nothing) {
         const auto dtype = out == LsbOut::residual ? ScalarType::Char : each[t].x.scalar_type();
         lsbs.outs.push_back(allocate_like(each[t].x, dtype));
         to = static_cast<typename Loop::Result*>(lsbs.outs.back().mutable_data_ptr());
       }
-      works.emplace_back(each[t], to, &found[t]);
+      scales.push_back(of_channels<W>(each[t], false, [](const auto& quantizer, W limit) {
+        return quantizer.scale(limit);
+      }));
+      works.emplace_back(each[t], scales[t].data(), to, &found[t]);
       bytes += each[t].layout.numel() * sizeof(*to);
     }
     for_each_range(works, [&](const Loop& work, int64_t first, int64_t last) {
@@ -65,16 +79,6 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     if (counts) store_counts<T>(each, found, lsbs.counts);
   });
   return lsbs;
-}
-
-// The penalty's gradient where B > 0, per channel; the gradient of the penalty is tensor t's.
-template <class W>
-std::vector<W> slopes_of(const Weight& weight, const Tensor& grad_penalties, size_t t, bool unit_gradient) {
-  const auto [quantizer, limits, shift] = level_of<W>(weight, nullptr, unit_gradient)[0];
-  const W grad = static_cast<const W*>(grad_penalties.const_data_ptr())[t];
-  std::vector<W> slopes(weight.layout.channels);
-  for (size_t c = 0; c < slopes.size(); ++c) slopes[c] = lsb_slope(grad, limits[c], quantizer.factor);
-  return slopes;
 }
 
 // Gradients of every x: of its penalty, and with `task` of its value too, of which `grads` are the upstream ones.
@@ -88,12 +92,16 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
   dispatch_floats(each[0].op, each[0].x.scalar_type(), [&](auto storage) {
     using T = decltype(storage);
     using Loop = LsbGradientWork<task, T>;
+    using W = wide_t<T>;
     std::vector<Loop> works;
-    std::vector<std::vector<wide_t<T>>> slopes;
+    std::vector<std::vector<W>> slopes;
     works.reserve(each.size()), slopes.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
-      slopes.push_back(slopes_of<wide_t<T>>(each[t], penalties, t, unit_gradient));
+      const W grad = static_cast<const W*>(penalties.const_data_ptr())[t];
+      slopes.push_back(of_channels<W>(each[t], unit_gradient, [&](const auto& quantizer, W limit) {
+        return lsb_slope(grad, limit, quantizer.factor);
+      }));
       grad_xs.push_back(allocate_like(each[t].x));
       works.emplace_back(each[t], slopes[t].data(), unit_gradient,
                          task ? static_cast<const T*>(upstream[t].const_data_ptr()) : nullptr,

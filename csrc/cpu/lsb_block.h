@@ -11,16 +11,17 @@ struct BlockCounts {
   int penalty = 0, nonzero = 0, outside = 0;
 };
 
-// n elements with a limit each (step 1) or one for all (step 0).
-template <LsbOut out, bool counts, int step, class W>
-MBQ_HD void round_clamp_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict x,
-                            W* __restrict to, int64_t n, BlockCounts* found) {
-  const W one = step == 0 ? limits[0] : W(0);
+// n elements with a limit and a scale of codes each (step 1) or one for all (step 0).
+template <LsbOut out, bool counts, int step, bool mirrored, class W>
+MBQ_HD void round_clamp_run(const RoundClamp<W>& any, const W* __restrict limits, const W* __restrict scales,
+                            const W* __restrict x, W* __restrict to, int64_t n, BlockCounts* found) {
+  const RoundClamp<W> quantizer = any.template known<mirrored>();
+  const W one = step == 0 ? limits[0] : W(0), scale = step == 0 ? scales[0] : W(0);
   int penalty = 0, nonzero = 0, outside = 0;
   for (int64_t i = 0; i < n; ++i) {
     const W limit = step == 0 ? one : limits[i], position = quantizer.position(x[i], limit), u = within_unit(position);
     outside |= position != u;  // NaN too
-    if (out == LsbOut::value) to[i] = quantizer.value(u, limit);
+    if (out == LsbOut::value) to[i] = quantizer.value(u, x[i], step == 0 ? scale : scales[i]);
     if (out != LsbOut::residual && !counts) continue;
     const W residual = quantizer.residual(u);
     if (out == LsbOut::residual) to[i] = residual;
@@ -37,7 +38,10 @@ struct RoundClampByRun {
     const RoundClamp<W> quantizer = level.quantizer;
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const int64_t at = run * block.length;
-      round_clamp_run<out, counts, 0>(quantizer, level.scale + channel, x + at, to + at, block.length, found);
+      const W *limit = level.scale + channel, *scale = level.shift + channel;
+      quantizer.mirrored()
+          ? round_clamp_run<out, counts, 0, true>(quantizer, limit, scale, x + at, to + at, block.length, found)
+          : round_clamp_run<out, counts, 0, false>(quantizer, limit, scale, x + at, to + at, block.length, found);
       if (++channel == block.channels) channel = 0;
     }
   }
@@ -47,14 +51,17 @@ template <LsbOut out, bool counts, class W>
 struct RoundClampByColumn {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
     const RoundClamp<W> quantizer = level.quantizer;
-    round_clamp_run<out, counts, 1>(quantizer, level.scale, x, to, block.length, found);
+    quantizer.mirrored()
+        ? round_clamp_run<out, counts, 1, true>(quantizer, level.scale, level.shift, x, to, block.length, found)
+        : round_clamp_run<out, counts, 1, false>(quantizer, level.scale, level.shift, x, to, block.length, found);
   }
 };
 
-// grad_x = grad + slope sign(B), grad 0 where there is none.
-template <bool task, int step, class W>
-MBQ_HD void lsb_gradient_run(const RoundClamp<W>& quantizer, const W* __restrict limits, const W* __restrict slopes,
+// grad_x = grad + slope sign(B) d|x|/dx, grad 0 where there is none.
+template <bool task, int step, bool mirrored, class W>
+MBQ_HD void lsb_gradient_run(const RoundClamp<W>& any, const W* __restrict limits, const W* __restrict slopes,
                              const W* __restrict grad, const W* __restrict x, W* __restrict grad_x, int64_t n) {
+  const RoundClamp<W> quantizer = any.template known<mirrored>();
   const W limit = step == 0 ? limits[0] : W(0), slope = step == 0 ? slopes[0] : W(0);
   for (int64_t i = 0; i < n; ++i)
     grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i],
@@ -67,8 +74,10 @@ struct LsbGradientByRun {
     const RoundClamp<W> quantizer = level.quantizer;
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const int64_t at = run * block.length;
-      lsb_gradient_run<task, 0>(quantizer, level.scale + channel, level.shift + channel, task ? grad + at : nullptr,
-                                x + at, grad_x + at, block.length);
+      const W *limit = level.scale + channel, *slope = level.shift + channel, *from = task ? grad + at : nullptr;
+      quantizer.mirrored()
+          ? lsb_gradient_run<task, 0, true>(quantizer, limit, slope, from, x + at, grad_x + at, block.length)
+          : lsb_gradient_run<task, 0, false>(quantizer, limit, slope, from, x + at, grad_x + at, block.length);
       if (++channel == block.channels) channel = 0;
     }
   }
@@ -78,7 +87,9 @@ template <bool task, class W>
 struct LsbGradientByColumn {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* grad, const W* x, W* grad_x) const {
     const RoundClamp<W> quantizer = level.quantizer;
-    lsb_gradient_run<task, 1>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
+    quantizer.mirrored()
+        ? lsb_gradient_run<task, 1, true>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length)
+        : lsb_gradient_run<task, 1, false>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
   }
 };
 

@@ -28,11 +28,13 @@ struct Found {
   }
 };
 
+// by_channel: of every channel, beside its limit: the scale of codes or the slope of the penalty, which the loops take
+// ready made.
 template <class W>
-std::vector<Level<RoundClamp<W>, W>> level_of(const Weight& weight, const W* slopes, bool unit_gradient) {
+std::vector<Level<RoundClamp<W>, W>> level_of(const Weight& weight, const W* by_channel, bool unit_gradient) {
   static const W one = 1;  // the limit of u itself
   const W* limits = weight.limit ? weight.limits<W>() : &one;
-  return {{weight.quantizer<W>(unit_gradient), limits, slopes}};
+  return {{weight.quantizer<W>(unit_gradient), limits, by_channel}};
 }
 
 template <LsbOut out, bool counts, class T, class W = wide_t<T>>
@@ -42,8 +44,8 @@ struct RoundClampWork : Work<RoundClamp<W>, W> {
   Result* to;
   Found* found;
 
-  RoundClampWork(const Weight& weight, Result* result, Found* sums)
-      : Work<RoundClamp<W>, W>(weight.layout, level_of<W>(weight, nullptr, false)),
+  RoundClampWork(const Weight& weight, const W* scales, Result* result, Found* sums)
+      : Work<RoundClamp<W>, W>(weight.layout, level_of<W>(weight, scales, false)),
         x(static_cast<const T*>(weight.x.const_data_ptr())),
         to(result),
         found(sums) {}

@@ -8,15 +8,17 @@ namespace {
 constexpr const char* kOp = "round_clamp_lsb";
 
 std::tuple<Tensor, Tensor, Tensor> round_clamp_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit,
-                                                           int64_t bits, int64_t k, std::optional<int64_t> axis) {
-  const Lsbs lsbs = lsb_forward<LsbOut::value, true>({Weight(kOp, x, limit, axis, bits, k)});
+                                                           int64_t bits, int64_t k, std::optional<int64_t> axis,
+                                                           bool sign_magnitude) {
+  const Lsbs lsbs = lsb_forward<LsbOut::value, true>({Weight(kOp, x, limit, axis, bits, k, sign_magnitude)});
   return {lsbs.outs[0], lsbs.counts[0], lsbs.counts[1]};
 }
 
 Tensor round_clamp_lsb_backward(const Tensor& grad, const Tensor& grad_penalty, const Tensor& x,
                                 const std::optional<Tensor>& limit, int64_t bits, int64_t k,
-                                std::optional<int64_t> axis, bool unit_gradient) {
-  return lsb_backward<true>({Weight(kOp, x, limit, axis, bits, k)}, {grad}, grad_penalty, unit_gradient)[0];
+                                std::optional<int64_t> axis, bool sign_magnitude, bool unit_gradient) {
+  return lsb_backward<true>({Weight(kOp, x, limit, axis, bits, k, sign_magnitude)}, {grad}, grad_penalty,
+                            unit_gradient)[0];
 }
 
 }  // namespace

@@ -8,17 +8,19 @@ constexpr const char* kOp = "round_clamp_lsb_foreach";
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> round_clamp_lsb_foreach_forward(
     std::vector<Tensor> xs, std::vector<Tensor> limits, std::vector<int64_t> bits, std::vector<int64_t> k,
-    std::vector<int64_t> axes) {
-  const Lsbs lsbs = lsb_forward<LsbOut::value, true, true>(weights_of_each(kOp, xs, limits, bits, k, axes));
+    std::vector<int64_t> axes, bool sign_magnitude) {
+  const Lsbs lsbs =
+      lsb_forward<LsbOut::value, true, true>(weights_of_each(kOp, xs, limits, bits, k, axes, sign_magnitude));
   return {lsbs.outs, lsbs.counts[0], lsbs.counts[1]};
 }
 
 std::vector<Tensor> round_clamp_lsb_foreach_backward(std::vector<Tensor> grads, const Tensor& grad_penalties,
                                                      std::vector<Tensor> xs, std::vector<Tensor> limits,
                                                      std::vector<int64_t> bits, std::vector<int64_t> k,
-                                                     std::vector<int64_t> axes, bool unit_gradient) {
-  return lsb_backward<true, true>(weights_of_each(kOp, xs, limits, bits, k, axes), grads, grad_penalties,
-                                  unit_gradient);
+                                                     std::vector<int64_t> axes, bool sign_magnitude,
+                                                     bool unit_gradient) {
+  return lsb_backward<true, true>(weights_of_each(kOp, xs, limits, bits, k, axes, sign_magnitude), grads,
+                                  grad_penalties, unit_gradient);
 }
 
 }  // namespace

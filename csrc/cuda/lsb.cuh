@@ -14,7 +14,7 @@ __global__ void round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T
   const RoundClampJob<T, Result>& job = batch.items[item];
   const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
   if (task >= job.walk.tasks) return;  // whole warps by run, so that the sum below is full
-  RoundClampVisit<out, counts, T, Result> visit{job, limit_at(job.limit, job.walk.channel_of(task))};
+  RoundClampVisit<out, counts, T, Result> visit(job, job.walk.channel_of(task));
   if (job.walk.by_run) {
     const int lane = threadIdx.x % kWarpLanes;
     walk_run<kPack<Result>, 4>(job.walk, task, lane, kWarpLanes, job.aligned, visit);

@@ -8,14 +8,14 @@ namespace {
 constexpr const char* kOp = "lsb_penalty";
 
 std::tuple<Tensor, Tensor> lsb_penalty_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
-                                               int64_t k, std::optional<int64_t> axis) {
-  const Lsbs lsbs = lsb_forward<LsbOut::nothing, true>({Weight(kOp, x, limit, axis, bits, k)});
+                                               int64_t k, std::optional<int64_t> axis, bool sign_magnitude) {
+  const Lsbs lsbs = lsb_forward<LsbOut::nothing, true>({Weight(kOp, x, limit, axis, bits, k, sign_magnitude)});
   return {lsbs.counts[0], lsbs.counts[1]};
 }
 
 Tensor lsb_penalty_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& limit, int64_t bits,
-                            int64_t k, std::optional<int64_t> axis, bool unit_gradient) {
-  return lsb_backward<false>({Weight(kOp, x, limit, axis, bits, k)}, {}, grad, unit_gradient)[0];
+                            int64_t k, std::optional<int64_t> axis, bool sign_magnitude, bool unit_gradient) {
+  return lsb_backward<false>({Weight(kOp, x, limit, axis, bits, k, sign_magnitude)}, {}, grad, unit_gradient)[0];
 }
 
 }  // namespace

@@ -25,23 +25,32 @@ MBQ_HD float limit_at(const float* limit, int64_t channel) { return limit ? limi
 template <LsbOut out, bool counts, class T, class Result>
 struct RoundClampVisit {
   const RoundClampJob<T, Result>& job;
-  float limit;
+  float limit, scale;
   unsigned found = 0;
+
+  MBQ_HD RoundClampVisit(const RoundClampJob<T, Result>& j, int64_t channel)
+      : job(j), limit(limit_at(j.limit, channel)), scale(j.quantizer.scale(limit)) {}
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) {
     Pack<T, count> x[batch];  // all loads first: they are then in flight together
 #pragma unroll
     for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
+    job.quantizer.mirrored() ? results<true, count, batch>(x, i, step) : results<false, count, batch>(x, i, step);
+  }
+
+  template <bool mirrored, int count, int batch>
+  MBQ_HD void results(const Pack<T, count> (&x)[batch], int64_t i, int64_t step) {
+    const RoundClamp<float> quantizer = job.quantizer.template known<mirrored>();
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       Pack<Result, count> to;
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        const float u = within_unit(job.quantizer.position(static_cast<float>(x[b].at[j]), limit));
-        if (out == LsbOut::value) to.at[j] = static_cast<Result>(job.quantizer.value(u, limit));
+        const float wide = static_cast<float>(x[b].at[j]), u = within_unit(quantizer.position(wide, limit));
+        if (out == LsbOut::value) to.at[j] = static_cast<Result>(quantizer.value(u, wide, scale));
         if (out != LsbOut::residual && !counts) continue;
-        const int residual = static_cast<int>(job.quantizer.residual(u));
+        const int residual = static_cast<int>(quantizer.residual(u));
         if (out == LsbOut::residual) to.at[j] = static_cast<Result>(residual);
         const unsigned size = residual < 0 ? -residual : residual;
         if (counts) found += size << 16 | (size != 0);
@@ -51,7 +60,7 @@ struct RoundClampVisit {
   }
 };
 
-// grad_x = grad + slope sign(B), grad 0 where there is none; slope from the gradient of the penalty, which lies on the
+// grad_x = grad + slope sign(B) d|x|/dx, grad 0 where there is none; slope from the gradient of the penalty, which lies on the
 // device.
 template <class T>
 struct LsbGradientJob {
@@ -81,13 +90,21 @@ struct LsbGradientVisit {
       x[b] = load<T, count>(job.x + i + b * step);
       if (task) grad[b] = load<T, count>(job.grad + i + b * step);
     }
+    job.quantizer.mirrored() ? results<true, count, batch>(x, grad, i, step)
+                             : results<false, count, batch>(x, grad, i, step);
+  }
+
+  template <bool mirrored, int count, int batch>
+  MBQ_HD void results(const Pack<T, count> (&x)[batch], const Pack<T, count> (&grad)[batch], int64_t i,
+                      int64_t step) const {
+    const RoundClamp<float> quantizer = job.quantizer.template known<mirrored>();
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       Pack<T, count> grad_x;
 #pragma unroll
       for (int j = 0; j < count; ++j)
-        grad_x.at[j] = static_cast<T>(job.quantizer.gradient(task ? static_cast<float>(grad[b].at[j]) : 0.0f,
-                                                             static_cast<float>(x[b].at[j]), limit, slope));
+        grad_x.at[j] = static_cast<T>(quantizer.gradient(task ? static_cast<float>(grad[b].at[j]) : 0.0f,
+                                                         static_cast<float>(x[b].at[j]), limit, slope));
       store(job.grad_x + i + b * step, grad_x);
     }
   }

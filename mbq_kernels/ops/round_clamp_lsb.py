@@ -9,38 +9,38 @@ from ._function import BackwardFunction, apply
 NAME = "round_clamp_lsb"
 
 
-def _forward_shape(x, limit, bits, k, axis):
+def _forward_shape(x, limit, bits, k, axis, sign_magnitude):
     return torch.empty_like(x), *(x.new_empty((), dtype=check.arithmetic_dtype(x)) for _ in range(2))
 
 
-def _backward_shape(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
+def _backward_shape(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
     return torch.empty_like(x)
 
 
 _forward = define(NAME, "round_clamp_lsb_forward",
-                  "(Tensor x, Tensor? limit, SymInt bits, SymInt k, int? axis) -> (Tensor, Tensor, Tensor)",
-                  _forward_shape)
+                  "(Tensor x, Tensor? limit, SymInt bits, SymInt k, int? axis, bool sign_magnitude) "
+                  "-> (Tensor, Tensor, Tensor)", _forward_shape)
 _backward = define(NAME, "round_clamp_lsb_backward",
                    "(Tensor grad, Tensor grad_penalty, Tensor x, Tensor? limit, SymInt bits, SymInt k, int? axis, "
-                   "bool unit_gradient) -> Tensor", _backward_shape)
+                   "bool sign_magnitude, bool unit_gradient) -> Tensor", _backward_shape)
 
 
 class RoundClampLsbBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
-        return _backward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient)
+    def forward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
+        return _backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient)
 
 
 class RoundClampLsb(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, limit, bits, k, axis, unit_gradient):
-        return _forward(x, limit, bits, k, axis)
+    def forward(x, limit, bits, k, axis, sign_magnitude, unit_gradient):
+        return _forward(x, limit, bits, k, axis, sign_magnitude)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, limit, ctx.bits, ctx.k, ctx.axis, ctx.unit_gradient = inputs
+        x, limit, ctx.bits, ctx.k, ctx.axis, ctx.sign_magnitude, ctx.unit_gradient = inputs
         ctx.save_for_backward(x, limit)
         ctx.mark_non_differentiable(output[2])
 
@@ -48,15 +48,15 @@ class RoundClampLsb(torch.autograd.Function):
     def backward(ctx, grad, grad_penalty, grad_rate):
         x, limit = ctx.saved_tensors
         grad_x = apply(RoundClampLsbBackward, grad, grad_penalty, x, limit, ctx.bits, ctx.k, ctx.axis,
-                       ctx.unit_gradient)
-        return grad_x, None, None, None, None, None
+                       ctx.sign_magnitude, ctx.unit_gradient)
+        return grad_x, None, None, None, None, None, None
 
 
-def round_clamp_lsb(x, *, bits, k=1, limit=None, axis=None, unit_gradient=False):
+def round_clamp_lsb(x, *, bits, k=1, limit=None, axis=None, form="offset", unit_gradient=False):
     """round_clamp and lsb_penalty of x from one read, with one backward that adds their gradients.
 
     Args:
-        x, limit, axis: as in round_clamp.
+        x, limit, axis, form: as in round_clamp.
         bits, k, unit_gradient: as in lsb_penalty.
 
     Returns:
@@ -70,12 +70,13 @@ def round_clamp_lsb(x, *, bits, k=1, limit=None, axis=None, unit_gradient=False)
         As lsb_penalty.
 
     Equivalent to:
-        (round_clamp(x, bits=bits, limit=limit), *lsb_penalty(x, bits=bits, k=k, limit=limit))
+        (round_clamp(x, bits=bits, limit=limit, form=form), *lsb_penalty(x, bits=bits, k=k, limit=limit, form=form))
 
     Reference: Han et al., 2025, arXiv 2507.22349.
     """
     check.check_x(NAME, x)
     check.check_lsbs(NAME, bits, k)
+    sign_magnitude = check.check_form(NAME, form)
     check.check_flag(NAME, "unit_gradient", unit_gradient)
     limit, axis = check.check_limit(NAME, limit, x, axis)
-    return apply(RoundClampLsb, x, limit, bits, k, axis, unit_gradient)
+    return apply(RoundClampLsb, x, limit, bits, k, axis, sign_magnitude, unit_gradient)

@@ -9,62 +9,64 @@ from ._function import BackwardFunction, apply
 NAME = "round_clamp_lsb_foreach"
 
 
-def _forward_shape(xs, limits, bits, k, axes):
+def _forward_shape(xs, limits, bits, k, axes, sign_magnitude):
     dtype = check.arithmetic_dtype(xs[0])
     return [torch.empty_like(x) for x in xs], *(xs[0].new_empty(len(xs), dtype=dtype) for _ in range(2))
 
 
-def _backward_shape(grads, grad_penalties, xs, limits, bits, k, axes, unit_gradient):
+def _backward_shape(grads, grad_penalties, xs, limits, bits, k, axes, sign_magnitude, unit_gradient):
     return [torch.empty_like(x) for x in xs]
 
 
 # No limits: every x is u itself. An axis of -1: one limit for all of x.
 _forward = define(NAME, "round_clamp_lsb_foreach_forward",
-                  "(Tensor[] xs, Tensor[] limits, SymInt[] bits, SymInt[] k, int[] axes) -> (Tensor[], Tensor, Tensor)",
-                  _forward_shape)
+                  "(Tensor[] xs, Tensor[] limits, SymInt[] bits, SymInt[] k, int[] axes, bool sign_magnitude) "
+                  "-> (Tensor[], Tensor, Tensor)", _forward_shape)
 _backward = define(NAME, "round_clamp_lsb_foreach_backward",
                    "(Tensor[] grads, Tensor grad_penalties, Tensor[] xs, Tensor[] limits, SymInt[] bits, SymInt[] k, "
-                   "int[] axes, bool unit_gradient) -> Tensor[]", _backward_shape)
+                   "int[] axes, bool sign_magnitude, bool unit_gradient) -> Tensor[]", _backward_shape)
 
 
-def _gradients(bits, k, axes, unit_gradient, grad_penalties, tensors):
+def _gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, tensors):
     """Gradients of all xs; `tensors` are the upstream ones, xs and limits."""
     count = len(bits)
     return _backward(tensors[:count], grad_penalties, tensors[count:2 * count], tensors[2 * count:], bits, k, axes,
-                     unit_gradient)
+                     sign_magnitude, unit_gradient)
 
 
 class RoundClampLsbForeachBackward(BackwardFunction):
     @staticmethod
-    def forward(bits, k, axes, unit_gradient, grad_penalties, *tensors):
-        return tuple(_gradients(bits, k, axes, unit_gradient, grad_penalties, list(tensors)))
+    def forward(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, *tensors):
+        return tuple(_gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, list(tensors)))
 
 
 class RoundClampLsbForeach(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(bits, k, axes, unit_gradient, *tensors):
-        values, penalties, rates = _forward(list(tensors[:len(bits)]), list(tensors[len(bits):]), bits, k, axes)
+    def forward(bits, k, axes, sign_magnitude, unit_gradient, *tensors):
+        count = len(bits)
+        values, penalties, rates = _forward(list(tensors[:count]), list(tensors[count:]), bits, k, axes, sign_magnitude)
         return penalties, rates, *values
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.bits, ctx.k, ctx.axes, ctx.unit_gradient, *tensors = inputs
+        ctx.bits, ctx.k, ctx.axes, ctx.sign_magnitude, ctx.unit_gradient, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx, grad_penalties, grad_rates, *grads):
-        options, tensors = (ctx.bits, ctx.k, ctx.axes, ctx.unit_gradient), (*grads, *ctx.saved_tensors)
+        options = (ctx.bits, ctx.k, ctx.axes, ctx.sign_magnitude, ctx.unit_gradient)
+        tensors = (*grads, *ctx.saved_tensors)
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
             grad_xs = _gradients(*options, grad_penalties, list(tensors))
         else:
             grad_xs = apply(RoundClampLsbForeachBackward, *options, grad_penalties, *tensors)
-        return None, None, None, None, *grad_xs, *[None] * (len(ctx.saved_tensors) - len(grads))
+        return None, None, None, None, None, *grad_xs, *[None] * (len(ctx.saved_tensors) - len(grads))
 
 
-def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, unit_gradient=False):
+def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, form="offset", unit_gradient=False):
     """round_clamp_lsb of T tensors, each with its own bits and k, in one call: one launch forward, one backward.
 
     values[t], penalties[t], rates[t] = round_clamp_lsb(xs[t], bits=bits[t], k=k[t], limit=limits[t], ...), the same
@@ -77,7 +79,7 @@ def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, unit_gradi
         bits: an integer for all, or T of them - 2..8; k: likewise - 1..3, each less than its bits.
         limits: T tensors, each as round_clamp takes it; None: xs are u. torch._foreach_norm(xs, ord=inf) gives all.
         axis: as in round_clamp, the same for all tensors; a negative one counts from the end of each.
-        unit_gradient: as in lsb_penalty, the same for all.
+        form: as in round_clamp, unit_gradient: as in lsb_penalty, the same for all.
 
     Returns:
         (values, penalties, rates): a list of T tensors like xs, and two tensors of (T,), float32 (float64 for float64
@@ -89,7 +91,7 @@ def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, unit_gradi
         TypeError, ValueError, RuntimeError: as round_clamp_lsb, and where T, the dtypes or the devices differ.
 
     Equivalent to:
-        rows = [round_clamp_lsb(x, bits=b, k=k, limit=m) for x, b, k, m in zip(xs, bits, ks, limits)]
+        rows = [round_clamp_lsb(x, bits=b, k=k, limit=m, ...) for x, b, k, m in zip(xs, bits, ks, limits)]
         [v for v, _, _ in rows], torch.stack([p for _, p, _ in rows]), torch.stack([r for _, _, r in rows])
 
     Reference: Han et al., 2025, arXiv 2507.22349.
@@ -100,21 +102,24 @@ def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, unit_gradi
     bits, k = (_each(name, given, len(xs)) for name, given in (("bits", bits), ("k", k)))
     for b, k_ in zip(bits, k, strict=True):
         check.check_lsbs(NAME, b, k_)
+    sign_magnitude = check.check_form(NAME, form)
     check.check_flag(NAME, "unit_gradient", unit_gradient)
     if not xs:
         raise ValueError(f"{NAME}: xs must have a tensor at least, got none")
     given = [None] * len(xs) if limits is None else check.check_entries(NAME, "limits", limits, len(xs))
     rows = [_limit(t, limit, limits, x, axis) for t, (limit, x) in enumerate(zip(given, xs, strict=True))]
     axes = [-1 if axis is None else axis for _, axis in rows]
-    return _call(bits, k, axes, unit_gradient, xs, [] if limits is None else [limit for limit, _ in rows])
+    constants = [] if limits is None else [limit for limit, _ in rows]
+    return _call(bits, k, axes, sign_magnitude, unit_gradient, xs, constants)
 
 
-def _call(bits, k, axes, unit_gradient, xs, limits):
+def _call(bits, k, axes, sign_magnitude, unit_gradient, xs, limits):
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
     if torch.compiler.is_compiling() and not needs_gradient:  # Dynamo then counts arguments, and *tensors as one
-        values, penalties, rates = _forward(xs, limits, bits, k, axes)
+        values, penalties, rates = _forward(xs, limits, bits, k, axes, sign_magnitude)
     else:
-        penalties, rates, *values = apply(RoundClampLsbForeach, bits, k, axes, unit_gradient, *xs, *limits)
+        options = (bits, k, axes, sign_magnitude, unit_gradient)
+        penalties, rates, *values = apply(RoundClampLsbForeach, *options, *xs, *limits)
     return list(values), penalties, rates
 
 

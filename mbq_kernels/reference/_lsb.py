@@ -6,14 +6,14 @@ from . import quant_math as qm
 from ._channels import per_channel, widen
 
 
-def form(limit) -> tuple[float, float, float]:
-    """How x becomes u: x is a weight in [-limit, limit], or u itself"""
-    return (1.0, 0.0, 1.0) if limit is None else (0.5, 0.5, 2.0)
+def form(limit, sign_magnitude) -> tuple[float, float, float, float]:
+    """That of quant_math: x is a weight in [-limit, limit], or u itself"""
+    return qm.unit_form(limit is not None, sign_magnitude)
 
 
-def slope_factor(limit, bits, unit_gradient) -> float:
-    """What lsb_slope multiplies by: du/dx is half / limit"""
-    return form(limit)[0] * (1.0 if unit_gradient else 2.0**bits)
+def slope_factor(limit, bits, sign_magnitude, unit_gradient) -> float:
+    """What lsb_slope multiplies by: du/d|x| is half / limit"""
+    return form(limit, sign_magnitude)[0] * (1.0 if unit_gradient else 2.0**bits)
 
 
 def limit_of(x, limit, axis):
@@ -21,9 +21,9 @@ def limit_of(x, limit, axis):
     return widen(x).new_ones(()) if limit is None else per_channel(limit, x, axis)
 
 
-def position(op: str, x, limit, axis, where: str = ""):
+def position(op: str, x, limit, axis, sign_magnitude, where: str = ""):
     """u in [0, 1], x and limit looked at on the CPU alone: elsewhere that would stop the host"""
-    u = qm.unit_position(widen(x), limit_of(x, limit, axis), form(limit))
+    u = qm.unit_position(widen(x), limit_of(x, limit, axis), form(limit, sign_magnitude))
     if x.device.type == "cpu":
         _check_limit(op, limit, where)
         bad = ~((u >= 0) & (u <= 1))
@@ -41,11 +41,11 @@ def _check_limit(op, limit, where):
         raise RuntimeError(f"{op}: limit must be finite and >= 0, got {limit.flatten()[index]:g} (element {index}{where})")
 
 
-def value(x, u, limit, bits, axis):
+def value(x, u, limit, bits, axis, sign_magnitude):
     """What the code of u stands for, in x's memory order and dtype"""
-    steps = 2.0**bits
-    decoded = qm.round_clamp_decode(qm.round_clamp_code(u, steps), limit_of(x, limit, axis), steps, form(limit))
-    return torch.empty_like(x).copy_(decoded)
+    steps, form_ = 2.0**bits, form(limit, sign_magnitude)
+    code = qm.round_clamp_signed(qm.round_clamp_code(u, steps), x, steps, form_)
+    return torch.empty_like(x).copy_(code * qm.round_clamp_scale(limit_of(x, limit, axis), steps, form_))
 
 
 def residual(u, bits, k):
@@ -60,9 +60,9 @@ def counts(x, u, bits, k):
     return penalty.to(dtype), (nonzero.double() / max(x.numel(), 1)).to(dtype)
 
 
-def gradient(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
+def gradient(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
     """grad + grad_penalty * 2^bits (or 1) * sign(B) * du/dx, in x's memory order and dtype"""
-    limit_ = limit_of(x, limit, axis)
-    u = qm.within_unit(qm.unit_position(widen(x), limit_, form(limit)))
-    slope = qm.lsb_slope(grad_penalty, limit_, slope_factor(limit, bits, unit_gradient))
-    return torch.empty_like(x).copy_(qm.lsb_gradient(grad, residual(u, bits, k), slope))
+    limit_, form_ = limit_of(x, limit, axis), form(limit, sign_magnitude)
+    u = qm.within_unit(qm.unit_position(widen(x), limit_, form_))
+    slope = qm.lsb_slope(grad_penalty, limit_, slope_factor(limit, bits, sign_magnitude, unit_gradient))
+    return torch.empty_like(x).copy_(qm.lsb_gradient(grad, x, residual(u, bits, k), slope, form_))

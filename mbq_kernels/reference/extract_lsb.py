@@ -6,6 +6,6 @@ from ._lsb import position, residual
 
 
 @torch.no_grad()
-def extract_lsb_forward(x, limit, bits, k, axis):
-    lsbs = residual(position("extract_lsb", x, limit, axis), bits, k)
+def extract_lsb_forward(x, limit, bits, k, axis, sign_magnitude):
+    lsbs = residual(position("extract_lsb", x, limit, axis, sign_magnitude), bits, k)
     return torch.empty_like(x, dtype=torch.int8).copy_(lsbs)

@@ -107,10 +107,20 @@ def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
     return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
 
 
+def unit_form(is_weight: bool, sign_magnitude: bool) -> tuple[float, float, float, float]:
+    """(half, centre, less, mirror): how x becomes u in [0, 1], and codes become values
+
+    less: steps fewer than 2^bits; mirror: what negative x are multiplied by.
+    """
+    half = 0.5 if is_weight and not sign_magnitude else 1.0
+    return half, 1 - half, float(sign_magnitude), -1.0 if is_weight and sign_magnitude else 1.0
+
+
 def unit_position(x, limit, form):
-    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; form: (half, centre, 1 / half)"""
-    half, centre, _ = form
-    return torch.where(x == 0, centre, x / limit * half + centre)
+    """u = x / limit * half + centre, of |x| where mirror is -1; for x = 0 it is centre at limit 0 too"""
+    half, centre, _, mirror = form
+    size = torch.where(x < 0, x * mirror, x)
+    return torch.where(x == 0, centre, size / limit * half + centre)
 
 
 def within_unit(u):
@@ -123,12 +133,18 @@ def round_clamp_code(u, steps: float):
     return torch.clamp(torch.round(u * steps), max=steps - 1)
 
 
-def round_clamp_decode(code, limit, steps: float, form):
-    """limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
-    _, centre, span = form
-    top = steps - 1
-    divisor = torch.full((), top, dtype=code.dtype, device=code.device)  # by a number, CUDA multiplies with 1 / number
-    return limit * ((code * span - centre * span * steps) / divisor)
+def round_clamp_scale(limit, steps: float, form):
+    """What a signed code is multiplied by, limit / (steps half - less): of a weight limit * 2^(1 - bits), or
+    limit / (2^bits - 1) in the sign-magnitude form"""
+    half, _, less, _ = form
+    return limit / torch.full_like(limit, steps * half - less)  # by a number, CUDA multiplies with 1 / number
+
+
+def round_clamp_signed(code, x, steps: float, form):
+    """c - steps centre, or the sign of x times c; 0 - c has no -0, which no integer stands for"""
+    _, centre, _, mirror = form
+    level = code - steps * centre
+    return torch.where((x < 0) & (mirror < 0), 0 - level, level)
 
 
 def lsb_residual(u, steps: float, coarse: float, ratio: float):
@@ -141,6 +157,8 @@ def lsb_slope(grad_penalty, limit, factor: float):
     return grad_penalty * factor / limit
 
 
-def lsb_gradient(grad, residual, slope):
-    """grad + slope sign(B): the task's gradient straight through, the penalty's beside it"""
-    return grad + torch.where(residual > 0, slope, torch.where(residual < 0, -slope, 0))
+def lsb_gradient(grad, x, residual, slope, form):
+    """grad + slope sign(B) d|x|/dx: the task's gradient straight through, the penalty's beside it; d|x|/dx is mirror
+    for negative x"""
+    rise = torch.where(x < 0, slope * form[3], slope)
+    return grad + torch.where(residual > 0, rise, torch.where(residual < 0, -rise, 0))

@@ -6,5 +6,5 @@ from ._lsb import position, value
 
 
 @torch.no_grad()
-def round_clamp_forward(x, limit, bits, axis):
-    return value(x, position("round_clamp", x, limit, axis), limit, bits, axis)
+def round_clamp_forward(x, limit, bits, axis, sign_magnitude):
+    return value(x, position("round_clamp", x, limit, axis, sign_magnitude), limit, bits, axis, sign_magnitude)

@@ -9,8 +9,8 @@ import triton.language as tl
 
 from ..reference._lsb import form, slope_factor
 from .elementwise import Tiling, _aligned, _check_dtype, _parameter, _tile, dense
-from .quant_math import (from_storage, lsb_gradient, lsb_residual, lsb_slope, round_clamp_code, round_clamp_decode,
-                         to_storage, unit_position, within_unit)
+from .quant_math import (from_storage, lsb_gradient, lsb_residual, lsb_slope, round_clamp_code, round_clamp_scale,
+                         round_clamp_signed, to_storage, unit_position, within_unit)
 
 
 @triton.jit
@@ -24,7 +24,8 @@ def round_clamp_kernel(x_ptr, value_ptr, residual_ptr, counts_ptr, limit_ptr, fo
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     u = within_unit(unit_position(x, limit, form))
     if value_ptr is not None:
-        value = round_clamp_decode(round_clamp_code(u, steps), limit, steps, form)
+        code = round_clamp_signed(round_clamp_code(u, steps), x, steps, form)
+        value = code * round_clamp_scale(limit, steps, form)
         tl.store(value_ptr + offsets, to_storage(value, value_ptr.dtype.element_ty), mask=mask)
     if residual_ptr is not None or counts_ptr is not None:
         residual = lsb_residual(u, steps, coarse, ratio)
@@ -42,7 +43,7 @@ def round_clamp_kernel(x_ptr, value_ptr, residual_ptr, counts_ptr, limit_ptr, fo
 def lsb_gradient_kernel(grad_ptr, grad_penalty_ptr, x_ptr, grad_x_ptr, limit_ptr, form, steps, coarse, ratio, factor,
                         rows, cols, col_tiles, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                         BLOCK_COLS: tl.constexpr):
-    """grad_x = grad + grad_penalty * factor / limit * sign(B), grad 0 where it has no pointer"""
+    """grad_x = grad + grad_penalty * factor / limit * sign(B) d|x|/dx, grad 0 where it has no pointer"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     limit = _parameter(limit_ptr, 0, channel, exists, 1.0, BY_ROW)
@@ -52,16 +53,16 @@ def lsb_gradient_kernel(grad_ptr, grad_penalty_ptr, x_ptr, grad_x_ptr, limit_ptr
     grad = 0.0
     if grad_ptr is not None:
         grad = from_storage(tl.load(grad_ptr + offsets, mask=mask, other=0.0))
-    grad_x = lsb_gradient(grad, residual, slope)
+    grad_x = lsb_gradient(grad, x, residual, slope, form)
     tl.store(grad_x_ptr + offsets, to_storage(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
 
 
-def _numbers(limit, bits, k) -> dict:
-    return {"limit_ptr": None if limit is None else limit.contiguous(), "form": form(limit), "steps": 2.0**bits,
-            "coarse": 2.0 ** (bits - k), "ratio": 2.0**k}
+def _numbers(limit, bits, k, sign_magnitude) -> dict:
+    return {"limit_ptr": None if limit is None else limit.contiguous(), "form": form(limit, sign_magnitude),
+            "steps": 2.0**bits, "coarse": 2.0 ** (bits - k), "ratio": 2.0**k}
 
 
-def forward(x, limit, bits, k, axis, *, value=False, residual=False, counts=False):
+def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=False, counts=False):
     """(value, residual, penalty, rate), None where not asked for"""
     _check_dtype(x)
     x = dense(x)
@@ -72,14 +73,14 @@ def forward(x, limit, bits, k, axis, *, value=False, residual=False, counts=Fals
     if x.numel():
         with torch.cuda.device_of(x):
             round_clamp_kernel[tiling.grid()](x_ptr=x, value_ptr=value, residual_ptr=residual, counts_ptr=pairs,
-                                              **_numbers(limit, bits, k), **tiling.arguments())
+                                              **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments())
     if not counts:
         return value, residual, None, None
     penalty, nonzero = pairs.sum(0).unbind()
     return value, residual, penalty.float(), (nonzero.double() / max(x.numel(), 1)).float()
 
 
-def backward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
+def backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
     """The gradient of the penalty, added to `grad` where there is one"""
     _check_dtype(x)
     x = dense(x)
@@ -89,6 +90,6 @@ def backward(grad, grad_penalty, x, limit, bits, k, axis, unit_gradient):
         with torch.cuda.device_of(x):
             lsb_gradient_kernel[tiling.grid()](
                 grad_ptr=None if grad is None else _aligned(grad, x), grad_penalty_ptr=grad_penalty, x_ptr=x,
-                grad_x_ptr=grad_x, factor=slope_factor(limit, bits, unit_gradient), **_numbers(limit, bits, k),
-                **tiling.arguments())
+                grad_x_ptr=grad_x, factor=slope_factor(limit, bits, sign_magnitude, unit_gradient),
+                **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments())
     return grad_x

@@ -3,5 +3,5 @@
 from ._lsb import forward
 
 
-def extract_lsb_forward(x, limit, bits, k, axis):
-    return forward(x, limit, bits, k, axis, residual=True)[1]
+def extract_lsb_forward(x, limit, bits, k, axis, sign_magnitude):
+    return forward(x, limit, bits, k, axis, sign_magnitude, residual=True)[1]

@@ -110,9 +110,10 @@ def switch_code(code, shift, bias, odd, lo, hi):
 
 @triton.jit
 def unit_position(x, limit, form):
-    """u = x / limit * half + centre, which for x = 0 is centre at limit 0 too; form: (half, centre, 1 / half)"""
-    half, centre, span = form
-    return tl.where(x == 0.0, centre, tl.div_rn(x, limit) * half + centre)
+    """u = x / limit * half + centre, of |x| where mirror is -1; for x = 0 it is centre at limit 0 too"""
+    half, centre, less, mirror = form
+    size = tl.where(x < 0.0, x * mirror, x)
+    return tl.where(x == 0.0, centre, tl.div_rn(size, limit) * half + centre)
 
 
 @triton.jit
@@ -130,11 +131,19 @@ def round_clamp_code(u, steps):
 
 
 @triton.jit
-def round_clamp_decode(code, limit, steps, form):
-    """limit * ((2 c - steps) / top), top = steps - 1, where u is a weight's; c / top where it is x itself, limit 1"""
-    half, centre, span = form
-    top = steps - 1.0
-    return limit * tl.div_rn(code * span - centre * span * steps, top)
+def round_clamp_scale(limit, steps, form):
+    """What a signed code is multiplied by, limit / (steps half - less): of a weight limit * 2^(1 - bits), or
+    limit / (2^bits - 1) in the sign-magnitude form"""
+    half, centre, less, mirror = form
+    return tl.div_rn(limit, steps * half - less)
+
+
+@triton.jit
+def round_clamp_signed(code, x, steps, form):
+    """c - steps centre, or the sign of x times c; 0 - c has no -0, which no integer stands for"""
+    half, centre, less, mirror = form
+    level = code - steps * centre
+    return tl.where((x < 0.0) & (mirror < 0.0), 0.0 - level, level)
 
 
 @triton.jit
@@ -150,9 +159,11 @@ def lsb_slope(grad_penalty, limit, factor):
 
 
 @triton.jit
-def lsb_gradient(grad, residual, slope):
-    """grad + slope sign(B): the task's gradient straight through, the penalty's beside it"""
-    return grad + tl.where(residual > 0.0, slope, tl.where(residual < 0.0, -slope, 0.0))
+def lsb_gradient(grad, x, residual, slope, form):
+    """grad + slope sign(B) d|x|/dx: the task's gradient straight through, the penalty's beside it; d|x|/dx is mirror
+    for negative x"""
+    rise = tl.where(x < 0.0, slope * form[3], slope)
+    return grad + tl.where(residual > 0.0, rise, tl.where(residual < 0.0, -rise, 0.0))
 
 
 @triton.jit

@@ -3,5 +3,5 @@
 from ._lsb import forward
 
 
-def round_clamp_forward(x, limit, bits, axis):
-    return forward(x, limit, bits, 0, axis, value=True)[0]
+def round_clamp_forward(x, limit, bits, axis, sign_magnitude):
+    return forward(x, limit, bits, 0, axis, sign_magnitude, value=True)[0]

@@ -19,6 +19,7 @@ RECIPES = {  # with the defaults each has in place of those of Options
 }
 QUANTIZERS = ("learned", "double-rounding", "any-precision", "round-clamp")
 ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
+FORMS = ("offset", "sign-magnitude")
 
 
 def _option(default, help, **limits):
@@ -54,6 +55,8 @@ class Options:
     weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
     normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
                              choices=NORMALISATIONS)
+    form: str = _option("offset", "round-clamp: codes around that of 0, or codes of |W| with the sign kept apart",
+                        choices=FORMS)
     activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
     rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
     scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")

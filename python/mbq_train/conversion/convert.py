@@ -29,7 +29,8 @@ _BATCH_NORM = {"per_bit": True, "shared": False}
 def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
             keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
             weight_correction: bool = False, rounding: str = "half_even", scale_chain: bool = False,
-            shared_sum: bool = False, normalise: str = "max", activation_bits: int | None = None) -> nn.Module:
+            shared_sum: bool = False, normalise: str = "max", form: str = "offset",
+            activation_bits: int | None = None) -> nn.Module:
     """Replace, in place, the layers inside `model` that can be quantized by quantized ones, and return it.
 
     plan_conversion(...).apply(), with the arguments and errors of plan_conversion. Afterwards the model computes at
@@ -41,7 +42,7 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
     plan = plan_conversion(model, bits, example=example, rules=rules, batch_norm=batch_norm, keep_float=keep_float,
                            learn_offset=learn_offset, quantizer=quantizer, weight_correction=weight_correction,
                            rounding=rounding, scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise,
-                           activation_bits=activation_bits)
+                           form=form, activation_bits=activation_bits)
     model = plan.apply()
     if example is not None:
         args, kwargs = arguments("convert", example)
@@ -52,7 +53,8 @@ def convert(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_n
 def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(), batch_norm: str = "per_bit",
                     keep_float=("first", "last"), learn_offset: bool = False, quantizer: str = "learned",
                     weight_correction: bool = False, rounding: str = "half_even", scale_chain: bool = False,
-                    shared_sum: bool = False, normalise: str = "max", activation_bits: int | None = None) -> Conversion:
+                    shared_sum: bool = False, normalise: str = "max", form: str = "offset",
+                    activation_bits: int | None = None) -> Conversion:
     """Decide what becomes of every module of `model`; nothing is changed before `apply` of the result.
 
     Args:
@@ -82,7 +84,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
         weight_correction: give every channel of a quantized weight its mean and deviation in float, so that one
             BatchNorm serves all bit-widths (Kim et al., 2025); not for 'round-clamp'.
         rounding, scale_chain, shared_sum: of 'double-rounding', as for DoubleRoundingQuantizer.
-        normalise: of 'round-clamp', as for RoundClampQuantizer.
+        normalise, form: of 'round-clamp', as for RoundClampQuantizer.
         activation_bits: the bit-width of all activations, 1 to 8, whatever that of the weights; 32 leaves them in
             float [the one in use].
 
@@ -96,7 +98,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     bits = check_bit_widths("convert", bits)
     per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")
     makers = layer_quantizers(quantizer, bits, correction=weight_correction, rounding=rounding,
-                              scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise)
+                              scale_chain=scale_chain, shared_sum=shared_sum, normalise=normalise, form=form)
     if quantizer == "any-precision" and (learn_offset or activation_bits):
         raise ValueError("convert: learn_offset and activation_bits must be off with quantizer 'any-precision', which "
                          "clamps to 0..1, got one of them")

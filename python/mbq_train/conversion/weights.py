@@ -6,7 +6,7 @@ from .._names import look_up
 from ..quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight
 from ..quantize.double_rounding import LOWEST_BITS, DoubleRoundingQuantizer
 from ..quantize.quantizers import ActivationQuantizer, WeightQuantizer
-from ..quantize.round_clamp import NORMALISATIONS, RoundClampQuantizer
+from ..quantize.round_clamp import FORMS, NORMALISATIONS, RoundClampQuantizer
 
 _QUANTIZERS = {"learned": WeightQuantizer, "double-rounding": DoubleRoundingQuantizer,
                "any-precision": AnyPrecisionWeight, "round-clamp": RoundClampQuantizer}
@@ -14,7 +14,7 @@ _ROUNDINGS = ("half_even", "half_up")
 
 
 def layer_quantizers(name: str, bits, *, correction: bool, rounding: str, scale_chain: bool, shared_sum: bool,
-                     normalise: str) -> dict:
+                     normalise: str, form: str) -> dict:
     """What makes the quantizers of layers: the arguments weight_quantizer and input_quantizer of `from_float`.
 
     Raises TypeError, ValueError: as plan_conversion for its arguments of these names.
@@ -25,10 +25,11 @@ def layer_quantizers(name: str, bits, *, correction: bool, rounding: str, scale_
                           ("shared_sum", shared_sum)):
         if not isinstance(value, bool):
             raise TypeError(f"convert: {option} must be True or False, got {value!r}")
-    look_up("convert", dict.fromkeys(NORMALISATIONS), normalise, argument="normalise")
-    if quantizer is not RoundClampQuantizer and normalise != NORMALISATIONS[0]:
-        raise ValueError(f"convert: normalise must be left alone unless quantizer is 'round-clamp', got {normalise!r} "
-                         f"with {name!r}")
+    for option, value, values in (("normalise", normalise, NORMALISATIONS), ("form", form, FORMS)):
+        look_up("convert", dict.fromkeys(values), value, argument=option)
+        if quantizer is not RoundClampQuantizer and value != values[0]:
+            raise ValueError(f"convert: {option} must be left alone unless quantizer is 'round-clamp', got {value!r} "
+                             f"with {name!r}")
     if quantizer is RoundClampQuantizer and correction:
         raise ValueError("convert: weight_correction must be off with quantizer 'round-clamp', got it on")
     if quantizer is not DoubleRoundingQuantizer:
@@ -37,7 +38,7 @@ def layer_quantizers(name: str, bits, *, correction: bool, rounding: str, scale_
             raise ValueError("convert: rounding, scale_chain and shared_sum must be left alone unless quantizer is "
                              f"'double-rounding', got {', '.join(name for name in given if given[name])} with {name!r}")
         inputs = AnyPrecisionActivation if quantizer is AnyPrecisionWeight else ActivationQuantizer
-        own = {"normalise": normalise} if quantizer is RoundClampQuantizer else {"correction": correction}
+        own = {"normalise": normalise, "form": form} if quantizer is RoundClampQuantizer else {"correction": correction}
         return {"weight_quantizer": functools.partial(quantizer, **own), "input_quantizer": inputs}
     if bits[-1] < LOWEST_BITS:
         raise ValueError(f"convert: bits must be at least {LOWEST_BITS} with quantizer 'double-rounding': at 1 bit a "

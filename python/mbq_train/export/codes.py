@@ -29,15 +29,16 @@ def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or at the
-    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with in eval mode. A weight
-    correction is folded in.
+    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with. A weight correction is
+    folded in.
 
-    Raises RuntimeError where the scale has no value yet, ValueError for double rounding with a weight correction.
+    Raises RuntimeError where the scale has no value yet, ValueError for double rounding with a weight correction and
+    for 8 bits in round-clamp's sign-magnitude form.
     """
     quantizer = layer.weight_quantizer
     if isinstance(quantizer, RoundClampQuantizer):
-        codes, *parameters = quantizer.encode(layer.weight_by_channel(), quantizer.own_bits or bits)
-        return codes, *(parameter.expand(len(codes)).contiguous() for parameter in parameters)
+        codes, scale = quantizer.encode(layer.weight_by_channel(), quantizer.own_bits or bits)
+        return codes, scale.expand(len(codes)).contiguous(), None
     quantizer.check_initialised([bits])
     kept = quantizer.kept_at(bits)
     x, scale, offset, signed = quantizer.stored(layer.weight_by_channel(), kept)
@@ -53,3 +54,10 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
     scale, offset = (None if parameter is None else parameter.float().expand(len(codes)).contiguous()
                      for parameter in (scale, offset))
     return codes, scale * 2.0 ** (kept - bits), offset
+
+
+def code_bits(layer: nn.Module, bits: int) -> int:
+    """The bit-width of what `codes_of` gives, which in round-clamp's sign-magnitude form has a sign beside the bits."""
+    quantizer = layer.weight_quantizer
+    bits = quantizer.own_bits or bits
+    return quantizer.code_bits(bits) if isinstance(quantizer, RoundClampQuantizer) else bits

@@ -10,7 +10,7 @@ from ..quantize.any_precision import AnyPrecisionActivation
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import code_range
 from ..quantize.quantizers import ActivationQuantizer, quantizers
-from .codes import codes_of, quantized_layers
+from .codes import code_bits, codes_of, quantized_layers
 
 OPSET = 21  # the first with 4-bit integers
 
@@ -18,8 +18,8 @@ OPSET = 21  # the first with 4-bit integers
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """A copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
 
-    Raises ValueError where nothing is quantized and for any-precision quantizers, RuntimeError where a scale has no
-    value yet.
+    Raises ValueError where nothing is quantized and for any-precision quantizers, and as codes_of, RuntimeError where a
+    scale has no value yet.
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
@@ -29,7 +29,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         if isinstance(layer.input_quantizer, AnyPrecisionActivation):
             raise ValueError("export_onnx: quantizer must be learned, double-rounding or round-clamp, got any-"
                              "precision")
-        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=layer.weight_quantizer.own_bits or bits)
+        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=code_bits(layer, bits))
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):
             layer.input_quantizer = _RoundedInput(layer.input_quantizer, bits)

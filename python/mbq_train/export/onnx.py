@@ -21,10 +21,11 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
     A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
-    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4 with an
-    Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip
-    to the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
-    training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
+    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp has the bit-width of the
+    layer where it has its own, and in the sign-magnitude form a sign beside it. An input is QuantizeLinear to 8 bits,
+    Clip to the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real
+    offset: training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded
+    into it.
 
     Args:
         model: what `convert` returned, float32, with first values for all scales; left as it is.
@@ -38,8 +39,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     Raises:
         TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
         ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
-        onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
-        OSError: the disk is full.
+        a layer of 8 bits in round-clamp's sign-magnitude form; onnx or onnxscript is missing; the file would exceed
+        2 GiB. RuntimeError: a scale has no value yet. OSError: the disk is full.
     """
     _check_packages()
     _check_bits(model, bits)

@@ -10,8 +10,8 @@ from torch import nn
 from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.round_clamp import own_layer_bits
-from .codes import codes_of, quantized_layers
+from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
+from .codes import code_bits, codes_of, quantized_layers
 
 REST = ("float32", "bfloat16")
 LAYOUTS = ("codes", "planes", "packed")
@@ -23,7 +23,8 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
     bit-widths of other quantizers have codes of their own, of which one is stored: that which `set_layer_bits` gave, or
-    `bits`. A weight correction is folded into scale and offset.
+    `bits`. A weight correction is folded into scale and offset. Codes of round-clamp are signed and have no offset,
+    except at 1 bit, where they are 0 and 1; in its sign-magnitude form a layer of n bits has codes of n + 1.
 
     Args:
         model: what `convert` returned, with first values for all scales.
@@ -37,7 +38,8 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
-        that cannot hold the codes; double rounding with a weight correction. TypeError: float64 weights. RuntimeError:
+        that cannot hold the codes; double rounding with a weight correction; a layer of 8 bits in round-clamp's
+        sign-magnitude form. TypeError: float64 weights. RuntimeError:
         a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
@@ -49,7 +51,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
     if own_layer_bits(model):
-        trained = {layer.bits for layer in data}
+        trained = {layer.weight_quantizer.own_bits or bits for layer in layers.values()}
     mbq_store.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
                     metadata=metadata)
 
@@ -75,6 +77,9 @@ def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> m
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
     codes, scale, offset = codes_of(layer, bits)
+    bits = code_bits(layer, bits)
+    if bits == 1 and isinstance(quantizer, RoundClampQuantizer):  # -1 and 0; signed codes of a store are -1 and 1
+        codes, offset = (codes + 1).to(torch.uint8), -scale
     data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
                                None if offset is None else offset.cpu().numpy(), bits=bits,
                                signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)

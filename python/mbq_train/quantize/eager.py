@@ -72,17 +72,19 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     return (((code - v).detach() + v) * step).to(x.dtype)
 
 
-def round_clamp(x, *, bits):
+def round_clamp(x, *, bits, form="offset"):
     """Quantize x to `bits` bits by its largest value, from plain PyTorch operations and autograd.
 
-    u = x / (2 max|x|) + 1/2;  code = min(round(2^bits u), top);  x_hat = max|x| (2 code - 2^bits) / top,
-    top = 2^bits - 1
+    offset: u = x / (2 max|x|) + 1/2;  x_hat = (code - 2^(bits-1)) max|x| 2^(1-bits)
+    sign-magnitude: u = |x| / max|x|;  x_hat = sign(x) code max|x| / (2^bits - 1)
+    code = min(round(2^bits u), 2^bits - 1)
 
     The same numbers and gradients as mbq_kernels.round_clamp.
 
     Args:
         x: any shape, float32, float64, bfloat16 or float16 - what to quantize.
         bits: 1 to 8.
+        form: 'offset' or 'sign-magnitude'.
 
     Returns:
         x_hat: x's shape and dtype.
@@ -93,8 +95,13 @@ def round_clamp(x, *, bits):
     """
     wide, top = x.detach().to(torch.promote_types(x.dtype, torch.float32)), 2**bits - 1
     limit = wide.abs().max()
-    code = torch.clamp((2**bits * (wide / torch.where(limit == 0, 1, limit) * 0.5 + 0.5)).round(), max=top)
-    return (limit * ((2 * code - 2**bits) / top)).to(x.dtype) + (x - x.detach())
+    position = wide / torch.where(limit == 0, 1, limit)
+    offset = form == "offset"
+    u = position * 0.5 + 0.5 if offset else position.abs()
+    code = torch.clamp((2**bits * u).round(), max=top)
+    code = code - 2 ** (bits - 1) if offset else code * wide.sign()
+    scale = limit / torch.full_like(limit, 2 ** (bits - 1) if offset else top)
+    return (code * scale).to(x.dtype) + (x - x.detach())
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):

@@ -44,6 +44,7 @@ class _Quantizer(nn.Module):
         self.register_buffer("is_signed", torch.tensor(float(bool(signed)), device=like.device))
         self._seen, self._missing, self._spoiled = (None, 0), set(self.kept()), set()
         self.register_load_state_dict_pre_hook(_add_units)
+        self.register_load_state_dict_post_hook(_look_again)
 
     def _parameter_per_bits(self, shape) -> nn.ParameterDict:
         return nn.ParameterDict({str(b): nn.Parameter(torch.full(shape, math.nan, **self._options))
@@ -170,18 +171,23 @@ class _Quantizer(nn.Module):
         """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
         if torch.compiler.is_compiling():
             return
-        flags, (seen, version) = self.initialised, self._seen
+        flags, (seen, version) = self._watched(), self._seen
         if flags is seen and version == _version(flags):
             return
         if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
             return
+        self._seen = flags, _version(flags)
         self._read()
+
+    def _watched(self) -> torch.Tensor:
+        """Return the buffer that Python keeps a copy of."""
+        return self.initialised
 
     @torch.compiler.disable
     @torch.no_grad()
     def _read(self) -> None:
+        """Read what is kept of the buffers."""
         kept = self.kept()
-        self._seen = self.initialised, _version(self.initialised)
         if not kept:
             return
         numbers = torch.stack([scale.isfinite().all() for scale in map(self.scales.__getitem__, map(str, kept))])
@@ -265,6 +271,10 @@ def _one_of_all(flags: torch.Tensor) -> list[float]:
                                    "different ones")
             flags = first
     return flags.tolist()
+
+
+def _look_again(quantizer, incompatible_keys) -> None:
+    quantizer._look()  # now: compiled graphs do not
 
 
 def _add_units(quantizer, state_dict, prefix, *_) -> None:

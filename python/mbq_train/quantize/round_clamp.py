@@ -8,15 +8,15 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState, check_bit_widths
-from .fake_quantizer import autocast_dtype
+from .fake_quantizer import _one_of_all, autocast_dtype
 from .quantizers import WeightQuantizer
 
-NORMALISATIONS = ("max", "tanh")
+NORMALISATIONS, FORMS = ("max", "tanh"), ("offset", "sign-magnitude")
 
 
-def round_clamp(x: torch.Tensor, *, bits: int) -> torch.Tensor:
+def round_clamp(x: torch.Tensor, *, bits: int, form: str = FORMS[0]) -> torch.Tensor:
     """mbq_kernels.round_clamp of a tensor with its own largest value as the limit, a constant to autograd."""
-    return mbq_kernels.round_clamp(x, bits=bits, limit=largest(x))
+    return mbq_kernels.round_clamp(x, bits=bits, limit=largest(x), form=form)
 
 
 def largest(x: torch.Tensor) -> torch.Tensor:
@@ -25,28 +25,50 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 
 
 class RoundClampQuantizer(WeightQuantizer):
-    """Weights: round-clamp on u = W / (2 max|W|) + 1/2 (Han et al., 2025, arXiv 2507.22349).
+    """Weights: round-clamp by max|W| (Han et al., 2025, arXiv 2507.22349), in one of the two forms of
+    mbq_kernels.round_clamp.
 
-    code = min(rint(2^n u), 2^n - 1), n the bit-width in use or the layer's own (`set_layer_bits`), which the state_dict
-    holds. A weight of 0 stays 0; the maximum is a constant to autograd, and nothing is learned. In eval
-    mode the value is code * scale + offset, bit for bit that of a store; in training it is mbq_kernels.round_clamp's,
-    which rounds otherwise: before both are rounded to W's dtype they differ by at most 2^-22 max|W|.
+    n is the bit-width in use or the layer's own (`set_layer_bits`), which the state_dict holds. A weight of 0 stays 0;
+    the maximum is a constant to autograd, and nothing is learned. Before it is rounded to W's dtype a value is, in
+    training and in eval mode, the product of a signed code and a scale that a store has, bit for bit.
 
     Args:
         bit_state: the model's.
         weight: (C, ...), floating point.
         layer_name: what error messages call the layer.
         normalise: 'max', or 'tanh': tanh(W) takes the place of W.
+        form: 'offset', codes -2^(n-1) to 2^(n-1) - 1 and a scale of max|W| 2^(1-n); or 'sign-magnitude', codes to
+            2^n - 1 on both sides and a scale of max|W| / (2^n - 1), at 1 bit ternary.
     """
 
     kernel = staticmethod(round_clamp)
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
-                 normalise: str = "max"):
+                 normalise: str = "max", form: str = FORMS[0]):
         super().__init__(bit_state, weight, layer_name=layer_name)
-        self.normalise = normalise
-        self.register_buffer("layer_bits", torch.zeros((), dtype=torch.int64, device=weight.device))  # 0: none
-        self.register_load_state_dict_post_hook(_read_layer_bits)
+        self.normalise, self.form = normalise, form
+        # Floating point, because averages of models average their buffers too; 0: none.
+        self.register_buffer("layer_bits", torch.zeros((), device=weight.device))
+
+    @property
+    def own_bits(self) -> int | None:
+        """The layer's own bit-width, None where it has none."""
+        self._look()
+        return self._own_bits
+
+    @own_bits.setter
+    def own_bits(self, bits: int | None) -> None:
+        self._own_bits = bits
+
+    def _watched(self) -> torch.Tensor:
+        return self.layer_bits
+
+    def _read(self) -> None:
+        bits, = _one_of_all(self.layer_bits.reshape(1))
+        if bits != int(bits):
+            raise RuntimeError(f"{self.layer_name}: layer_bits must be an integer, got {bits:g}, as of an average over "
+                               "a training that changed it")
+        self._own_bits = int(bits) or None
 
     def kept(self) -> list[int]:
         """None: nothing is learned."""
@@ -61,26 +83,36 @@ class RoundClampQuantizer(WeightQuantizer):
 
     def set_own_bits(self, bits: int) -> None:
         """Compute at `bits` bits from now on, whatever the model's bit-width; but for 32."""
-        self.own_bits = bits
         self.layer_bits.fill_(bits)
+        self._look()  # now: compiled graphs do not
 
     def normalised(self, weight: torch.Tensor) -> torch.Tensor:
         """What is quantized: the weight or its tanh."""
         return weight.tanh() if self.normalise == "tanh" else weight
 
+    def code_bits(self, bits: int) -> int:
+        """Bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them."""
+        return bits + (self.form == "sign-magnitude")
+
     @torch.no_grad()
-    def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(codes, scale, offset): uint8 codes of `bits` bits; a weight is code * scale + offset."""
+    def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code * scale.
+
+        Raises ValueError at 8 bits in the sign-magnitude form, whose codes, to 255, int8 does not hold.
+        """
+        if self.code_bits(bits) > 8:
+            raise ValueError(f"{self.layer_name}: bits must be at most 7 to store codes of the form 'sign-magnitude', "
+                             f"which int8 holds no more of, got {bits}")
         x = self.normalised(weight).float()
-        limit, top = largest(x), 2**bits - 1
-        value = mbq_kernels.round_clamp(x, bits=bits, limit=limit)
-        middle = 2 ** (bits - 1)
-        codes = (value / limit * (top / 2)).round().nan_to_num_(0) + middle  # NaN: nothing but zeros, and a limit of 0
-        scale = torch.where(limit == 0, 1, 2 * limit / top)
-        return codes.to(torch.uint8), scale, -middle * scale
+        limit = largest(x)
+        steps = 2.0 ** (bits - 1) if self.form == "offset" else 2.0**bits - 1
+        scale = limit / torch.full_like(limit, steps)  # by a number, CUDA multiplies with 1 / number
+        value = mbq_kernels.round_clamp(x, bits=bits, limit=limit, form=self.form)
+        codes = (value / scale).round().nan_to_num_(0)  # NaN: nothing but zeros, and a scale of 0
+        return codes.to(torch.int8), torch.where(scale == 0, 1, scale)
 
     def options(self) -> dict:
-        return {"bits": self.bits}
+        return {"bits": self.bits, "form": self.form}
 
     def current(self) -> tuple:
         """Nothing: no scale, no offset."""
@@ -89,18 +121,13 @@ class RoundClampQuantizer(WeightQuantizer):
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        x = self.normalised(weight)
-        if self.training:
-            value = round_clamp(x, bits=self.bits)
-        else:
-            codes, scale, offset = self.encode(weight, self.bits)
-            value = codes * scale + offset + (x - x.detach())
+        value = round_clamp(self.normalised(weight), bits=self.bits, form=self.form)
         return value.to(autocast_dtype(weight) or weight.dtype)
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """As that of WeightQuantizer; a layer's own bit-width serves all `bits`."""
-        return [[round_clamp(quantizer.normalised(weight), bits=quantizer.own_bits or b).to(
+        return [[round_clamp(quantizer.normalised(weight), bits=quantizer.own_bits or b, form=quantizer.form).to(
             autocast_dtype(weight) or weight.dtype) for b in bits]
             for quantizer, weight in zip(quantizers, weights, strict=True)]
 
@@ -133,7 +160,3 @@ def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of `model` with a RoundClampQuantizer, by name."""
     return {name: module for name, module in model.named_modules()
             if isinstance(getattr(module, "weight_quantizer", None), RoundClampQuantizer)}
-
-
-def _read_layer_bits(quantizer: RoundClampQuantizer, incompatible_keys) -> None:
-    quantizer.own_bits = int(quantizer.layer_bits) or None

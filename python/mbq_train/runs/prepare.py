@@ -62,4 +62,4 @@ def plan_of(options: Options, data: Data, model: nn.Module, bits=None):
                            learn_offset=options.learn_offset, quantizer=options.quantizer,
                            weight_correction=options.weight_correction, rounding=options.rounding,
                            scale_chain=options.scale_chain, shared_sum=options.shared_sum, normalise=options.normalise,
-                           activation_bits=options.activation_bits or None)
+                           form=options.form, activation_bits=options.activation_bits or None)

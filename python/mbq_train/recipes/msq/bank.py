@@ -16,12 +16,17 @@ class LsbBank:
     pass over the weights. Layers without an entry in `low_bits` quantize for themselves.
 
     Args:
-        model: with a RoundClampQuantizer in its layers; their weights share a dtype and a device.
+        model: with a RoundClampQuantizer of one form in its layers; their weights share a dtype and a device.
         unit_gradient: leave the factor 2^bits out of the penalty's gradient.
+
+    Raises ValueError for layers of two forms.
     """
 
     def __init__(self, model: nn.Module, *, unit_gradient: bool):
         self.layers, self.unit_gradient = round_clamp_layers(model), unit_gradient
+        forms = {layer.weight_quantizer.form for layer in self.layers.values()}
+        if len(forms) > 1:
+            raise ValueError(f"msq: model must have one form in all layers, got {', '.join(sorted(forms))}")
         self.low_bits, self.penalty = {}, None
 
     def fill(self) -> None:
@@ -55,4 +60,4 @@ class LsbBank:
         limits = torch._foreach_norm([x.detach() for x in xs], float("inf"))
         return mbq_kernels.round_clamp_lsb_foreach(
             xs, bits=[layer.weight_quantizer.bits for layer in layers], k=list(self.low_bits.values()),
-            limits=list(limits), unit_gradient=self.unit_gradient)
+            limits=list(limits), form=layers[0].weight_quantizer.form, unit_gradient=self.unit_gradient)
