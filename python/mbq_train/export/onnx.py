@@ -11,7 +11,7 @@ from torch import nn
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
 from ..runs.checkpoint import atomic_path
-from .one_bit_width import OPSET, at_one_bit_width, packed_codes
+from .one_bit_width import DEQUANTIZE, OPSET, at_one_bit_width, packed_codes
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
@@ -20,11 +20,15 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
                 metadata: dict[str, str] | None = None) -> None:
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
-    A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
+    A weight is an initializer of codes, Cast and Mul by a scale per output channel: int8, or int4, two codes a byte, up
     to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp is uint8 or uint4 with an
     Add for its offset, at the bit-width of the layer where it has its own. An input is QuantizeLinear to 8 bits, Clip
-    to the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real offset:
-    training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded into it.
+    to the codes of `bits` bits, Cast and Mul (at 1 signed bit the sign), between Sub and Add for a real offset:
+    training's division and rounding; only NaN has no code. BatchNorm after a float layer is folded into it.
+
+    There is no DequantizeLinear: behind one, runtimes with their default settings round biases, activations or float
+    weights to 8 bits where training did not (onnxruntime: WeightBiasQuantization, MatMulNBits). Without one the
+    products are those of float32, and onnxruntime makes float weights of the codes once, when it loads the file.
 
     Args:
         model: what `convert` returned, float32, with first values for all scales; left as it is.
@@ -110,11 +114,12 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
 
 
 def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
-    """Pack the codes named `packed`, and leave nothing in the file of the place where it was made."""
+    """Standard operators alone, the codes named `packed` two a byte, nothing of the place where the file was made."""
     import ml_dtypes
     import onnx_ir as ir
 
     graph = program.model.graph
+    _write_out_dequantize(program.model)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     if len(graph.outputs) == 1:
@@ -128,6 +133,18 @@ def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
         codes = stored.const_value.numpy().astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
         stored.const_value = ir.tensor(codes, name=name)
         stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
+
+
+def _write_out_dequantize(model) -> None:
+    """Cast and Mul for every `DEQUANTIZE`, now that nothing folds them into float weights any more."""
+    import onnx_ir as ir
+
+    for node in [node for node in model.graph if (node.domain, node.op_type) == DEQUANTIZE]:
+        cast = ir.node("Cast", node.inputs[:1], {"to": ir.DataType.FLOAT})
+        product = ir.node("Mul", [cast.outputs[0], node.inputs[1]])
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [cast, product], node.outputs,
+                                                product.outputs)
+    model.opset_imports.pop(DEQUANTIZE[0], None)
 
 
 def _checked_proto(program):
