@@ -10,7 +10,7 @@ from torch import nn
 
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
-from ..runs.checkpoint import atomic_path
+from ..runs.checkpoint import atomic_path, not_dense
 from .one_bit_width import DEQUANTIZE, OPSET, at_one_bit_width, packed_codes
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -40,7 +40,7 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not dense or not float32, metadata no text.
         ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
         onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
         OSError: the disk is full.
@@ -51,8 +51,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     if not all(isinstance(part, str) for item in metadata.items() for part in item):
         raise TypeError(f"export_onnx: metadata must map strings to strings, got {metadata!r}")
     args, kwargs = arguments("export_onnx", example)
+    _check_tensors(model)
     frozen = at_one_bit_width(model, bits)
-    _check_dtypes(frozen)
     with in_mode(model, training=False):
         set_bits(model, bits)
         try_example("export_onnx", model, example)
@@ -79,9 +79,12 @@ def _check_bits(model: nn.Module, bits: int) -> None:
                              f"trained, got {bits}")
 
 
-def _check_dtypes(frozen: nn.Module) -> None:
-    for name, tensor in frozen.state_dict().items():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if kind := not_dense(tensor):
+            raise TypeError(f"export_onnx: {name} must be a dense tensor, got {kind}")
+        is_float = tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+        if is_float and tensor.dtype != torch.float32:
             raise TypeError(f"export_onnx: model must be float32, got {tensor.dtype} in {name}")
 
 
