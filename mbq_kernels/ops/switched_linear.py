@@ -1,5 +1,7 @@
 """switched_linear: a linear layer at any bit-width straight from int8 codes or from bit planes."""
 
+import math
+
 import torch
 
 from .. import _checks as check
@@ -158,6 +160,6 @@ def switched_linear(x, store, scale, bias=None, *, high_bits=8, bits, rounding="
     outputs = store.shape[-2]
     scale = _check_vector("scale", scale, x, (1, outputs))
     bias = None if bias is None else _check_vector("bias", bias, x, (outputs,))
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = apply(SwitchedLinear, rows, store, scale, bias, high_bits, bits, rounding == "half_up")
     return y.reshape(*x.shape[:-1], outputs)

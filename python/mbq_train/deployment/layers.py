@@ -1,5 +1,7 @@
 """Linear and convolution layers whose weight is stored as integer codes and used at the bit-width of a BitState."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +26,7 @@ class Workspace:
         """
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and like.requires_grad):
             return like.new_empty(shape)
-        size = torch.Size(shape).numel()
+        size = math.prod(shape)
         old = self.memory
         if old is None or old.numel() < size or (old.dtype, old.device) != (like.dtype, like.device):
             self.memory = None  # free before the new one is made
@@ -87,7 +89,7 @@ class _SwitchedLayer(nn.Module):
 
     def weight_at(self, bits: int, like: torch.Tensor) -> torch.Tensor:
         """The weight at `bits` bits in the dtype and on the device of `like`; good until the next call."""
-        out = self.workspace.take((self.weight_shape[0], torch.Size(self.weight_shape[1:]).numel()), like)
+        out = self.workspace.take((self.weight_shape[0], math.prod(self.weight_shape[1:])), like)
         return dequantize(self.store, self.scale, high_bits=self.high_bits, bits=bits, rounding=self.rounding,
                           columns=out.shape[1], out=out).view(self.weight_shape)
 
@@ -99,12 +101,13 @@ class _SwitchedLayer(nn.Module):
 class SwitchedLinear(_SwitchedLayer):
     """QuantLinear from stored codes, read as they are: y = x_hat @ w_hat(bits).T + bias.
 
-    For more than 256 rows of x the weight is dequantized into the workspace, and torch multiplies.
+    For more than 256 rows of x the weight is dequantized into the workspace, and torch multiplies; not in what
+    torch.export makes, which serves any number of rows.
     """
 
     def forward(self, x):
         x, bits = self.input_quantizer(x), self.bits()
-        if x.shape[:-1].numel() > MANY_ROWS:
+        if not torch.compiler.is_exporting() and math.prod(x.shape[:-1]) > MANY_ROWS:
             return F.linear(x, self.weight_at(bits, x), None if self.bias is None else self.bias.to(x.dtype))
         return switched_linear(x, self.store, self.scale, self.bias, high_bits=self.high_bits, bits=bits,
                                rounding=self.rounding)
