@@ -37,8 +37,8 @@ class SwitchedLinearBackward(BackwardFunction):
         grad_x = grad_scale = grad_bias = scale.new_empty(0)
         if to_x:
             grad_x = _backward(grad, store, scale, x.shape[1], high_bits, bits, half_up)
-        if to_scale:  # y = unit * scale + bias
-            unit = _forward(x, store, torch.ones_like(scale), None, high_bits, bits, half_up)
+        if to_scale:  # y = unit * scale + bias; float32, because unit is larger than y and rounded to no storage
+            unit = _forward(x.float(), store, torch.ones_like(scale), None, high_bits, bits, half_up)
             terms = grad.double() * unit
             grad_scale = (terms.sum() if scale.numel() == 1 else terms.sum(0)).to(scale.dtype).reshape(scale.shape)
         if to_bias:
