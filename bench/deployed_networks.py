@@ -55,8 +55,8 @@ class OnnxNetwork:
         feed = {self.session.get_inputs()[0].name: images.numpy()}
         logits, = self.session.run(None, feed)
         _, *values = map(torch.from_numpy, self.shown.run(None, feed))
-        pairs = zip(values[::2], values[1::2], strict=True)
-        return Trace(torch.from_numpy(logits), {name: pair for (name, *_), pair in zip(self.places, pairs, strict=True)})
+        names, pairs = (name for name, *_ in self.places), zip(values[::2], values[1::2], strict=True)
+        return Trace(torch.from_numpy(logits), dict(zip(names, pairs, strict=True)))
 
 
 def _session(proto) -> onnxruntime.InferenceSession:

@@ -40,10 +40,10 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not dense or not float32, metadata no text.
-        ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
-        onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no value yet.
-        OSError: the disk is full.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not dense or not float32,
+        metadata no text. ValueError: bits was not trained; nothing is quantized; the model does not run on example or
+        cannot be exported; onnx or onnxscript is missing; the file would exceed 2 GiB. RuntimeError: a scale has no
+        value yet. OSError: the disk is full.
     """
     _check_packages()
     _check_bits(model, bits)
