@@ -188,7 +188,7 @@ def test_what_no_file_can_hold_is_named(tmp_path, kind, entry):
 def test_extra_state_that_is_no_tensor(tmp_path, state):
     """A store and a checkpoint name it; an ONNX file, which holds what the forward needs, has no place for it."""
     model = holder(state, is_extra=True)
-    for function in (export_store, save_checkpoint):
+    for function in (export_store, save_checkpoint, load_checkpoint):
         arguments = (model, tmp_path / "file") if function is export_store else (tmp_path / "file", model)
         with pytest.raises(ValueError, match=f"^{function.__name__}: _extra_state must be a tensor, got "
                                              f"{type(state).__name__}; get_extra_state can return one"):

@@ -61,10 +61,10 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
             raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
 
 
-def check_state(model: nn.Module) -> None:
+def check_state(model: nn.Module, function: str = "save_checkpoint") -> None:
     """Raise ValueError for a state_dict that a checkpoint cannot hold, as `check_storable` says of each entry."""
     for name, value in model.state_dict().items():
-        check_storable("save_checkpoint", name, value)
+        check_storable(function, name, value)
 
 
 def check_storable(function: str, name: str, value) -> None:
@@ -91,8 +91,9 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
 
     Raises:
         CheckpointError (a ValueError), naming the file: it is missing, truncated, no checkpoint, of another version,
-        or holds other tensors or shapes than `model`.
+        or holds other tensors or shapes than `model`. ValueError for a `model` of which there is no checkpoint.
     """
+    check_state(model, "load_checkpoint")
     with _opened("load_checkpoint", path) as file:
         _metadata_of("load_checkpoint", path, file)
         every = {name: file.get_tensor(name) for name in file.keys()}
