@@ -47,16 +47,17 @@ class _SwitchedLayer(nn.Module):
         """The stored form of `layer`, which computes at the bit-width of the same BitState.
 
         Args:
-            layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `scales`, `high_bits` and
+            layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `stored`, `high_bits` and
                 `rounding`, as a DoubleRoundingQuantizer has.
             layout: 'codes', a byte a weight; 'planes', as much, of which lower bit-widths read a part.
             workspace: for the dequantized weight [one of its own].
         """
         quantizer = layer.weight_quantizer
         quantizer.check_initialised([quantizer.high_bits])
+        weight, scale, *_ = quantizer.stored(layer.weight, quantizer.high_bits)
         stored = cls()
-        stored.set_weight(layer.weight, quantizer.scales[str(quantizer.high_bits)], layer.bias,
-                          high_bits=quantizer.high_bits, rounding=quantizer.rounding, layout=layout)
+        stored.set_weight(weight, scale, layer.bias, high_bits=quantizer.high_bits, rounding=quantizer.rounding,
+                          layout=layout)
         stored.bit_state, stored.input_quantizer = quantizer.bit_state, layer.input_quantizer
         stored.layer_name, stored.workspace = quantizer.layer_name, workspace or Workspace()
         for name in cls.kept:

@@ -8,7 +8,7 @@ from torch import nn
 from ..conversion.plan import replace_modules
 from ..quantize.any_precision import AnyPrecisionActivation
 from ..quantize.batch_norm import BitBatchNorm
-from ..quantize.bits import code_range
+from ..quantize.bits import code_range, set_bits
 from ..quantize.quantizers import ActivationQuantizer, quantizers
 from .codes import codes_of, quantized_layers
 
@@ -24,6 +24,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
+    set_bits(model, bits)
     for quantizer in quantizers(model):
         quantizer.check_initialised([bits])
     for layer in layers:
@@ -33,7 +34,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=layer.weight_quantizer.own_bits or bits)
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):
-            layer.input_quantizer = _RoundedInput(layer.input_quantizer, bits)
+            layer.input_quantizer = _RoundedInput(layer.input_quantizer)
     replace_modules(model, {module: module.by_bits[str(bits)] for module in model.modules()
                             if isinstance(module, BitBatchNorm)})
     return model
@@ -66,15 +67,14 @@ class _RoundedInput(nn.Module):
     No DequantizeLinear: onnxruntime takes one before a layer for leave to compute the layer in integers, its bias too.
     """
 
-    def __init__(self, quantizer: nn.Module, bits: int):
+    def __init__(self, quantizer: nn.Module):
         super().__init__()
-        bits = quantizer.kept_at(bits)
+        bits = quantizer.bits
         self.dtype = torch.int8 if quantizer.signed else torch.uint8
         self.is_sign = bits == 1 and quantizer.signed
         self.clips = bits < 8
-        offset = None if quantizer.offsets is None else quantizer.offsets[str(bits)]
-        self.register_buffer("scale", quantizer.scales[str(bits)].detach().clone())
-        self.register_buffer("offset", None if offset is None else offset.detach().clone())
+        for name, value in zip(("scale", "offset"), quantizer.current(), strict=True):
+            self.register_buffer(name, None if value is None else value.detach().clone())
         for name, code in zip(("lo", "hi"), code_range(bits, quantizer.signed), strict=True):
             self.register_buffer(name, torch.tensor(code, dtype=self.dtype))
         self.register_buffer("zero_point", torch.tensor(0, dtype=self.dtype))
