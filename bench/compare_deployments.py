@@ -1,13 +1,14 @@
 """Does every deployment of a network compute what was trained?   python bench/compare_deployments.py RUN
 
 RUN is a folder of `mbq train --quantizer double-rounding`. At every trained bit-width and for every form of the network
-(weights read by mbq_store; deploy with codes and with planes; ONNX in onnxruntime with graph optimisations off), over
-the test set:
+(weights read by mbq_store; deploy with codes and with planes; ONNX in a default session of onnxruntime), over the test
+set:
 
 weights         layers whose weight is that of training, bit for bit
 logits          whether those of all images are, bit for bit
 layer error     the worst of all layers and batches: the layer of training is fed what the deployed layer was fed;
-                largest absolute difference of the two outputs, divided by the largest absolute output
+                largest absolute difference of the two outputs, divided by the largest absolute output; of onnxruntime
+                in a second session, which gives out what the layers take and give
 top-1           images with the class that the network of training gives, end to end
 flipped codes   codes of activations that differ from its, end to end, because sums are in another order
 

@@ -36,29 +36,34 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """The file at `path` in onnxruntime, graph optimisations off."""
+    """The file at `path` in onnxruntime: logits of the session that anybody gets, layers of one that shows them too."""
 
     def __init__(self, path, names):
         proto = onnx.load(path)
+        self.session = _session(proto)
         makers = {output: node for node in proto.graph.node for output in node.output}
         constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
         self.weights, self.places = {}, []
         for name in names:
             codes, scale = (constants[f"{name}.weight_quantizer.{part}"] for part in ("codes", "scale"))
-            self.weights[name] = codes.astype(np.float32) * scale.reshape(-1, *[1] * (codes.ndim - 1))
+            self.weights[name] = codes.astype(np.float32) * scale
             self.places.append((name, *_ends(proto.graph, makers, f"{name}.weight_quantizer.codes")))
         proto.graph.output.extend(onnx.ValueInfoProto(name=value) for _, *ends in self.places for value in ends)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(proto.SerializeToString(), options,
-                                                    providers=["CPUExecutionProvider"])
+        self.shown = _session(proto)
 
     def __call__(self, images: torch.Tensor) -> Trace:
         feed = {self.session.get_inputs()[0].name: images.numpy()}
-        logits, *values = map(torch.from_numpy, self.session.run(None, feed))
-        pairs = zip(values[::2], values[1::2], strict=True)
-        return Trace(logits, {name: pair for (name, *_), pair in zip(self.places, pairs, strict=True)})
+        logits, = self.session.run(None, feed)
+        _, *values = map(torch.from_numpy, self.shown.run(None, feed))
+        names, pairs = (name for name, *_ in self.places), zip(values[::2], values[1::2], strict=True)
+        return Trace(torch.from_numpy(logits), dict(zip(names, pairs, strict=True)))
+
+
+def _session(proto) -> onnxruntime.InferenceSession:
+    """With everything at its default but the threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _ends(graph, makers, codes: str) -> tuple[str, str]:
@@ -66,8 +71,8 @@ def _ends(graph, makers, codes: str) -> tuple[str, str]:
     def user(value):
         return next(node for node in graph.node if value in node.input)
 
-    node = user(user(codes).output[0])
-    if node.op_type == "Transpose":
+    node = user(codes)
+    while node.op_type not in ("Conv", "Gemm", "MatMul"):
         node = user(node.output[0])
     before = makers[node.input[0]]
     has_offset = before.op_type == "Add"

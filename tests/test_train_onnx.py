@@ -1,6 +1,7 @@
 """export_onnx: the file computes what the network does, its weights are the trained ones, bit for bit, and small."""
 
 import copy
+import re
 from pathlib import Path
 
 import mbq_train
@@ -35,10 +36,16 @@ def trained(model, example, bits=(8, 4, 2), **options):
     return model.eval()
 
 
-def run(path, *inputs):
-    """Outputs of the file in onnxruntime, graph optimisations off."""
+def run(path, *inputs, optimised=True, dump=None):
+    """Outputs of the file in onnxruntime's default session, or with graph optimisations off: those of its own nodes.
+
+    dump: where to write what the optimisations made of the graph.
+    """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if dump:
+        options.optimized_model_filepath, options.log_severity_level = str(dump), 3  # it warns that a file was wished
     source = path if isinstance(path, bytes) else str(path)
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
@@ -46,14 +53,16 @@ def run(path, *inputs):
 
 
 def weights_of(path):
-    """{layer: (weight, code dtype)}, DequantizeLinear nodes evaluated by ONNX's own reference."""
+    """{layer: (weight, code dtype)}, Cast and Mul of the codes evaluated by ONNX's own reference."""
     proto = onnx.load(path)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     found = {}
     for node in proto.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            given = [constants[name] for name in node.input]
-            graph = onnx.helper.make_graph([node], "weight", [], [onnx.ValueInfoProto(name=node.output[0])], given)
+        if node.op_type == "Cast" and node.input[0] in constants:
+            product = next(other for other in proto.graph.node if node.output[0] in other.input)
+            given = [constants[name] for name in (node.input[0], product.input[1])]
+            graph = onnx.helper.make_graph([node, product], "weight", [],
+                                           [onnx.ValueInfoProto(name=product.output[0])], given)
             one = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
             weight, = ReferenceEvaluator(one).run(None, {})
             found[node.input[0].removesuffix(".weight_quantizer.codes")] = weight, given[0].data_type
@@ -88,15 +97,68 @@ def test_the_file_computes_what_the_network_does(tmp_path, name):
     for bits in options.get("bits", (8, 4, 2)):
         export_onnx(model, tmp_path / "file.onnx", bits=bits, example=x)
         set_bits(model, bits)
-        for batch in (x, x[:1], torch.cat([x, x, x[:1]])):
+        for batch, optimised in ((x, True), (x, False), (x[:1], True), (torch.cat([x, x, x[:1]]), True)):
             want = model(batch).detach()
-            got, = run(tmp_path / "file.onnx", batch)
+            got, = run(tmp_path / "file.onnx", batch, optimised=optimised)
             torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5 * float(want.abs().max()))
         stored = weights_of(tmp_path / "file.onnx")
         assert stored.keys() == layers.keys()
         for name, (weight, dtype) in stored.items():
             assert np.array_equal(weight, layers[name].weight_quantizer(layers[name].weight).detach().numpy())
             assert dtype == (onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8)
+
+
+class Kinds(nn.Module):
+    """Layers of every kind with biases, between rounded inputs: Linear on 2-D and 3-D, grouped convolutions.
+
+    Part p at b bits is quantized in the way p + b: over all bit-widths every part is in every way.
+    """
+
+    WAYS = ({}, {"learn_offset": True}, {"rules": [("*", {"activations": False})]}, {"weight_correction": True},
+            {"quantizer": "double-rounding"}, {"quantizer": "round-clamp"})
+    SHAPES = ((12,), (3, 4), (2, 6), (2, 3, 2))  # of a sample of each part
+
+    def __init__(self, bits):
+        super().__init__()
+        parts = (nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4)),
+                 nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 4)),
+                 nn.Sequential(nn.Conv1d(2, 4, 2, groups=2), nn.ReLU(), nn.Conv1d(4, 6, 2, groups=2), nn.ReLU(),
+                               nn.Conv1d(6, 3, 2)),
+                 nn.Sequential(nn.Conv2d(2, 4, 2, groups=2, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                               nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 3, 1)))
+        ways = [way for way in self.WAYS if bits > 1 or "double-rounding" not in way.values()]
+        self.parts = nn.ModuleList(convert(part, (bits,), keep_float=(), **ways[(p + bits) % len(ways)])
+                                   for p, part in enumerate(parts))
+
+    def forward(self, x):
+        return [part(x.unflatten(1, shape)) for part, shape in zip(self.parts, self.SHAPES, strict=True)]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_default_sessions_compute_what_the_network_does(tmp_path, bits):
+    """All layers, quantizers and bit-widths; no product in integers, and no weight in float in the file."""
+    torch.manual_seed(bits)
+    model, path, x = Kinds(bits), tmp_path / "file.onnx", torch.randn(16, 12)
+    for part, shape in zip(model.parts, model.SHAPES, strict=True):
+        initialise(part, x.unflatten(1, shape))
+    set_bits(model.eval().requires_grad_(False), bits)
+    export_onnx(model, path, bits=bits, example=x)
+    for got, want in zip(run(path, x, dump=tmp_path / "optimised.onnx"), model(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-6 * float(want.abs().max()))
+    operators = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert "QuantizeLinear" in operators and "DequantizeLinear" not in operators
+    assert not [name for name in operators if re.search("QLinear|NBits|Integer", name)]
+    largest = {dtype: max((np.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer
+                           if (tensor.data_type == onnx.TensorProto.FLOAT) == (dtype == "float")), default=0)
+               for dtype in ("float", "codes")}
+    assert largest == {"float": 24, "codes": 12 * 24}
+
+
+def test_a_linear_layer_on_a_vector(tmp_path):
+    model = trained(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), x := torch.randn(6), bits=(2,),
+                    keep_float=())
+    export_onnx(model, tmp_path / "file.onnx", bits=2, example=x, dynamic_batch=False)
+    np.testing.assert_allclose(run(tmp_path / "file.onnx", x)[0], model(x).detach(), rtol=0, atol=1e-6)
 
 
 def edges(scale, bits, signed, offset):
@@ -135,8 +197,9 @@ def test_inputs_are_rounded_as_in_training_bit_for_bit(tmp_path, bits):
     for layer, place in ((model.signed, 0), (model.unsigned, 1), (model.signed_offset, 2), (model.offset, 3)):
         quantizer = layer.input_quantizer
         x = edges(0.0731, bits, quantizer.signed, 0.0731 * (quantizer.offsets is not None)).reshape(-1, 1)
-        got = torch.from_numpy(run(proto.SerializeToString(), x)[4 + place])
-        assert torch.equal(got, quantizer(x)) and len(got.unique()) == 2**bits
+        for optimised in (True, False):
+            got = torch.from_numpy(run(proto.SerializeToString(), x, optimised=optimised)[4 + place])
+            assert torch.equal(got, quantizer(x)) and len(got.unique()) == 2**bits
 
 
 def test_the_file_is_small_and_says_nothing_of_where_it_was_made(tmp_path):
@@ -163,7 +226,7 @@ def test_weights_are_never_quantized_at_run_time(tmp_path):
     constants = {tensor.name for tensor in proto.graph.initializer}
     operators = [node.op_type for node in proto.graph.node]
     assert {node.domain for node in proto.graph.node} == {""} and proto.opset_import[0].version == 21
-    assert [operators.count(name) for name in ("QuantizeLinear", "Clip", "DequantizeLinear")] == [2, 2, 4]
+    assert [operators.count(name) for name in ("QuantizeLinear", "Clip", "Cast", "DequantizeLinear")] == [2, 2, 4, 0]
     assert not [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants]
     assert proto.graph.output[0].name == "output" and proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
 

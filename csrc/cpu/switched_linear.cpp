@@ -1,5 +1,6 @@
 // switched_linear on the CPU: y = x @ x_hat.T + bias, x_hat = clamp(round(code / 2^D), lo, hi) * scale * 2^D, straight
 // from int8 codes or bit planes (Huang et al., 2025, arXiv 2502.01199, eq. 1-3), and the gradient of x.
+#include <algorithm>
 #include <vector>
 
 #include "code_tiles.h"
@@ -85,7 +86,7 @@ Tensor switched_linear_forward(const Tensor& x, const Tensor& store, const Tenso
         ": bias must be float32 with ", outputs, " elements on the CPU");
   std::vector<float> wide(round_up(count, 4) * stride), shift(outputs);  // zeros where x has no row or column
   each_element(x, [&](int64_t m, int64_t k, float value) { wide[m * stride + word_order(k)] = value; });
-  if (bias) std::memcpy(shift.data(), make_contiguous(*bias).const_data_ptr(), outputs * sizeof(float));
+  if (bias) std::copy_n(static_cast<const float*>(make_contiguous(*bias).const_data_ptr()), outputs, shift.begin());
   Tensor y = torch::stable::new_empty(x, {count, outputs});
   const int64_t grain = kGrain / std::max<int64_t>(1, group * stride * count) + 1;
   dispatch_floats(kOp, x.scalar_type(), [&](auto zero) {
@@ -96,7 +97,7 @@ Tensor switched_linear_forward(const Tensor& x, const Tensor& store, const Tenso
       for (int64_t first = begin * group; first < std::min(end * group, outputs); first += group)
         for (int64_t m = 0; m < count; m += kChunk) {
           const int64_t live = std::min(kChunk, count - m), batch = count == 1 ? 1 : round_up(live, 4);
-          dot_rows(weight, first, group, &wide[m * stride], stride, batch, codes, sums);
+          dot_rows(weight, first, group, wide.data() + m * stride, stride, batch, codes, sums);
           for (int64_t n = first; n < std::min(first + group, outputs); ++n)
             for (int64_t i = 0; i < live; ++i) {
               const double total = lane_sum(&sums[((n - first) * batch + i) * kLanes16]);
@@ -144,7 +145,7 @@ Tensor switched_linear_backward(const Tensor& grad, const Tensor& store, const T
       for (int64_t begin = from * kColumns; begin < std::min(to * kColumns, in_features); begin += kColumns)
         for (int64_t m = 0; m < count; m += kChunk) {
           const int64_t n = std::min(kColumns, in_features - begin), live = std::min(kChunk, count - m);
-          outer_columns(weight, begin, n, &grads[m], std::min(kChunk, stride - m), stride, codes, sums);
+          outer_columns(weight, begin, n, grads.data() + m, std::min(kChunk, stride - m), stride, codes, sums);
           for (int64_t i = 0; i < live; ++i)
             for (int64_t k = 0; k < n; ++k)
               out[(m + i) * in_features + begin + k] = static_cast<decltype(zero)>(sums[i * kColumns + word_order(k)]);

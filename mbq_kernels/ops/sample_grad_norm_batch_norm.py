@@ -1,5 +1,7 @@
 """sample_grad_norm_batch_norm: squared norms of the per-sample gradients of a batch normalization in eval mode."""
 
+import math
+
 from .. import _checks as check
 from .._library import define
 
@@ -46,5 +48,5 @@ def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=T
     check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
     if normalized.dim() < 2:
         raise ValueError(f"{NAME}: normalized must be (N, C, ...), got shape {tuple(normalized.shape)}")
-    view = (*normalized.shape[:2], normalized.shape[2:].numel())
+    view = (*normalized.shape[:2], math.prod(normalized.shape[2:]))
     return _forward(normalized.detach().reshape(view), grad_outputs.detach().reshape(view), weight, bias)

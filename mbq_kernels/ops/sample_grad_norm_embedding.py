@@ -1,5 +1,7 @@
 """sample_grad_norm_embedding: squared norms of the per-sample gradients of an embedding."""
 
+import math
+
 import torch
 
 from .. import _checks as check
@@ -56,6 +58,6 @@ def sample_grad_norm_embedding(indices, grad_outputs, *, padding_idx=None):
                          f"got {tuple(grad_outputs.shape)} for {tuple(indices.shape)}")
     if indices.device != grad_outputs.device:
         raise ValueError(f"{NAME}: indices must be on grad_outputs' device {grad_outputs.device}, got {indices.device}")
-    samples, positions = indices.shape[0], indices.shape[1:].numel()
+    samples, positions = indices.shape[0], math.prod(indices.shape[1:])
     return _forward(indices.reshape(samples, positions),
                     grad_outputs.detach().reshape(samples, positions, grad_outputs.shape[-1]), padding_idx)

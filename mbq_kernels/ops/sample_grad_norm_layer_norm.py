@@ -1,6 +1,6 @@
 """sample_grad_norm_layer_norm: squared norms of the per-sample gradients of a layer normalization."""
 
-import torch
+import math
 
 from .. import _checks as check
 from .._library import define
@@ -49,5 +49,5 @@ def sample_grad_norm_layer_norm(normalized, grad_outputs, *, normalized_shape, w
     if not shape or leading < 1 or tuple(normalized.shape[leading:]) != shape:
         raise ValueError(f"{NAME}: normalized must be (N, ..., *normalized_shape) with normalized_shape {shape}, "
                          f"got {tuple(normalized.shape)}")
-    view = (normalized.shape[0], normalized.shape[1:leading].numel(), torch.Size(shape).numel())
+    view = (normalized.shape[0], math.prod(normalized.shape[1:leading]), math.prod(shape))
     return _forward(normalized.detach().reshape(view), grad_outputs.detach().reshape(view), weight, bias)

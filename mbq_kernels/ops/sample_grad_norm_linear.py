@@ -1,5 +1,7 @@
 """sample_grad_norm_linear: the gradient norm of every sample of a batch, without the samples' gradients."""
 
+import math
+
 from .. import _checks as check
 from .._library import define
 
@@ -58,6 +60,6 @@ def sample_grad_norm_linear(activations, grad_outputs, *, bias=True, weight_fact
                          f"{tuple(activations.shape)} and {tuple(grad_outputs.shape)}")
     samples, inputs, outputs = activations.shape[0], activations.shape[-1], grad_outputs.shape[-1]
     weight_factor = check.check_weight_factor(NAME, weight_factor, activations, (outputs, inputs))
-    rows = activations.shape[1:-1].numel()
+    rows = math.prod(activations.shape[1:-1])
     return _forward(activations.detach().reshape(samples, rows, inputs),
                     grad_outputs.detach().reshape(samples, rows, outputs), weight_factor, bias, None)

@@ -1,5 +1,7 @@
 """switched_linear: a linear layer at any bit-width straight from int8 codes or from bit planes."""
 
+import math
+
 import torch
 
 from .. import _checks as check
@@ -35,8 +37,8 @@ class SwitchedLinearBackward(BackwardFunction):
         grad_x = grad_scale = grad_bias = scale.new_empty(0)
         if to_x:
             grad_x = _backward(grad, store, scale, x.shape[1], high_bits, bits, half_up)
-        if to_scale:  # y = unit * scale + bias
-            unit = _forward(x, store, torch.ones_like(scale), None, high_bits, bits, half_up)
+        if to_scale:  # y = unit * scale + bias; float32, because unit is larger than y and rounded to no storage
+            unit = _forward(x.float(), store, torch.ones_like(scale), None, high_bits, bits, half_up)
             terms = grad.double() * unit
             grad_scale = (terms.sum() if scale.numel() == 1 else terms.sum(0)).to(scale.dtype).reshape(scale.shape)
         if to_bias:
@@ -158,6 +160,6 @@ def switched_linear(x, store, scale, bias=None, *, high_bits=8, bits, rounding="
     outputs = store.shape[-2]
     scale = _check_vector("scale", scale, x, (1, outputs))
     bias = None if bias is None else _check_vector("bias", bias, x, (outputs,))
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = apply(SwitchedLinear, rows, store, scale, bias, high_bits, bits, rounding == "half_up")
     return y.reshape(*x.shape[:-1], outputs)

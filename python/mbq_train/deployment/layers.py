@@ -1,5 +1,7 @@
 """Linear and convolution layers whose weight is stored as integer codes and used at the bit-width of a BitState."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +26,7 @@ class Workspace:
         """
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and like.requires_grad):
             return like.new_empty(shape)
-        size = torch.Size(shape).numel()
+        size = math.prod(shape)
         old = self.memory
         if old is None or old.numel() < size or (old.dtype, old.device) != (like.dtype, like.device):
             self.memory = None  # free before the new one is made
@@ -45,16 +47,17 @@ class _SwitchedLayer(nn.Module):
         """The stored form of `layer`, which computes at the bit-width of the same BitState.
 
         Args:
-            layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `scales`, `high_bits` and
+            layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `stored`, `high_bits` and
                 `rounding`, as a DoubleRoundingQuantizer has.
             layout: 'codes', a byte a weight; 'planes', as much, of which lower bit-widths read a part.
             workspace: for the dequantized weight [one of its own].
         """
         quantizer = layer.weight_quantizer
         quantizer.check_initialised([quantizer.high_bits])
+        weight, scale, *_ = quantizer.stored(layer.weight_by_channel(), quantizer.high_bits)
         stored = cls()
-        stored.set_weight(layer.weight_by_channel(), quantizer.scale(quantizer.high_bits), layer.bias,
-                          high_bits=quantizer.high_bits, rounding=quantizer.rounding, layout=layout)
+        stored.set_weight(weight, scale, layer.bias, high_bits=quantizer.high_bits, rounding=quantizer.rounding,
+                          layout=layout)
         stored.bit_state, stored.input_quantizer = quantizer.bit_state, layer.input_quantizer
         stored.layer_name, stored.workspace = quantizer.layer_name, workspace or Workspace()
         for name in cls.kept:
@@ -87,7 +90,7 @@ class _SwitchedLayer(nn.Module):
 
     def weight_at(self, bits: int, like: torch.Tensor) -> torch.Tensor:
         """The weight at `bits` bits in the dtype and on the device of `like`; good until the next call."""
-        out = self.workspace.take((self.weight_shape[0], torch.Size(self.weight_shape[1:]).numel()), like)
+        out = self.workspace.take((self.weight_shape[0], math.prod(self.weight_shape[1:])), like)
         return dequantize(self.store, self.scale, high_bits=self.high_bits, bits=bits, rounding=self.rounding,
                           columns=out.shape[1], out=out).view(self.weight_shape)
 
@@ -99,12 +102,13 @@ class _SwitchedLayer(nn.Module):
 class SwitchedLinear(_SwitchedLayer):
     """QuantLinear from stored codes, read as they are: y = x_hat @ w_hat(bits).T + bias.
 
-    For more than 256 rows of x the weight is dequantized into the workspace, and torch multiplies.
+    For more than 256 rows of x the weight is dequantized into the workspace, and torch multiplies; not in what
+    torch.export makes, which serves any number of rows.
     """
 
     def forward(self, x):
         x, bits = self.input_quantizer(x), self.bits()
-        if x.shape[:-1].numel() > MANY_ROWS:
+        if not torch.compiler.is_exporting() and math.prod(x.shape[:-1]) > MANY_ROWS:
             return F.linear(x, self.weight_at(bits, x), None if self.bias is None else self.bias.to(x.dtype))
         return switched_linear(x, self.store, self.scale, self.bias, high_bits=self.high_bits, bits=bits,
                                rounding=self.rounding)

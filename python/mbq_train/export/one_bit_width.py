@@ -8,11 +8,12 @@ from torch import nn
 from ..conversion.plan import replace_modules
 from ..quantize.any_precision import AnyPrecisionActivation
 from ..quantize.batch_norm import BitBatchNorm
-from ..quantize.bits import code_range
+from ..quantize.bits import code_range, set_bits
 from ..quantize.quantizers import ActivationQuantizer, quantizers
 from .codes import code_bits, codes_of, quantized_layers
 
 OPSET = 21  # the first with 4-bit integers
+DEQUANTIZE = ("mbq", "Dequantize")  # codes * scale: domain and name of an operator that is in no file
 
 
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
@@ -23,6 +24,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
+    set_bits(model, bits)
     for quantizer in quantizers(model):
         quantizer.check_initialised([bits])
     for layer in layers:
@@ -32,7 +34,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=code_bits(layer, bits))
         layer.weight = None
         if isinstance(layer.input_quantizer, ActivationQuantizer):
-            layer.input_quantizer = _RoundedInput(layer.input_quantizer, bits)
+            layer.input_quantizer = _RoundedInput(layer.input_quantizer)
     replace_modules(model, {module: module.by_bits[str(bits)] for module in model.modules()
                             if isinstance(module, BitBatchNorm)})
     return model
@@ -45,30 +47,33 @@ def packed_codes(frozen: nn.Module) -> set[str]:
 
 
 class _StoredWeight(nn.Module):
-    """x_hat = code * scale + offset, per output channel."""
+    """x_hat = code * scale + offset, per output channel; `DEQUANTIZE` is an operator that torch cannot fold."""
 
     def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, *, bits: int):
         super().__init__()
         self.bits = bits
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", None if offset is None else offset.reshape(-1, *[1] * (codes.dim() - 1)))
+        for name, values in (("scale", scale), ("offset", offset)):
+            self.register_buffer(name, None if values is None else values.reshape(-1, *[1] * (codes.dim() - 1)))
 
     def forward(self, _):
-        x = _onnx("DequantizeLinear", self.codes, self.scale, like=self.codes, dtype=torch.float32, axis=0)
+        x = _onnx("::".join(DEQUANTIZE), self.codes, self.scale, like=self.codes, dtype=torch.float32)
         return x if self.offset is None else x + self.offset
 
 
 class _RoundedInput(nn.Module):
-    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; Clip only where 8 bits hold more codes."""
+    """x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset; Clip only where 8 bits hold more codes.
 
-    def __init__(self, quantizer: nn.Module, bits: int):
+    No DequantizeLinear: onnxruntime takes one before a layer for leave to compute the layer in integers, its bias too.
+    """
+
+    def __init__(self, quantizer: nn.Module):
         super().__init__()
-        bits = quantizer.kept_at(bits)
+        bits = quantizer.bits
         self.dtype = torch.int8 if quantizer.signed else torch.uint8
         self.is_sign = bits == 1 and quantizer.signed
         self.clips = bits < 8
-        offset = None if quantizer.offsets is None else quantizer.offsets[str(bits)]
+        offset = None if quantizer.offsets is None else quantizer.offsets[str(quantizer.kept_at(bits))]
         self.register_buffer("scale", quantizer.scale(bits))
         self.register_buffer("offset", None if offset is None else offset.detach().clone())
         for name, code in zip(("lo", "hi"), code_range(bits, quantizer.signed), strict=True):
@@ -84,7 +89,7 @@ class _RoundedInput(nn.Module):
         code = _onnx("QuantizeLinear", x, self.scale, self.zero_point, like=x, dtype=self.dtype)
         if self.clips:
             code = _onnx("Clip", code, self.lo, self.hi, like=x, dtype=self.dtype)
-        return _onnx("DequantizeLinear", code, self.scale, self.zero_point, like=x, dtype=torch.float32)
+        return code.float() * self.scale
 
     def _sign(self, x):
         """1 bit: the code 0 that rounding could give does not exist."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
-from ..runs.checkpoint import atomic_path
-from .one_bit_width import OPSET, at_one_bit_width, packed_codes
+from ..runs.checkpoint import atomic_path, not_dense
+from .one_bit_width import DEQUANTIZE, OPSET, at_one_bit_width, packed_codes
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
@@ -20,12 +20,15 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
                 metadata: dict[str, str] | None = None) -> None:
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
-    A weight is DequantizeLinear of an initializer with a scale per output channel: int8, or int4, two codes a byte, up
-    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp has the bit-width of the
-    layer where it has its own, and in the sign-magnitude form a sign beside it. An input is QuantizeLinear to 8 bits,
-    Clip to the codes of `bits` bits and DequantizeLinear (at 1 signed bit the sign), between Sub and Add for a real
-    offset: training's division and rounding, but for NaN, which has no code. BatchNorm after a float layer is folded
-    into it.
+    A weight is an initializer of codes, Cast and Mul by a scale per output channel: int8, or int4, two codes a byte, up
+    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp has the bit-width of
+    the layer where it has its own, and in the sign-magnitude form a sign beside it. An input is QuantizeLinear to 8 bits, Clip
+    to the codes of `bits` bits, Cast and Mul (at 1 signed bit the sign), between Sub and Add for a real offset:
+    training's division and rounding; only NaN has no code. BatchNorm after a float layer is folded into it.
+
+    There is no DequantizeLinear: behind one, runtimes with their default settings round biases, activations or float
+    weights to 8 bits where training did not (onnxruntime: WeightBiasQuantization, MatMulNBits). Without one the
+    products are those of float32, and onnxruntime makes float weights of the codes once, when it loads the file.
 
     Args:
         model: what `convert` returned, float32, with first values for all scales; left as it is.
@@ -37,10 +40,10 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
         metadata: more strings for the file's metadata.
 
     Raises:
-        TypeError: bits is not an integer, example none of these, a tensor of the model not float32, metadata no text.
-        ValueError: bits was not trained; nothing is quantized; the model does not run on example or cannot be exported;
-        a layer of 8 bits in round-clamp's sign-magnitude form; onnx or onnxscript is missing; the file would exceed
-        2 GiB. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        TypeError: bits is not an integer, example none of these, a tensor of the model not dense or not float32,
+        metadata no text. ValueError: bits was not trained; nothing is quantized; the model does not run on example or
+        cannot be exported; a layer of 8 bits in round-clamp's sign-magnitude form; onnx or onnxscript is missing; the
+        file would exceed 2 GiB. RuntimeError: a scale has no value yet. OSError: the disk is full.
     """
     _check_packages()
     _check_bits(model, bits)
@@ -48,8 +51,8 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     if not all(isinstance(part, str) for item in metadata.items() for part in item):
         raise TypeError(f"export_onnx: metadata must map strings to strings, got {metadata!r}")
     args, kwargs = arguments("export_onnx", example)
+    _check_tensors(model)
     frozen = at_one_bit_width(model, bits)
-    _check_dtypes(frozen)
     with in_mode(model, training=False):
         set_bits(model, bits)
         try_example("export_onnx", model, example)
@@ -76,9 +79,12 @@ def _check_bits(model: nn.Module, bits: int) -> None:
                              f"trained, got {bits}")
 
 
-def _check_dtypes(frozen: nn.Module) -> None:
-    for name, tensor in frozen.state_dict().items():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if kind := not_dense(tensor):
+            raise TypeError(f"export_onnx: {name} must be a dense tensor, got {kind}")
+        is_float = tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+        if is_float and tensor.dtype != torch.float32:
             raise TypeError(f"export_onnx: model must be float32, got {tensor.dtype} in {name}")
 
 
@@ -111,11 +117,12 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
 
 
 def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
-    """Pack the codes named `packed`, and leave nothing in the file of the place where it was made."""
+    """Standard operators alone, the codes named `packed` two a byte, nothing of the place where the file was made."""
     import ml_dtypes
     import onnx_ir as ir
 
     graph = program.model.graph
+    _write_out_dequantize(program.model)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     if len(graph.outputs) == 1:
@@ -129,6 +136,18 @@ def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
         codes = stored.const_value.numpy().astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
         stored.const_value = ir.tensor(codes, name=name)
         stored.dtype = ir.DataType.INT4 if signed else ir.DataType.UINT4
+
+
+def _write_out_dequantize(model) -> None:
+    """Cast and Mul for every `DEQUANTIZE`, now that nothing folds them into float weights any more."""
+    import onnx_ir as ir
+
+    for node in [node for node in model.graph if (node.domain, node.op_type) == DEQUANTIZE]:
+        cast = ir.node("Cast", node.inputs[:1], {"to": ir.DataType.FLOAT})
+        product = ir.node("Mul", [cast.outputs[0], node.inputs[1]])
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [cast, product], node.outputs,
+                                                product.outputs)
+    model.opset_imports.pop(DEQUANTIZE[0], None)
 
 
 def _checked_proto(program):

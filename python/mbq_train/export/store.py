@@ -11,6 +11,7 @@ from .._names import look_up
 from ..quantize.bits import bit_states
 from ..quantize.double_rounding import DoubleRoundingQuantizer
 from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
+from ..runs.checkpoint import check_storable
 from .codes import code_bits, codes_of, quantized_layers
 
 REST = ("float32", "bfloat16")
@@ -33,13 +34,15 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
             there are any.
         layout: 'codes', a byte each; 'planes', of which a lower bit-width reads a part where rounding is half_up; or
             'packed', each layer in the layout that takes the fewest bytes, for layers of one bit-width.
-        rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer).
+        rest: 'float32', or 'bfloat16' to halve the other float tensors (normalisation, first and last layer). Those in
+            float8 become bfloat16, which has all their values.
         metadata: more strings for the file's header.
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
         that cannot hold the codes; double rounding with a weight correction; a layer of 8 bits in round-clamp's
-        sign-magnitude form. TypeError: float64 weights. RuntimeError:
+        sign-magnitude form; an entry of the state_dict, as of get_extra_state, that is no dense, real tensor.
+        TypeError: float64 weights. RuntimeError:
         a scale has no value yet. OSError: the disk is full.
     """
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
@@ -47,7 +50,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     layers = quantized_layers("export_store", model)
     data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
-    others = {name: _array(tensor, rest) for name, tensor in model.state_dict().items()
+    others = {name: _array(name, value, rest) for name, value in model.state_dict().items()
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
     if own_layer_bits(model):
@@ -86,9 +89,11 @@ def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> m
     return replace(data, layout=compact_layout(data.described(), bits) if layout == "packed" else layout)
 
 
-def _array(tensor: torch.Tensor, rest: str):
-    """A tensor of the rest for mbq_store; numpy knows no bfloat16."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16 or (tensor.is_floating_point() and rest == "bfloat16"):
-        return mbq_store.to_bfloat16(tensor.float().numpy())
-    return tensor.numpy()
+def _array(name: str, value, rest: str):
+    """An entry of the rest for mbq_store. numpy knows neither bfloat16 nor float8, all of which bfloat16 holds."""
+    check_storable("export_store", name, value)
+    value = value.detach().cpu().contiguous()
+    is_short = value.dtype == torch.bfloat16 or (value.is_floating_point() and value.itemsize == 1)
+    if is_short or (value.is_floating_point() and rest == "bfloat16"):
+        return mbq_store.to_bfloat16(value.float().numpy())
+    return value.numpy()

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class CheckpointError(ValueError):
@@ -17,6 +18,9 @@ class CheckpointError(ValueError):
 
 VERSION = 2  # of config.json, of the metadata and of the names of the tensors
 _STATE = "state/"  # before the names of tensors that are not the model's
+_STORABLE = {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
+             torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+             torch.float8_e8m0fnu, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @contextlib.contextmanager
@@ -57,12 +61,29 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
             raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
 
 
-def check_state(model: nn.Module) -> None:
-    """Raise ValueError for a state_dict that a checkpoint cannot hold: complex numbers, or what is no tensor."""
+def check_state(model: nn.Module, function: str = "save_checkpoint") -> None:
+    """Raise ValueError for a state_dict that a checkpoint cannot hold, as `check_storable` says of each entry."""
     for name, value in model.state_dict().items():
-        if not isinstance(value, torch.Tensor) or value.is_complex():
-            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"save_checkpoint: {name} must be a real tensor, got {kind}")
+        check_storable(function, name, value)
+
+
+def check_storable(function: str, name: str, value) -> None:
+    """Raise ValueError, naming the entry of a state_dict, unless it is a dense tensor of a dtype of safetensors."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{function}: {name} must be a tensor, got {type(value).__name__}; get_extra_state can return "
+                         "one")
+    if kind := not_dense(value) or (None if value.dtype in _STORABLE else value.dtype):
+        raise ValueError(f"{function}: {name} must be a dense, real tensor, got {kind}; a buffer that is no part of "
+                         "the state is registered with persistent=False")
+
+
+def not_dense(tensor: torch.Tensor) -> str | None:
+    """What `tensor` is where it has no memory with an element for each place."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+    if tensor.is_meta:
+        return "one on device meta"
+    return type(tensor).__name__ if is_traceable_wrapper_subclass(tensor) else None
 
 
 def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -70,8 +91,9 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
 
     Raises:
         CheckpointError (a ValueError), naming the file: it is missing, truncated, no checkpoint, of another version,
-        or holds other tensors or shapes than `model`.
+        or holds other tensors or shapes than `model`. ValueError for a `model` of which there is no checkpoint.
     """
+    check_state(model, "load_checkpoint")
     with _opened("load_checkpoint", path) as file:
         _metadata_of("load_checkpoint", path, file)
         every = {name: file.get_tensor(name) for name in file.keys()}
