@@ -97,9 +97,10 @@ class Calls:
                    if call.layer is layer)
 
     @contextlib.contextmanager
-    def profiled(self):
-        """In the backward inside the block nothing is counted: {(layer, number of its gradient): its profile}."""
-        self._profiles, self._arrived = {}, Counter()
+    def profiled(self, samples: int):
+        """In the backward inside the block nothing is counted: {(layer, number of its gradient): (its dimensions,
+        its profile)}."""
+        self._profiles, self._arrived, self._samples = {}, Counter(), samples
         try:
             yield self._profiles
         finally:
@@ -164,16 +165,17 @@ class Calls:
         number = self._arrived[call.layer]
         self._arrived[call.layer] += 1
         if self._profiles is not None:
-            self._profiles[call.layer, number] = profile(grad)
+            self._profiles[call.layer, number] = grad.dim(), profile(grad, self._samples)
             return
-        if (call.layer, number) not in self._layouts:
+        layout = self._layouts.get((call.layer, number))
+        if layout is None and grad.numel() and bool(grad.any()):  # first of its kind, or 0 till now
             self.unknown = True
             return
         if call.x._version != call.version:
             raise RuntimeError(f"GradNormScorer: inputs must not be changed in place, got that of "
                                f"{self.layers[call.layer]}")
         call.x, call.grad, call.layout = form_of(call.layer).arrange(
-            call.layer, call.x, grad.detach(), self._layouts[call.layer, number])
+            call.layer, call.x, grad.detach(), layout or Layout())
         for key in keys:
             self._missing[key] -= 1
             if not self._missing[key] and key not in self._hidden:

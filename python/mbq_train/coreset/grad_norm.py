@@ -18,7 +18,7 @@ from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
-from .layouts import Layout, find_layout, is_zero, loss_weights, says_nothing
+from .layouts import find_layout, loss_weights, says_nothing
 from .shared import SharedPaths
 from .watch import Watch
 
@@ -76,6 +76,7 @@ class GradNormScorer:
         self._names = {p: name for name, p in model.named_parameters()
                        if id(p) not in learned and (layers is None or id(p) in of_layers)}
         self._shared = {p for p in self._names if id(p) not in of_layers}  # counted along the graph
+        self._owners = {p: name for layer, name in reversed(self.layers.items()) for p in parameters_of(layer)}
         counted = {p: name for p, name in self._names.items() if p.requires_grad}
         missing = {} if strict else {p: name for p, name in counted.items() if p in self._shared}
         if len(missing) == len(counted):
@@ -138,8 +139,7 @@ class GradNormScorer:
                     known = self._look(calls, losses, paths, watch, signature)
                     if known is None:
                         return None
-                    if known.sure:
-                        self._known[key] = known
+                    self._known[key] = known
                 elif known.signature != signature:
                     return None
                 squares = self._count(calls, losses, paths, known)
@@ -158,24 +158,22 @@ class GradNormScorer:
             return self._share(found)
         weights = loss_weights(len(losses), losses.device)
         plain, weighted = (_profiles(calls, losses, paths, factors) for factors in (torch.ones_like(weights), weights))
-        layouts, sure = {}, True
-        for (layer, number), value in plain[0].items():
-            layout = find_layout(value, weighted[0][layer, number], weights)
-            sure = sure and not says_nothing(value)
-            if layout is None or not form_of(layer).fits(layer, layout, len(value)):
-                if not is_zero(value):
-                    self._check_alike(layer, calls)
-                    found |= {p for p in parameters_of(layer) if p is not None and id(p) in by_hook}
-                layout = Layout()
+        layouts = {}
+        for (layer, number), (dims, value) in plain[0].items():
+            layout = find_layout(value, weighted[0][layer, number][1], weights)
+            if says_nothing(value):
+                layout = None
+            elif layout is None or not form_of(layer).fits(layer, layout, dims):
+                self._check_alike(layer, calls)
+                found |= {p for p in parameters_of(layer) if p is not None and id(p) in by_hook}
             layouts[layer, number] = layout
         if found:
             return self._share(found)
         nodes = []
         if paths is not None:
-            nodes, nodes_sure = paths.find(plain[1], weighted[1], weights)
+            nodes = paths.find(plain[1], weighted[1], weights)
             paths.check(nodes, watch.depends_on_inputs)
-            sure = sure and nodes_sure
-        return _Known(signature, layouts, nodes, sure)
+        return _Known(signature, layouts, nodes)
 
     def _check_alike(self, layer, calls: Calls) -> None:
         """Raise RuntimeError where a layer's input has no dimension for the samples and yet was made of them."""
@@ -196,9 +194,11 @@ class GradNormScorer:
         try:
             with calls.counting(known.layouts):
                 _backward(losses, torch.ones_like(losses), calls.anchor, paths)
-            if calls.unknown:
+            if calls.unknown or (paths is not None and paths.unknown):
                 return None
-            squares = calls.squares + (paths.squares() if paths is not None else [])
+            squares = calls.squares
+            if paths is not None:
+                squares = squares + [(self._owners.get(p, self._names[p]), value) for p, value in paths.squares()]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -209,13 +209,12 @@ class GradNormScorer:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the first batch of a shape has shown: the calls and the graph it is of, the layouts of the gradients of
-    layers' outputs and of nodes, and whether all of them could be told."""
+    """What the first batch of a shape has shown: the calls and the graph it is of, and the layouts of the gradients of
+    layers' outputs and of nodes, None where a layer's was 0."""
 
     signature: tuple
     layouts: dict
     nodes: list
-    sure: bool
 
 
 def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
@@ -237,7 +236,7 @@ def _profiles(calls: Calls, losses, paths: SharedPaths | None, factors):
     """(of layers' outputs, of nodes) from a backward of the weighted losses; the graph stays."""
     nodes = None if paths is None else paths.profiles()
     try:
-        with calls.profiled() as profiles:
+        with calls.profiled(len(losses)) as profiles:
             _backward(losses, factors.to(losses.dtype), calls.anchor, paths, retain_graph=True)
     finally:
         if nodes is not None:

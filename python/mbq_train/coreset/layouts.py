@@ -34,23 +34,24 @@ def loss_weights(samples: int, device) -> torch.Tensor:
     return torch.pow(2.0, exponents.double()).to(device)
 
 
-def profile(grad: torch.Tensor) -> list[torch.Tensor]:
-    """For each dimension of a gradient the norms of its slices, float64."""
+def profile(grad: torch.Tensor, samples: int) -> dict[int, torch.Tensor]:
+    """{dimension that may hold the samples: norms of its slices, float64} of a gradient; the dimension -1: of all."""
     grad = grad.detach()
-    if not grad.dim():
-        return [grad.double().abs()[None]]
-    return [torch.linalg.vector_norm(grad, dim=[other for other in range(grad.dim()) if other != d], dtype=torch.float64)
-            if grad.dim() > 1 else grad.double().abs() for d in range(grad.dim())]
+    found = {d: _norms(grad, d) for d, size in enumerate(grad.shape) if size and size % max(samples, 1) == 0}
+    if not grad.dim() and samples == 1:
+        found = {0: grad.double().abs()[None]}
+    return found or {-1: torch.linalg.vector_norm(grad, dtype=torch.float64)[None]}
 
 
-def says_nothing(plain: list[torch.Tensor]) -> bool:
+def _norms(grad: torch.Tensor, dim: int) -> torch.Tensor:
+    others = [other for other in range(grad.dim()) if other != dim]
+    return torch.linalg.vector_norm(grad, dim=others, dtype=torch.float64) if others else grad.double().abs()
+
+
+def says_nothing(plain: dict[int, torch.Tensor]) -> bool:
     """Whether any layout would fit a gradient with this profile: no finite value but 0 in it."""
-    return not bool((plain[0].isfinite() & (plain[0] > 0)).any())
-
-
-def is_zero(plain: list[torch.Tensor]) -> bool:
-    """Whether a gradient with this profile is 0."""
-    return not bool(plain[0].any())
+    norms = next(iter(plain.values()))
+    return not bool((norms.isfinite() & (norms > 0)).any())
 
 
 def find_layout(plain, weighted, weights: torch.Tensor) -> Layout | None:
@@ -64,10 +65,8 @@ def find_layout(plain, weighted, weights: torch.Tensor) -> Layout | None:
     samples = len(weights)
     if not samples:
         return Layout()
-    for dim, (a, b) in enumerate(zip(plain, weighted, strict=True)):
-        rows, rest = divmod(len(a), max(samples, 1))
-        if rest or not rows:
-            continue
+    for dim in sorted(plain.keys() - {-1}):
+        a, b, rows = plain[dim], weighted[dim], len(plain[dim]) // samples
         for minor in (False, True) if rows > 1 else (False,):
             factors = weights.repeat(rows) if minor else weights.repeat_interleave(rows)
             if _equal(a * factors, b):

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import Node
 
 from .layer_norms import wide, wide_type
-from .layouts import Layout, find_layout, is_zero, profile, says_nothing
+from .layouts import Layout, find_layout, profile, says_nothing
 
 
 class SharedPaths:
@@ -36,20 +36,16 @@ class SharedPaths:
 
     def profiles(self) -> "Profiles":
         """A hook on all nodes that keeps what the next backward shows of its gradients."""
-        return Profiles([node for node in self.nodes if not self._is_parameter(node)])
+        return Profiles([node for node in self.nodes if not self._is_parameter(node)], self.samples)
 
-    def find(self, plain: dict, weighted: dict, weights: torch.Tensor) -> tuple[list, bool]:
-        """(the layouts of every node's gradients or None, whether all of them could be told)."""
-        found, sure = [], True
+    def find(self, plain: dict, weighted: dict, weights: torch.Tensor) -> list[dict[int, Layout] | None]:
+        """For every node {output: layout of its gradient}, without those that were 0; None where one has no layout."""
+        found = []
         for node in self.nodes:
-            layouts, known = {}, True
-            for i, value in plain.get(node, {}).items():
-                sure = sure and not says_nothing(value)
-                if not is_zero(value):
-                    layouts[i] = find_layout(value, weighted[node][i], weights)
-                    known = known and layouts[i] is not None
-            found.append(layouts if known and not self._is_parameter(node) else None)
-        return found, sure
+            layouts = {i: find_layout(value, weighted[node][i], weights) for i, value in plain.get(node, {}).items()
+                       if not says_nothing(value)}
+            found.append(None if self._is_parameter(node) or None in layouts.values() else layouts)
+        return found
 
     def check(self, layouts: list, depends_on_inputs) -> None:
         """Raise RuntimeError where samples meet: a node without a layout that was computed from the inputs."""
@@ -61,16 +57,23 @@ class SharedPaths:
                                    f"{node.name()} between {', '.join(sorted(reached))} and the losses")
 
     def capture(self, layouts: list):
-        """Hooks that keep the gradients which `squares` needs, in the next backward."""
-        self.layouts = layouts
-        self._frontier = [node for node, found in zip(self.nodes, layouts, strict=True)
-                          if found is not None and any(self._alike(child) for child, _ in node.next_functions)]
-        return [node.register_prehook(lambda grads, node=node: self._grads.__setitem__(node, grads))
-                for node in self._frontier]
+        """Hooks that keep the gradients which `squares` needs, in the next backward; unknown: one came that `find` has
+        not seen."""
+        self.layouts, self.unknown = layouts, False
+        shown = {node: found for node, found in zip(self.nodes, layouts, strict=True) if found is not None}
+        self._frontier = [node for node in shown if any(self._alike(child) for child, _ in node.next_functions)]
+        hooks = [node.register_prehook(lambda grads, node=node: self._grads.__setitem__(node, grads))
+                 for node in self._frontier]
+        return hooks + [node.register_prehook(lambda grads, found=found: self._compare(grads, found))
+                        for node, found in shown.items() if len(found) < len(_outputs(node))]
+
+    def _compare(self, grads, found: dict) -> None:
+        new = [grad for i, grad in enumerate(grads) if grad is not None and i not in found]
+        self.unknown = self.unknown or any(bool(grad.any()) for grad in new)
 
     @torch.no_grad()
-    def squares(self) -> list[tuple[str, torch.Tensor]]:
-        """(name, (N,) squared norms of the gradients of single samples) of every parameter that the losses reach."""
+    def squares(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(parameter, (N,) squared norms of the gradients of single samples) for each that the losses reach."""
         whole, alone = defaultdict(int), []
         for node in self._frontier:
             if node not in self._grads:
@@ -91,7 +94,7 @@ class SharedPaths:
             each = [self._of_sample(i, whole, alone, inner) for i in range(self.samples)]
             values = {leaf: torch.stack([one[leaf] for one in each]) for leaf in leaves if each and leaf in each[0]}
         self._grads.clear()
-        return [(self.parameters[id(leaf.variable)][1], value) for leaf, value in values.items()]
+        return [(leaf.variable, value) for leaf, value in values.items()]
 
     def _of_sample(self, sample: int, whole: dict, alone: list, inner: list) -> dict:
         """{leaf: squared norm of the gradient of one sample's loss}"""
@@ -118,7 +121,7 @@ class SharedPaths:
         results = results if isinstance(results, tuple) else (results,)
         for edge, grad in zip(node.next_functions, results, strict=False):
             if grad is not None and self._alike(edge[0]):
-                grad = grad.to_dense() if grad.is_sparse else grad
+                grad = (grad.to_dense() if grad.is_sparse else grad).sum_to_size(_shape(*edge))  # else the engine does
                 grads[edge] = grads[edge] + grad if edge in grads else grad
 
     def _alike(self, node) -> bool:
@@ -156,12 +159,12 @@ class SharedPaths:
 class Profiles:
     """{node: {output: profile of its gradient}} of one backward."""
 
-    def __init__(self, nodes):
-        self.found = {}
+    def __init__(self, nodes: list[Node], samples: int):
+        self.found, self.samples = {}, samples
         self._hooks = [node.register_prehook(lambda grads, node=node: self._keep(node, grads)) for node in nodes]
 
     def _keep(self, node, grads) -> None:
-        self.found[node] = {i: profile(grad) for i, grad in enumerate(grads) if grad is not None}
+        self.found[node] = {i: profile(grad, self.samples) for i, grad in enumerate(grads) if grad is not None}
 
     def close(self) -> None:
         for hook in self._hooks:
