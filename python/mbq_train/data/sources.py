@@ -31,7 +31,7 @@ def open_source(name) -> Source:
         if recognises(folder):
             return read(folder)
     raise DataError(f"load_data: folder must hold train*.parquet, cifar-10-batches-py, cifar-100-python, wnids.txt or "
-                    f"train, got {folder} with {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}")
+                    f"train (with val or test), got {folder} with {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}")
 
 
 def _find_folder(name) -> Path:
