@@ -114,8 +114,8 @@ def test_a_norm_that_is_a_subclass_is_scored(monkeypatch, tmp_path):
 ], ids=["last batch", "every batch", "second batch", "coreset"])
 def test_a_batch_of_one_image_with_batch_norm(monkeypatch, tmp_path, options, sizes, images):
     limit = "train_limit, prune_rate" if options["recipe"] == "emqnet" else "train_limit"
-    match = (f"train: {limit} and batch_size must leave no batch of a single image, which this network cannot take, got "
-             f"batches of {options['batch_size']} for {images} images .Expected more than 1 value")
+    match = (f"train: {limit} and batch_size must leave no batch of a single image, which this network cannot take, "
+             f"got batches of {options['batch_size']} for {images} images .Expected more than 1 value")
     refused_twice(monkeypatch, tmp_path, with_batch_norm, match, options, **sizes)
 
 
@@ -128,8 +128,8 @@ def test_a_batch_of_one_image_where_nothing_needs_more(monkeypatch):
 
 @pytest.mark.parametrize("sizes, option", [({"train": 65}, "train_limit"), ({"test": 17}, "test_limit")])
 def test_a_network_that_loses_the_dimension_of_the_samples(monkeypatch, tmp_path, sizes, option):
-    refused_twice(monkeypatch, tmp_path, Squeezed, f"train: {option} and batch_size must leave no batch of a single image.*shape .2,.", PLAIN,
-                  **sizes)
+    refused_twice(monkeypatch, tmp_path, Squeezed, f"train: {option} and batch_size must leave no batch of a single image"
+                  ".*shape .2,.", PLAIN, **sizes)
 
 
 @pytest.mark.parametrize("score", ["grand", "last_layer"])
@@ -169,6 +169,7 @@ def test_a_folder_with_a_run_is_refused_by_a_dry_run(monkeypatch, tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     options = ["train", "--dry-run", "--bits", "4,2", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, options)
-    assert result.exit_code == 2 and result.stderr.startswith("error: train_run: folder must not hold an unfinished run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: train_run: folder must not hold an unfinished run")
     assert CliRunner().invoke(app, [*options, "--overwrite"]).exit_code == 0
     assert (tmp_path / "run" / "config.json").read_text() == "{}"

@@ -1,4 +1,4 @@
-"""GradNormScorer on networks of transformers and timm, small and with random weights; skipped where they are missing."""
+"""GradNormScorer on networks of transformers and timm, small, with random weights; skipped where these are missing."""
 
 import pytest
 import torch

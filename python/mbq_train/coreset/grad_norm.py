@@ -1,7 +1,6 @@
 """GradNormScorer: the norm of the loss's gradient in all parameters, for every sample of a batch at once."""
 
 import contextlib
-import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
 from .layouts import find_layout, loss_weights, says_nothing
+from .passes import detached, eager, profiles_of, run_backward, usable
 from .shared import SharedPaths
 from .watch import Watch
 
@@ -106,8 +106,8 @@ class GradNormScorer:
             infinite norms.
         """
         _check_batch_norms(self.model)
-        with _outside_of_inference():
-            inputs, targets = (tree_map(_usable, value) for value in (inputs, targets))
+        with torch.inference_mode(False):
+            inputs, targets = (tree_map(usable, value) for value in (inputs, targets))
             key = tuple(tuple(value.shape) for value in tree_iter((inputs, targets)) if isinstance(value, torch.Tensor))
             if key in self._known:
                 norms = self._score(inputs, targets, loss, self._known[key])
@@ -128,7 +128,7 @@ class GradNormScorer:
         try:
             for parameter in counted:
                 parameter.requires_grad_(parameter in shared)
-            with torch.enable_grad(), calls.recorded(), _eager():
+            with torch.enable_grad(), calls.recorded(), eager():
                 with watch or contextlib.nullcontext():
                     outputs = _call(self.model, inputs)
                 losses, el2n = (_cross_entropy if loss is None else _plain(loss))(outputs, targets)
@@ -147,7 +147,7 @@ class GradNormScorer:
             for parameter in counted:
                 parameter.requires_grad_(True)
         return None if squares is None else _norms(squares, losses.detach(), el2n,
-                                               tree_map(_detached, outputs))
+                                               tree_map(detached, outputs))
 
     def _look(self, calls: Calls, losses, paths: SharedPaths | None, watch: Watch, signature) -> "_Known | None":
         """Where the samples lie, from two backwards; None after parameters were added to those that are shared."""
@@ -157,7 +157,8 @@ class GradNormScorer:
         if found:
             return self._share(found)
         weights = loss_weights(len(losses), losses.device)
-        plain, weighted = (_profiles(calls, losses, paths, factors) for factors in (torch.ones_like(weights), weights))
+        plain, weighted = (profiles_of(calls, losses, paths, factors)
+                           for factors in (torch.ones_like(weights), weights))
         layouts = {}
         for (layer, number), (dims, value) in plain[0].items():
             layout = find_layout(value, weighted[0][layer, number][1], weights)
@@ -193,7 +194,7 @@ class GradNormScorer:
         hooks = paths.capture(known.nodes) if paths is not None else []
         try:
             with calls.counting(known.layouts):
-                _backward(losses, torch.ones_like(losses), calls.anchor, paths)
+                run_backward(losses, torch.ones_like(losses), calls.anchor, paths)
             if calls.unknown or (paths is not None and paths.unknown):
                 return None
             squares = calls.squares
@@ -232,68 +233,11 @@ def _check_batch_norms(model) -> None:
                              f"mode it mixes the samples, got {name}")
 
 
-def _profiles(calls: Calls, losses, paths: SharedPaths | None, factors):
-    """(of layers' outputs, of nodes) from a backward of the weighted losses; the graph stays."""
-    nodes = None if paths is None else paths.profiles()
-    try:
-        with calls.profiled(len(losses)) as profiles:
-            _backward(losses, factors.to(losses.dtype), calls.anchor, paths, retain_graph=True)
-    finally:
-        if nodes is not None:
-            nodes.close()
-    return profiles, {} if nodes is None else nodes.found
-
-
-def _backward(losses, factors, anchor, paths: SharedPaths | None, retain_graph: bool = False) -> None:
-    """Run the graph from the losses to its beginnings, and leave no gradient anywhere."""
-    if not losses.requires_grad:
-        return
-    if paths is None:
-        losses.backward(factors, retain_graph=retain_graph)
-        return
-    ends = [anchor, *(p for p, _ in paths.parameters.values())]
-    try:
-        torch.autograd.grad(losses, ends, factors, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        names = ", ".join(name for _, name in paths.parameters.values())
-        raise RuntimeError("GradNormScorer: checkpoints must have use_reentrant=False in a network with parameters that "
-                           f"all samples use alike, got a reentrant one and {names}") from error
-
-
 def _one_each(losses):
     """(N,) of (N, ...) losses."""
     if losses.dim() == 0:
         raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce nothing")
     return losses.unsqueeze(-1).flatten(1).sum(dim=1)
-
-
-def _eager():
-    """Let compiled parts run as they are written: their graphs know no hooks."""
-    compiled = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _outside_of_inference():
-    """Record gradients even where the caller is in torch.inference_mode."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            yield
-    else:
-        yield
-
-
-def _detached(value):
-    return value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def _usable(value):
-    """A tensor of which a graph can begin: an alias, which requires a gradient where `value` does."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.clone() if value.is_inference() else value.detach().requires_grad_(value.requires_grad)
 
 
 def _norms(squares, losses, el2n, outputs) -> GradNorms:

@@ -89,7 +89,8 @@ class SharedPaths:
         inner = [node for node, found in zip(self.nodes, self.layouts, strict=True) if found is None]
         leaves = [node for node in inner if self._is_parameter(node)]
         if not alone and len(leaves) == len(inner):
-            values = {leaf: wide(whole[leaf, 0]).flatten(1).square().sum(dim=1) for leaf in leaves if (leaf, 0) in whole}
+            values = {leaf: wide(whole[leaf, 0]).flatten(1).square().sum(dim=1) for leaf in leaves
+                      if (leaf, 0) in whole}
         else:
             each = [self._of_sample(i, whole, alone, inner) for i in range(self.samples)]
             values = {leaf: torch.stack([one[leaf] for one in each]) for leaf in leaves if each and leaf in each[0]}

@@ -21,8 +21,8 @@ def read_image_folder(folder: Path) -> Source:
     """Classes are the folders in train, in the order of their names; images are in them at any depth.
 
     Names of the two parts are those of TRAIN_FOLDERS and TEST_FOLDERS, in small or large letters. At every depth names
-    that begin with a dot and what operating systems leave behind (Thumbs.db, desktop.ini, __MACOSX) are passed over, and
-    links are followed.
+    that begin with a dot and what operating systems leave behind (Thumbs.db, desktop.ini, __MACOSX) are passed over,
+    and links are followed.
 
     Raises DataError, naming the file or folder, for classes that differ between train and test, for a class without
     images, for a part whose images have no labels, for a file that is no image, and for a link that leads to nothing or

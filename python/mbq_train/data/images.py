@@ -13,8 +13,8 @@ DEEP_MODES = ("I", "F")  # Pillow clips them to 8 bits without a word; I;16 and 
 def decode_image(raw: bytes | np.ndarray, where: str):
     """The Pillow image in `raw`, in RGB, or as it is when `raw` is an array of pixels, (H, W) or (H, W, 3) uint8.
 
-    Grayscale and palettes become RGB; transparency is dropped; an image is turned as its EXIF orientation says. Raises DataError with `where` for bytes that are no
-    image, a truncated one, or one of more than 8 bits a channel.
+    Grayscale and palettes become RGB; transparency is dropped; an image is turned as its EXIF orientation says. Raises
+    DataError with `where` for bytes that are no image, a truncated one, or one of more than 8 bits a channel.
     """
     from PIL import Image
 
@@ -37,15 +37,15 @@ def _orientation(image) -> int:
     """How the image was held, 1..8 of EXIF; 1, upright, where that cannot be read."""
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # EXIF is not what the pixels depend on, and its readers raise whatever broken bytes lead them into
+    except Exception:  # of broken EXIF, which leaves the pixels as they are
         return 1
 
 
 def _upright(image, orientation: int):
     from PIL.Image import Transpose
 
-    turns = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
-             6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+    turns = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+             5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 

@@ -35,8 +35,8 @@ class Recipe:
         self.folder, self.on_probe = folder, on_probe
 
     def check(self) -> None:
-        """Raise ValueError for a network that the recipe will refuse in the middle of a training. Called before anything
-        is trained, with first values missing; must not change the network."""
+        """Raise ValueError for a network that the recipe will refuse in the middle of a training. Called before
+        anything is trained, with first values missing; must not change the network."""
 
     def bank(self) -> WeightBank | None:
         """What quantizes all weights before the forwards of a step, if anything does: its `fill` is called before them,

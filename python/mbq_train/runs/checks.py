@@ -18,8 +18,8 @@ from .prepare import example_images, plan_of
 def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     """The plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
-    Raises ValueError where the network cannot be converted or saved, where the recipe cannot use it (scores, traces), or
-    where it takes no batch of one image and the last batch of an epoch or of the test is one.
+    Raises ValueError where the network cannot be converted or saved, where the recipe cannot use it (scores, traces),
+    or where it takes no batch of one image and the last batch of an epoch or of the test is one.
     """
     plan = plan_of(options, data, copy.deepcopy(model))
     check_state(plan.apply())
