@@ -229,9 +229,14 @@ def test_a_stopped_run_draws_the_same_images(data, options):
 
 def test_the_recipe_on_a_transformer_with_learned_scales(data):
     model, records = convert(vision_transformer(), BITS[1:], weight_correction=True), []
-    with pytest.warns(RuntimeWarning, match="of the parameters do not count.*token, positions"):
-        training(model, data, quantizer="learned").run(on_epoch=records.append)
+    training(model, data, quantizer="learned").run(on_epoch=records.append)
     assert [record["epoch"] for record in records if "scores" in record] == [2]
+    scores = score_images(model, data, BITS, batch_size=20)
+    alone, batch = GradNormScorer(model.eval(), weights="latent"), next(data.still_batches(3))
+    set_bits(model, 2)  # the class token and the positions count
+    each = [alone(batch.images[i:i + 1], batch.labels[i:i + 1]) for i in range(3)]
+    assert {"token", "positions"} <= each[0].layers.keys()
+    torch.testing.assert_close(scores[2][:3], torch.cat([norms.total for norms in each]), rtol=1e-4, atol=1e-6)
     assert records[-1]["loss"][4] < records[0]["loss"][4]
 
 

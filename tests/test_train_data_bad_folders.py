@@ -91,7 +91,8 @@ def test_tiny_imagenet_without_its_files(tmp_path, change, match):
 
 
 @pytest.mark.parametrize("change, match", [
-    (lambda folder: shutil.rmtree(folder / "val"), "folder must hold val, test, validation, got none of them in"),
+    (lambda folder: shutil.rmtree(folder / "val"),
+     "folder must hold val, test, validation, valid, testing, got none of them in"),
     (lambda folder: shutil.rmtree(folder / "val" / "bee"), "must have the same classes, got 'bee' only in .*train"),
     (lambda folder: (folder / "val" / "eel").mkdir(), "must have the same classes, got 'eel' only in .*val"),
     (lambda folder: (folder / "train" / "x.png").write_bytes(b""), "lie in a folder of their class, got .*train/x.png"),

@@ -63,7 +63,7 @@ def train(
     """
     torch.set_num_threads(threads)
     if dry:
-        _print_dry_run(dry_run(options, device=device), options)
+        _print_dry_run(dry_run(options, device=device, folder=out, overwrite=overwrite), options)
         return
     with progress_of(options) as callbacks:
         result = train_run(options, out, device=device, overwrite=overwrite, save_every=save_every, **callbacks)

@@ -1,26 +1,29 @@
 """The calls of layers in one forward, and the squared gradient norms that the backward makes of them."""
 
 import contextlib
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from .by_hand import ByHand
 from .layer_norms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
+from .layouts import Layout, profile
+from .watch import Watch
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer: what its parameters met, the version of that tensor, how many parameters still need it, and
-    the gradient once it is there."""
+    """One call of a layer: what its parameters met, the version of that tensor, how many parameters still need it,
+    whether the tensor was made of the network's inputs, and the gradient and its layout once they are there."""
 
     layer: nn.Module
     x: torch.Tensor | None
     version: int
     needed: int
+    from_inputs: bool
     grad: torch.Tensor | None = None
+    layout: Layout = Layout()
 
     def used(self) -> None:
         """One parameter is done. The graph holds this object until the backward ends, but not what was in it."""
@@ -48,19 +51,23 @@ class Calls:
 
     Args:
         layers: those to record, with their names.
-        counted: parameters that count.
+        counted: ids of the parameters that count.
         latent: norms for the float weights of quantized layers.
-        unproved: layers whose output is to be compared with their base's; they are taken out once it agrees.
-        watch: make it an error when a parameter is used outside of its layer.
+        unproved: layers whose output is to be compared with their base's; they are taken out once it was.
+        watch: of the forward, where it is watched.
 
-    squares: after `backward`, (name of a layer, (N,) squared norms) of every parameter that was used.
+    squares: after `backward`, (name of a layer, (N,) squared norms) of every parameter that was used. other: layers
+    that do not compute what their base does. anchor: a leaf that every graph of a forward leads to.
     """
 
-    def __init__(self, layers: dict[nn.Module, str], counted, *, latent: bool, unproved: set, watch: bool):
-        self.layers, self.latent, self.unproved, self.watch = layers, latent, unproved, watch
-        self.counted = {id(parameter) for parameter in counted}
+    def __init__(self, layers: dict[nn.Module, str], counted: set[int], *, latent: bool, unproved: set,
+                 watch: Watch | None = None):
+        self.layers, self.counted, self.latent, self.unproved, self.watch = layers, counted, latent, unproved, watch
         self.calls = defaultdict(list)  # by id of a parameter
-        self.squares, self._inputs, self._factors = [], {}, {}
+        self.squares, self.other, self._inputs, self._factors, self._seen = [], [], {}, {}, []
+        self._hidden = set()  # parameters in calls without a graph: a checkpoint may make them again in the backward
+        self._profiles, self._missing, self._forward = None, Counter(), True
+        self.anchor = torch.zeros((), requires_grad=True)
 
     @contextlib.contextmanager
     def recorded(self):
@@ -72,22 +79,41 @@ class Calls:
         fast_paths = torch.backends.mha.get_fastpath_enabled()  # of nn.TransformerEncoder, past its layers
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with ByHand(self.layers, self.counted) if self.watch else contextlib.nullcontext():
-                yield
+            yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_paths)
             for hook in hooks:
                 hook.remove()
 
-    def backward(self, losses: torch.Tensor) -> None:
-        self.samples = len(losses)
-        self._missing = {key: len(calls) for key, calls in self.calls.items()}
-        if losses.requires_grad:
-            losses.sum().backward()
+    def end_forward(self) -> tuple:
+        """What is equal for forwards that call the same layers with the same shapes. From now on calls are those of
+        checkpoints, in the backward."""
+        self._forward = False
+        return tuple(self._seen)
+
+    def made_of_inputs(self, layer: nn.Module) -> bool:
+        """Whether the input of a watched call of `layer` was made of the network's inputs."""
+        return any(call.from_inputs for p in parameters_of(layer) for call in self.calls.get(id(p), ())
+                   if call.layer is layer)
+
+    @contextlib.contextmanager
+    def profiled(self, samples: int):
+        """In the backward inside the block nothing is counted: {(layer, number of its gradient): (its dimensions,
+        its profile)}."""
+        self._profiles, self._arrived, self._samples = {}, Counter(), samples
+        try:
+            yield self._profiles
+        finally:
+            self._profiles = None
+
+    @contextlib.contextmanager
+    def counting(self, layouts: dict):
+        """Count in the backward inside the block; layouts: of gradients, with keys as of `profiled`."""
+        self._layouts, self._arrived, self.unknown = layouts, Counter(), False
+        self._missing = Counter({key: len(calls) for key, calls in self.calls.items()})
+        yield
         for key in list(self.calls):  # calls that the loss does not depend on have no gradient
             self._finish(key)
-        if not self.squares:
-            raise ValueError("GradNormScorer: losses must depend on a layer with parameters, got losses that do not")
 
     def _on_input(self, layer):
         def keep(module, args, out):
@@ -98,42 +124,61 @@ class Calls:
     def _on_call(self, layer, args, out):
         name = self.layers[layer]
         x = self._inputs.pop(layer, args[0] if args else None)
-        if x is None:
+        if not isinstance(x, torch.Tensor):
             raise ValueError(f"GradNormScorer: layers must be called with their input as the first argument, got none "
                              f"for {name}")
         if layer in self.unproved:
             self._prove(layer, x, out)
         keys = [id(p) for p in parameters_of(layer) if id(p) in self.counted]
-        if not keys or not torch.is_grad_enabled():  # a forward may switch gradients off for a part
+        if not keys or not isinstance(out, torch.Tensor):
+            return None
+        if self._forward:
+            self._seen.append((name, tuple(x.shape), tuple(out.shape), torch.is_grad_enabled()))
+        if not torch.is_grad_enabled():  # a forward may switch gradients off for a part
+            self._hidden.update(keys)
             return None
         if not out.requires_grad:
-            out = _Start.apply(out, torch.zeros((), requires_grad=True))
+            out = _Start.apply(out, self.anchor)
+        if not self._forward and self._hidden.isdisjoint(keys):
+            return out  # of a checkpoint that makes its tensors again, not its graph
         kept = form_of(layer).prepare(layer, x.detach(), out)
-        call = _Call(layer, kept, kept._version, len(keys))
-        for key in keys:
+        from_inputs = self.watch is not None and any(map(self.watch.depends_on_inputs, (x, *args[:1])))
+        call = _Call(layer, kept, kept._version, len(keys), from_inputs)
+        for key in keys if self._profiles is None else ():
             self.calls[key].append(call)
         out.register_hook(lambda grad: self._on_grad(call, keys, grad))
         return out
 
+    @torch.no_grad()
     def _prove(self, layer, x, out) -> None:
-        expected = base_output(layer, x.detach())
-        if expected is not None and not (expected.shape == out.shape and torch.allclose(
-                expected.to(out.dtype), out.detach(), rtol=1e-3, atol=1e-5, equal_nan=True)):
-            raise RuntimeError(f"GradNormScorer: {self.layers[layer]} must compute what its base class does, got "
-                               f"another result from {type(layer).__name__}")
+        try:
+            expected = base_output(layer, x.detach())
+        except Exception:  # whatever a base raises that cannot take this input
+            self.other.append(layer)
+        else:
+            if expected is not None and not (expected.shape == out.shape and torch.allclose(
+                    expected.to(out.dtype), out.detach(), rtol=1e-3, atol=1e-5, equal_nan=True)):
+                self.other.append(layer)
         self.unproved.discard(layer)
 
     def _on_grad(self, call, keys, grad) -> None:
-        if len(grad) != self.samples:
-            raise ValueError(f"GradNormScorer: the first dimension must be that of the samples, {self.samples}, got "
-                             f"{tuple(grad.shape)} from {self.layers[call.layer]}")
+        number = self._arrived[call.layer]
+        self._arrived[call.layer] += 1
+        if self._profiles is not None:
+            self._profiles[call.layer, number] = grad.dim(), profile(grad, self._samples)
+            return
+        layout = self._layouts.get((call.layer, number))
+        if layout is None and grad.numel() and bool(grad.any()):  # first of its kind, or 0 till now
+            self.unknown = True
+            return
         if call.x._version != call.version:
             raise RuntimeError(f"GradNormScorer: inputs must not be changed in place, got that of "
                                f"{self.layers[call.layer]}")
-        call.grad = grad.detach()
+        call.x, call.grad, call.layout = form_of(call.layer).arrange(
+            call.layer, call.x, grad.detach(), layout or Layout())
         for key in keys:
             self._missing[key] -= 1
-            if not self._missing[key]:
+            if not self._missing[key] and key not in self._hidden:
                 self._finish(key)
 
     @torch.no_grad()
@@ -145,9 +190,8 @@ class Calls:
         layer = calls[0].layer
         _, bias = parameters_of(layer)
         if key == id(bias):
-            parts = [form_of(call.layer).biases(call.layer, call.grad) for call in calls]
-            value = sum(parts).square().sum(dim=1)
-        elif len(calls) > 1:
+            value = sum(map(_bias_gradients, calls)).square().sum(dim=1)
+        elif len(calls) > 1 or calls[0].layout.rows > 1:
             value = self._of_several(calls)
         else:
             both = bias is not None and self.calls.get(id(bias), ()) == calls
@@ -162,12 +206,10 @@ class Calls:
 
     def _of_several(self, calls):
         """Of one weight in several calls: the gradients are added before they are squared."""
-        forms = [form_of(call.layer) for call in calls]
-        if isinstance(forms[0], NormForm):
-            parts = [form.weights(call.layer, call.x, call.grad) for form, call in zip(forms, calls, strict=True)]
-            return sum(parts).square().sum(dim=1)
+        if isinstance(form_of(calls[0].layer), NormForm):
+            return sum(map(_norm_gradients, calls)).square().sum(dim=1)
         factors = [self._factor(call.layer) for call in calls]
-        pairs = [form.matrices(call.layer, call.x, call.grad) for form, call in zip(forms, calls, strict=True)]
+        pairs = [_matrices(call) for call in calls]
         if any(factor is not factors[0] for factor in factors):
             return explicit_squares(pairs, factors)
         x, grad = (torch.cat(side, dim=2) for side in zip(*pairs, strict=True))
@@ -185,3 +227,27 @@ class Calls:
                 weight = layer.weight_by_channel().detach().requires_grad_()
                 self._factors[layer] = torch.autograd.grad(quantizer(weight).sum(), weight)[0]
         return self._factors[layer]
+
+
+def _bias_gradients(call: _Call) -> torch.Tensor:
+    """(N, C)"""
+    return _added(call, form_of(call.layer).biases(call.layer, call.grad))
+
+
+def _norm_gradients(call: _Call) -> torch.Tensor:
+    """(N, C) of a normalisation's weight."""
+    return _added(call, form_of(call.layer).weights(call.layer, call.x, call.grad))
+
+
+def _added(call: _Call, rows):
+    """(N, C) of (N * rows, C)"""
+    return rows if call.layout.rows == 1 else call.layout.first(rows).sum(dim=1)
+
+
+def _matrices(call: _Call):
+    """What a form's `matrices` returns, with all rows of a sample along T."""
+    pair = form_of(call.layer).matrices(call.layer, call.x, call.grad)
+    if call.layout.rows == 1:
+        return pair
+    layout = replace(call.layout, dim=1)
+    return tuple(layout.first(side).movedim(0, 1).flatten(2, 3) for side in pair)

@@ -1,5 +1,6 @@
 """GradNormScorer: the norm of the loss's gradient in all parameters, for every sample of a batch at once."""
 
+import contextlib
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_iter, tree_map
 
 import mbq_kernels
 
@@ -14,7 +16,11 @@ from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizers import quantizers
 from .calls import Calls
-from .layer_norms import SUPPORTED, parameters_of, scored_layers, wide_type
+from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
+from .layouts import find_layout, loss_weights, says_nothing
+from .passes import detached, eager, profiles_of, run_backward, usable
+from .shared import SharedPaths
+from .watch import Watch
 
 WEIGHTS = ("quantized", "latent")
 
@@ -41,17 +47,21 @@ class GradNormScorer:
     the sum of its gradients. Learned scales and offsets of quantizers and frozen parameters do not count. Parameter
     gradients are not computed, and .grad is not touched.
 
+    The first batch of a shape costs a second backward, with the losses weighted: where the samples lie in a layer's
+    output is what its gradients show, whatever its size. Parameters that all samples use alike (a position embedding of
+    batch 1, a class token, a layer scale), and those of layers of other types than Linear, Conv1d, Conv2d, Embedding,
+    LayerNorm, RMSNorm, GroupNorm, BatchNorm and transformers' Conv1D, are counted along the autograd graph: exactly as
+    well, at a cost that grows with the samples of a batch.
+
     Args:
-        model: a network, converted or not; every layer sees the batch as its first dimension. It is scored in the mode
-            it is in; BatchNorm must be in eval mode.
+        model: a network, converted or not. It is scored in the mode it is in; BatchNorm must be in eval mode.
         weights: of quantized layers 'quantized', the gradient in the weight as it was multiplied, or 'latent', that in
             the float weight behind it: through the clip mask and the correction.
         layers: names of the layers whose parameters count [all].
-        strict: parameters whose gradient is not known are an error; otherwise a warning, and they do not count.
+        strict: count all parameters; otherwise those outside of these layers are left out, with a warning.
 
     Raises:
-        ValueError: an unknown name in `weights` or `layers`; with strict, parameters of other layers than Linear,
-        Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm and subclasses; no such layer at all.
+        ValueError: an unknown name in `weights` or `layers`; no parameter that counts.
     """
 
     def __init__(self, model: nn.Module, *, weights: str = "quantized", layers=None, strict: bool = True):
@@ -60,20 +70,25 @@ class GradNormScorer:
         self.model, self.latent = model, weights == "latent"
         self.layers = _chosen(scored_layers(model), layers)
         self._unproved = set(self.layers)  # layers not yet seen to compute what their supported base does
-        self._watch = True  # in the first call
-        known = {id(p) for layer in self.layers for p in parameters_of(layer)}
+        self._known = {}  # what the first batch of a shape has shown
+        of_layers = {id(p) for layer in self.layers for p in parameters_of(layer)}
         learned = {id(p) for quantizer in quantizers(model) for p in quantizer.parameters()}
-        counted = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in learned
-                   and (layers is None or id(p) in known)}
-        missing = {name: p.numel() for name, p in counted.items() if id(p) not in known}
-        total = sum(p.numel() for p in counted.values())
-        self.left_out = sum(missing.values()) / max(total, 1)
-        if missing and (strict or len(missing) == len(counted)):
-            raise ValueError(f"GradNormScorer: parameters must be those of {SUPPORTED}, got {', '.join(missing)} "
-                             "(strict=False leaves them out)")
+        self._names = {p: name for name, p in model.named_parameters()
+                       if id(p) not in learned and (layers is None or id(p) in of_layers)}
+        self._shared = {p for p in self._names if id(p) not in of_layers}  # counted along the graph
+        self._owners = {p: name for layer, name in reversed(self.layers.items()) for p in parameters_of(layer)}
+        counted = {p: name for p, name in self._names.items() if p.requires_grad}
+        missing = {} if strict else {p: name for p, name in counted.items() if p in self._shared}
+        if len(missing) == len(counted):
+            raise ValueError(f"GradNormScorer: parameters must be those of {SUPPORTED}, got "
+                             f"{', '.join(missing.values()) or 'none that requires a gradient'}")
+        self.left_out = sum(p.numel() for p in missing) / max(sum(p.numel() for p in counted), 1)
         if missing:
-            warnings.warn(f"GradNormScorer: {self.left_out:.2%} of the parameters do not count, for their gradients "
-                          f"are not known: {', '.join(missing)}", RuntimeWarning, stacklevel=2)
+            self._shared -= missing.keys()
+            for p in missing:
+                del self._names[p]
+            warnings.warn(f"GradNormScorer: {self.left_out:.2%} of the parameters do not count: "
+                          f"{', '.join(missing.values())}", RuntimeWarning, stacklevel=2)
 
     def __call__(self, inputs, targets: torch.Tensor, *, loss: Callable | None = None) -> GradNorms:
         """The norms for a batch.
@@ -85,29 +100,122 @@ class GradNormScorer:
                 [cross-entropy of (N, C) logits].
 
         Raises:
-            ValueError: BatchNorm in training mode; samples not along the first dimension; a batch of losses.
-            RuntimeError: a layer's input was changed in place, a subclass does not compute what its base does, or a
-            parameter is used outside of its layer. NaN or infinite gradients are NaN or infinite norms.
+            ValueError: BatchNorm in training mode; losses that are one value, or depend on no parameter.
+            RuntimeError: samples mix, or lie along no one dimension; a layer's input was changed in place; a reentrant
+            checkpoint in a network where all samples use a parameter alike. NaN or infinite gradients are NaN or
+            infinite norms.
         """
         _check_batch_norms(self.model)
+        with torch.inference_mode(False):
+            inputs, targets = (tree_map(usable, value) for value in (inputs, targets))
+            key = tuple(tuple(value.shape) for value in tree_iter((inputs, targets)) if isinstance(value, torch.Tensor))
+            if key in self._known:
+                norms = self._score(inputs, targets, loss, self._known[key])
+                if norms is not None:
+                    return norms
+            found = None
+            while found is None:  # again where parameters turn out to be used alike by all samples: a few times at most
+                found = self._score(inputs, targets, loss, None, key)
+            return found
+
+    def _score(self, inputs, targets, loss, known: "_Known | None", key=None) -> GradNorms | None:
+        """The norms; None where more was found to be shared, or `known` is not what this batch shows."""
         counted = [p for p in self.model.parameters() if p.requires_grad]  # of all layers: none gets a gradient
-        calls = Calls(self.layers, counted, latent=self.latent, unproved=self._unproved, watch=self._watch)
+        shared = {p: self._names[p] for p in counted if p in self._shared}
+        by_hook = {id(p) for p in counted if p in self._names and p not in shared}
+        watch = Watch(self.layers, inputs) if known is None else None
+        calls = Calls(self.layers, by_hook, latent=self.latent, unproved=self._unproved, watch=watch)
         try:
             for parameter in counted:
-                parameter.requires_grad_(False)
-            with torch.enable_grad(), calls.recorded():
-                outputs = _call(self.model, inputs)
+                parameter.requires_grad_(parameter in shared)
+            with torch.enable_grad(), calls.recorded(), eager():
+                with watch or contextlib.nullcontext():
+                    outputs = _call(self.model, inputs)
                 losses, el2n = (_cross_entropy if loss is None else _plain(loss))(outputs, targets)
-                if losses.dim() == 0:
-                    raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce "
-                                     "nothing")
-                losses = losses.unsqueeze(-1).flatten(1).sum(dim=1)
-                calls.backward(losses)
+                losses = _one_each(losses)
+                paths = SharedPaths(losses, shared) if shared else None
+                signature = calls.end_forward(), None if paths is None else paths.signature()
+                if known is None:
+                    known = self._look(calls, losses, paths, watch, signature)
+                    if known is None:
+                        return None
+                    self._known[key] = known
+                elif known.signature != signature:
+                    return None
+                squares = self._count(calls, losses, paths, known)
         finally:
             for parameter in counted:
                 parameter.requires_grad_(True)
-        self._watch = False
-        return _norms(calls.squares, losses.detach(), el2n, outputs.detach())
+        return None if squares is None else _norms(squares, losses.detach(), el2n,
+                                               tree_map(detached, outputs))
+
+    def _look(self, calls: Calls, losses, paths: SharedPaths | None, watch: Watch, signature) -> "_Known | None":
+        """Where the samples lie, from two backwards; None after parameters were added to those that are shared."""
+        by_hook = {id(p): p for p in self._names if id(p) in calls.counted}
+        found = {by_hook[i] for i in watch.by_hand if i in by_hook}
+        found |= {p for layer in calls.other for p in parameters_of(layer) if p is not None and id(p) in by_hook}
+        if found:
+            return self._share(found)
+        weights = loss_weights(len(losses), losses.device)
+        plain, weighted = (profiles_of(calls, losses, paths, factors)
+                           for factors in (torch.ones_like(weights), weights))
+        layouts = {}
+        for (layer, number), (dims, value) in plain[0].items():
+            layout = find_layout(value, weighted[0][layer, number][1], weights)
+            if says_nothing(value):
+                layout = None
+            elif layout is None or not form_of(layer).fits(layer, layout, dims):
+                self._check_alike(layer, calls)
+                found |= {p for p in parameters_of(layer) if p is not None and id(p) in by_hook}
+            layouts[layer, number] = layout
+        if found:
+            return self._share(found)
+        nodes = []
+        if paths is not None:
+            nodes = paths.find(plain[1], weighted[1], weights)
+            paths.check(nodes, watch.depends_on_inputs)
+        return _Known(signature, layouts, nodes)
+
+    def _check_alike(self, layer, calls: Calls) -> None:
+        """Raise RuntimeError where a layer's input has no dimension for the samples and yet was made of them."""
+        if calls.made_of_inputs(layer):
+            raise RuntimeError("GradNormScorer: samples must lie along one dimension of a layer's input and not mix, "
+                               f"got another input of {self.layers[layer]}")
+
+    def _share(self, parameters: set) -> None:
+        for layer, name in self.layers.items():
+            if not self.latent and getattr(layer, "weight_quantizer", None) is not None and layer.weight in parameters:
+                raise ValueError("GradNormScorer: weights must be 'latent' where all samples use a quantized weight "
+                                 f"alike, or it is used outside of its layer, got 'quantized' and {name}")
+        self._shared |= parameters
+
+    def _count(self, calls: Calls, losses, paths: SharedPaths | None, known: "_Known"):
+        """[(name, squared norms)]; None where a gradient came that `known` does not know."""
+        hooks = paths.capture(known.nodes) if paths is not None else []
+        try:
+            with calls.counting(known.layouts):
+                run_backward(losses, torch.ones_like(losses), calls.anchor, paths)
+            if calls.unknown or (paths is not None and paths.unknown):
+                return None
+            squares = calls.squares
+            if paths is not None:
+                squares = squares + [(self._owners.get(p, self._names[p]), value) for p, value in paths.squares()]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not squares:
+            raise ValueError("GradNormScorer: losses must depend on a layer with parameters, got losses that do not")
+        return squares
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the first batch of a shape has shown: the calls and the graph it is of, and the layouts of the gradients of
+    layers' outputs and of nodes, None where a layer's was 0."""
+
+    signature: tuple
+    layouts: dict
+    nodes: list
 
 
 def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
@@ -125,6 +233,13 @@ def _check_batch_norms(model) -> None:
                              f"mode it mixes the samples, got {name}")
 
 
+def _one_each(losses):
+    """(N,) of (N, ...) losses."""
+    if losses.dim() == 0:
+        raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce nothing")
+    return losses.unsqueeze(-1).flatten(1).sum(dim=1)
+
+
 def _norms(squares, losses, el2n, outputs) -> GradNorms:
     layers = defaultdict(lambda: torch.zeros_like(losses, dtype=wide_type(losses)))
     for name, value in squares:
@@ -135,12 +250,8 @@ def _norms(squares, losses, el2n, outputs) -> GradNorms:
 
 def _call(model, inputs):
     if isinstance(inputs, dict):
-        return model(**{name: _detached(value) for name, value in inputs.items()})
-    return model(*map(_detached, inputs if isinstance(inputs, tuple) else (inputs,)))
-
-
-def _detached(value):
-    return value.detach() if isinstance(value, torch.Tensor) else value
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _cross_entropy(outputs, targets):

@@ -12,12 +12,29 @@ import mbq_kernels
 from ..conversion.convertible import parts
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.layers import QuantTransposedLinear
+from .layouts import Layout
 
 _CHUNK = 2**22  # elements of gradients of single samples that are in memory at once, where nothing else will do
 
 
 class LinearForm:
-    """y = x @ weight.T + bias, with the batch first: the gradient is sum_t grad_t x_t^T."""
+    """y = x @ weight.T + bias: the gradient is sum_t grad_t x_t^T. `prepare` meets what the layer does; the other
+    methods have the samples first. Serves y = x @ weight + bias too, whose gradient is the transpose.
+    """
+
+    def fits(self, layer, layout: Layout, dims: int) -> bool:
+        """Whether samples that lie so in an output of `dims` dimensions can be told apart."""
+        return layout.dim < dims - self.trailing(layer)
+
+    def trailing(self, layer) -> int:
+        """Dimensions of the output, the last ones, in which all of it is made of the same x."""
+        return 1
+
+    def arrange(self, layer, x, grad, layout: Layout):
+        """(x, grad, layout) with the samples first, as far as the layer's kind lets them be moved."""
+        if layout == Layout():
+            return x, grad, layout
+        return layout.first(x), layout.first(grad), Layout()
 
     def prepare(self, layer, x, out):
         """What must be kept of x until the gradient is there."""
@@ -39,6 +56,14 @@ class LinearForm:
 
 class ConvForm(LinearForm):
     """Conv1d and Conv2d, with any padding, dilation and groups."""
+
+    def fits(self, layer, layout, dims):
+        return layout.dim == 0
+
+    def arrange(self, layer, x, grad, layout):
+        if x.dim() == len(layer.kernel_size) + 1:  # one image, without a dimension for samples
+            return x[None], grad[None], Layout()
+        return x, grad, layout
 
     def prepare(self, layer, x, out):
         x = x.to(out.dtype)
@@ -86,11 +111,20 @@ class EmbeddingForm(LinearForm):
         return grad.reshape(len(grad), -1, grad.shape[-1])[None], rows[None]
 
 
-class NormForm:
+class NormForm(LinearForm):
     """weight * normalised + bias; the gradient of the weight is the sum of grad * normalised."""
 
     def __init__(self, normalise, *, channels_first: bool = False):
         self.normalise, self.channels_first = normalise, channels_first
+
+    def fits(self, layer, layout, dims):
+        return layout.dim == 0 if self.channels_first else super().fits(layer, layout, dims)
+
+    def trailing(self, layer):
+        return len(layer.normalized_shape)
+
+    def arrange(self, layer, x, grad, layout):
+        return (x, grad, layout) if self.channels_first else super().arrange(layer, x, grad, layout)
 
     def prepare(self, layer, x, out):
         return x
@@ -126,21 +160,28 @@ FORMS = {nn.Linear: LINEAR, QuantTransposedLinear: LINEAR, nn.Conv1d: ConvForm()
          nn.RMSNorm: NormForm(lambda layer, x: F.rms_norm(x, layer.normalized_shape, eps=layer.eps)),
          nn.GroupNorm: NormForm(lambda layer, x: F.group_norm(x, layer.num_groups, eps=layer.eps), channels_first=True),
          **dict.fromkeys(BATCH_NORMS, NormForm(_batch_normal, channels_first=True))}
+_CONV1D = ("transformers.pytorch_utils", "Conv1D")
 SUPPORTED = "Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm or their subclasses"
 
 
 def form_of(layer: nn.Module):
     """What knows the gradients of `layer`, None where nothing does."""
-    return next((form for base, form in FORMS.items() if isinstance(layer, base)), None)
+    return next((form for base, form in FORMS.items() if isinstance(layer, base)), None) or (
+        LINEAR if _transposed_linear(layer) else None)
 
 
 def base_output(layer: nn.Module, x) -> torch.Tensor | None:
     """What a layer of the supported type would compute where `layer`, a subclass, may do something else."""
-    base = next(base for base in FORMS if isinstance(layer, base))
+    base = _transposed_linear(layer) or next(base for base in FORMS if isinstance(layer, base))
     quantizer = getattr(layer, "weight_quantizer", None)
     if type(layer) is base or quantizer is not None:
         return None
     return base.forward(layer, x)
+
+
+def _transposed_linear(layer: nn.Module) -> type | None:
+    """The Conv1D of transformers that `layer` is an instance of, without importing it."""
+    return next((base for base in type(layer).__mro__ if (base.__module__, base.__name__) == _CONV1D), None)
 
 
 def scored_layers(model: nn.Module) -> dict[nn.Module, str]:

@@ -16,6 +16,7 @@ from .grad_norm import GradNormScorer
 from .layer_norms import scored_layers
 
 SCORES = ("grand", "last_layer", "el2n", "tdds")
+GRADIENT_SCORES = SCORES[:2]
 _WINDOW, _DECAY = 10, 0.9  # of TDDS
 
 
@@ -23,9 +24,8 @@ def score_images(model: nn.Module, data: Data, bits, *, score: str = "grand", ba
                  autocast: bool = False) -> dict[int, torch.Tensor]:
     """A score for every training image at each of `bits`, of `model` as it stands, in eval mode, without augmentation.
 
-    grand: norm of the loss's gradient in all parameters, the float weights behind quantized ones (GradNormScorer; what
-    it cannot score is left out with a warning); last_layer: in those of the last layer; el2n: norm of softmax - onehot
-    (Paul et al., 2021, arXiv 2107.07075).
+    grand: norm of the loss's gradient in all parameters, the float weights behind quantized ones (GradNormScorer);
+    last_layer: in those of the last layer; el2n: norm of softmax - onehot (Paul et al., 2021, arXiv 2107.07075).
 
     Args:
         model: what `convert` returned, or a float network for bits (32,).
@@ -38,7 +38,7 @@ def score_images(model: nn.Module, data: Data, bits, *, score: str = "grand", ba
     Returns {bits: (train_size,) float32 on the CPU}, the same in every process.
     """
     look_up("score_images", dict.fromkeys(SCORES[:3]), score, argument="score")
-    scorer = None if score == "el2n" else _scorer(model, data, score)
+    scorer = None if score == "el2n" else scorer_of(model, data, score)
 
     def rows(batch):
         if scorer is not None:
@@ -90,9 +90,10 @@ def averaged(scores: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     return dict.fromkeys(scores, whole.mean(dim=0))
 
 
-def _scorer(model, data: Data, score: str) -> GradNormScorer:
+def scorer_of(model, data: Data, score: str) -> GradNormScorer:
+    """What computes a score of GRADIENT_SCORES."""
     if score == "grand":
-        return GradNormScorer(model, weights="latent", strict=False)
+        return GradNormScorer(model, weights="latent")
     example = next(data.test_batches(1)).images
     layers = {name: layer for layer, name in scored_layers(model).items()}
     return GradNormScorer(model, weights="latent", layers=call_order(model, layers, example)[-1:])

@@ -13,8 +13,8 @@ DEEP_MODES = ("I", "F")  # Pillow clips them to 8 bits without a word; I;16 and 
 def decode_image(raw: bytes | np.ndarray, where: str):
     """The Pillow image in `raw`, in RGB, or as it is when `raw` is an array of pixels, (H, W) or (H, W, 3) uint8.
 
-    Grayscale and palettes become RGB; transparency is dropped. Raises DataError with `where` for bytes that are no
-    image, a truncated one, or one of more than 8 bits a channel.
+    Grayscale and palettes become RGB; transparency is dropped; an image is turned as its EXIF orientation says. Raises
+    DataError with `where` for bytes that are no image, a truncated one, or one of more than 8 bits a channel.
     """
     from PIL import Image
 
@@ -23,12 +23,30 @@ def decode_image(raw: bytes | np.ndarray, where: str):
     try:
         image = Image.open(io.BytesIO(raw))
         if not image.mode.startswith(DEEP_MODES):
+            image.load()  # after it, for readers that turn the image themselves have taken the orientation out
+            orientation = _orientation(image)
             if "transparency" in image.info:
                 image = image.convert("RGBA")  # straight to RGB, Pillow warns
-            return image.convert("RGB")
+            return _upright(image.convert("RGB"), orientation)
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them into
         raise DataError(f"decode_image: image must be one that Pillow can read, got {where} ({error})") from error
     raise DataError(f"decode_image: image must have 8 bits a channel, got mode {image.mode} in {where}")
+
+
+def _orientation(image) -> int:
+    """How the image was held, 1..8 of EXIF; 1, upright, where that cannot be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # of broken EXIF, which leaves the pixels as they are
+        return 1
+
+
+def _upright(image, orientation: int):
+    from PIL.Image import Transpose
+
+    turns = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+             5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def pixels(image) -> torch.Tensor:

@@ -30,8 +30,9 @@ def open_source(name) -> Source:
     for recognises, read in LAYOUTS:
         if recognises(folder):
             return read(folder)
-    raise DataError(f"load_data: folder must hold train*.parquet, cifar-10-batches-py, cifar-100-python, wnids.txt or "
-                    f"train, got {folder} with {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}")
+    inside = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+    raise DataError("load_data: folder must hold train*.parquet, cifar-10-batches-py, cifar-100-python, wnids.txt or "
+                    f"train (with val or test beside it), got {folder} with {inside}")
 
 
 def _find_folder(name) -> Path:

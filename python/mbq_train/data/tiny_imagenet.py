@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .errors import DataError
-from .folders import class_files, image_files
+from .folders import class_files, image_files, passed_over
 from .splits import FileSplit, Source, check_source
 
 
@@ -23,7 +23,7 @@ def read_tiny_imagenet(folder: Path) -> Source:
         raise DataError(f"read_tiny_imagenet: WordNet ids must be there and differ, got {len(wnids)}, "
                         f"{len(set(wnids))} different, in {folder / 'wnids.txt'}")
     for entry in sorted((folder / "train").glob("*")):
-        if entry.name not in wnids and not entry.name.startswith("."):
+        if entry.name not in wnids and not passed_over(entry.name):
             raise DataError(f"read_tiny_imagenet: class must be in wnids.txt, got {entry}")
     train = class_files([folder / "train" / wnid / "images" for wnid in wnids])
     test = _annotated(folder / "val", {wnid: label for label, wnid in enumerate(wnids)})

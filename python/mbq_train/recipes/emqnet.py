@@ -5,7 +5,8 @@ import time
 import torch
 
 from ..coreset.sampling import CoresetSampler, coreset_size
-from ..coreset.scores import TddsScores, averaged, score_images
+from ..coreset.scores import GRADIENT_SCORES, TddsScores, averaged, score_images, scorer_of
+from ..quantize.bits import FLOAT, in_mode, switch_bits_of
 from .recipe import Recipe
 
 
@@ -27,6 +28,21 @@ class EmqNet(Recipe):
         self.scores = {b: torch.ones(self.data.train_size) for b in self.bits}
         self.tdds = TddsScores()
         self._make_samplers()
+
+    def check(self):
+        """Score a few images by the float path, whose layers are those of every bit-width."""
+        options = self.options
+        if options.sampling == "random" or options.score not in GRADIENT_SCORES:
+            return
+        batch = next(self.data.test_batches(min(4, self.data.test_size)))
+        try:
+            with in_mode(self.model, training=False):
+                switch_bits_of(self.model, FLOAT)
+                scorer_of(self.model, self.data, options.score)(batch.images, batch.labels)
+        except Exception as error:  # of the scorer, or whatever a network raises when it is called otherwise
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"train: score must be one that the network allows, got {options.score!r} ({reason}); "
+                             "el2n and tdds need its outputs alone") from error
 
     def images(self, epoch):
         return self.data.train_size if epoch < self.options.score_epochs else self.size

@@ -34,6 +34,10 @@ class Recipe:
         self.model, self.data, self.bits, self.options, self.epochs = model, data, tuple(bits), options, epochs
         self.folder, self.on_probe = folder, on_probe
 
+    def check(self) -> None:
+        """Raise ValueError for a network that the recipe will refuse in the middle of a training. Called before
+        anything is trained, with first values missing; must not change the network."""
+
     def bank(self) -> WeightBank | None:
         """What quantizes all weights before the forwards of a step, if anything does: its `fill` is called before them,
         `backward` after the losses' backward, then `drop`. Called once, where the training stands before its first

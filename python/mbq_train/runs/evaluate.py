@@ -13,10 +13,10 @@ from ..quantize.adaptation import adapt_bn
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.round_clamp import own_layer_bits
 from ..quantize.untrained import add_bits
-from ..recipes import recipe_type
 from ..training.loop import evaluate
 from .checkpoint import CheckpointError, load_checkpoint
-from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
+from .checks import check_run
+from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, check_free, load_options, standing
 from .memory import MemoryEstimate, estimate_memory
 from .prepare import check_device, example_images, plan_of, prepare
 
@@ -44,14 +44,14 @@ class DryRun:
     steps: int
 
 
-def dry_run(options: Options, *, device: str = "cpu") -> DryRun:
-    """What `train_run` would do, without training or writing. Raises as it does."""
+def dry_run(options: Options, *, device: str = "cpu", folder=None, overwrite: bool = False) -> DryRun:
+    """What `train_run` would do, in `folder` if one is given, without training or writing. Raises as it does."""
+    if folder is not None:
+        check_free(Path(folder), overwrite)
     data, model = prepare(options, check_device(device))
-    plan = plan_of(options, data, model)
-    images = example_images(data, 4)
-    model = plan.apply()
-    recipe_type(options.recipe)(model, data, options.bits, options, options.epochs)
-    memory = estimate_memory(model, images, options, train_size=data.train_size, classes=data.classes)
+    plan = check_run(options, data, model)
+    memory = estimate_memory(plan.model, example_images(data, 4), options, train_size=data.train_size,
+                             classes=data.classes)
     return DryRun(plan, memory, data.steps(options.batch_size))
 
 

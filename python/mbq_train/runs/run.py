@@ -1,6 +1,5 @@
 """train_run and resume_run: a training run in a folder, from where it stands to its end."""
 
-import copy
 import functools
 import json
 import math
@@ -17,7 +16,8 @@ from ..quantize.weight_bank import WeightBank
 from ..recipes import recipe_type
 from ..training.interrupt import stop_requests
 from ..training.loop import State, Training, evaluate
-from .checkpoint import VERSION, check_state, load_checkpoint, save_checkpoint, save_json
+from .checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
+from .checks import check_run
 from .folder import (
     ACCURACY,
     CHECKPOINT,
@@ -75,9 +75,7 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     with processes(device) as device:
         distributed.share_error(lambda: check_free(folder, overwrite))
         data, model = prepare(options, device)
-        plan = plan_of(options, data, copy.deepcopy(model))
-        check_state(plan.apply())  # errors now, not after float training
-        recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
+        plan = check_run(options, data, model)  # errors now, not after float training
         if on_plan is not None:
             on_plan(plan, WeightBank(plan.model, options.bits).nbytes if options.weight_bank else 0)
 

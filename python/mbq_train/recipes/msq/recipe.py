@@ -9,7 +9,7 @@ from ...quantize.round_clamp import own_layer_bits, set_layer_bits
 from ...runs.folder import LAYERS
 from ...runs.plots import plot_layers
 from ...runs.sensitivity import float_traces
-from ...sensitivity import Trace, perturbations, sensitivities
+from ...sensitivity import Trace, hessian_traces, perturbations, sensitivities
 from ..recipe import Recipe
 from .bank import LsbBank
 from .pruner import Pruner
@@ -38,6 +38,17 @@ class Msq(Recipe):
         parameters = {name: layer.weight.numel() for name, layer in self.lsb_bank.layers.items()}
         self.pruner = Pruner(parameters, bits, target=self.options.target_compression,
                              threshold=self.options.prune_threshold, floor=self.options.lowest_bits)
+
+    def check(self):
+        """Measure traces of a few images."""
+        if self.options.hessian:
+            batch = next(self.data.test_batches(min(4, self.data.test_size)))
+            try:
+                hessian_traces(self.model, [(batch.images, batch.labels)], probes=2)
+            except Exception as error:  # whatever a network raises that cannot be differentiated twice
+                reason = str(error).partition("\n")[0]
+                raise ValueError("train: hessian must be off for a network whose traces cannot be measured, got it on "
+                                 f"({reason})") from error
 
     def bank(self) -> LsbBank:
         """The bank, once the layers' sensitivities are known."""

@@ -1,0 +1,56 @@
+"""How GradNormScorer runs a network and its graph: the modes around a forward, and backwards that leave nothing."""
+
+import contextlib
+import sys
+
+import torch
+
+from .calls import Calls
+from .shared import SharedPaths
+
+
+def profiles_of(calls: Calls, losses, paths: SharedPaths | None, factors):
+    """(of layers' outputs, of nodes) from a backward of the weighted losses; the graph stays."""
+    nodes = None if paths is None else paths.profiles()
+    try:
+        with calls.profiled(len(losses)) as profiles:
+            run_backward(losses, factors.to(losses.dtype), calls.anchor, paths, retain_graph=True)
+    finally:
+        if nodes is not None:
+            nodes.close()
+    return profiles, {} if nodes is None else nodes.found
+
+
+def run_backward(losses, factors, anchor, paths: SharedPaths | None, retain_graph: bool = False) -> None:
+    """Run the graph from the losses to its beginnings, and leave no gradient anywhere."""
+    if not losses.requires_grad:
+        return
+    if paths is None:
+        losses.backward(factors, retain_graph=retain_graph)
+        return
+    ends = [anchor, *(p for p, _ in paths.parameters.values())]
+    try:
+        torch.autograd.grad(losses, ends, factors, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        names = ", ".join(name for _, name in paths.parameters.values())
+        raise RuntimeError("GradNormScorer: checkpoints must have use_reentrant=False in a network with parameters "
+                           f"that all samples use alike, got a reentrant one and {names}") from error
+
+
+def eager():
+    """Let compiled parts run as they are written: their graphs know no hooks."""
+    compiled = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+def detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def usable(value):
+    """A tensor of which a graph can begin: an alias, which requires a gradient where `value` does."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach().requires_grad_(value.requires_grad)
