@@ -171,12 +171,12 @@ class _Quantizer(nn.Module):
         """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
         if torch.compiler.is_compiling():
             return
-        flags, (seen, version) = self._watched(), self._seen
-        if flags is seen and version == _version(flags):
+        flags, (seen, writes) = self._watched(), self._seen
+        if flags is seen and writes == version(flags):
             return
         if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        self._seen = flags, _version(flags)
+        self._seen = flags, version(flags)
         self._read()
 
     def _watched(self) -> torch.Tensor:
@@ -223,7 +223,7 @@ class _Quantizer(nn.Module):
         self.start(bits, scale, offset)
         self.initialised[self.kept().index(bits)] = 1
         self._missing.discard(bits)
-        self._seen = self.initialised, _version(self.initialised)
+        self._seen = self.initialised, version(self.initialised)
 
     @torch.no_grad()
     def start(self, bits: int, scale: torch.Tensor, offset: torch.Tensor | None = None) -> None:
@@ -253,7 +253,7 @@ def autocast_dtype(x) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version(tensor: torch.Tensor) -> int:
     """Return the number of writes to `tensor`; -1 for an inference tensor, which does not count them."""
     return -1 if tensor.is_inference() else tensor._version
 
