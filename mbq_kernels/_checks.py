@@ -160,11 +160,18 @@ def check_stacked(op: str, name: str, parameters, x, axis, count: int) -> torch.
     return torch.stack([row.reshape(-1) for row in check_rows(op, name, parameters, x, axis, count)])
 
 
-def check_floor(op: str, names: tuple[str, str], scale, floor) -> torch.Tensor:
-    """`floor`, a checked parameter, as a constant, once it goes with `scale`."""
-    if scale.numel() != 1 or floor.numel() != 1:
-        check_pair(op, names, scale, floor)
-    return floor.detach() if floor.requires_grad else floor
+def check_floor(op: str, floor, scale, x, axis) -> torch.Tensor:
+    """scale_floor as a constant in the arithmetic's dtype, once it goes with `scale`, a checked parameter."""
+    if not (isinstance(floor, torch.Tensor) and floor.dtype == scale.dtype and floor.shape == scale.shape
+            and floor.device == scale.device):  # plainly right, it costs a quarter of the checks
+        floor = check_parameter(op, "scale_floor", floor, x, axis)
+        if scale.numel() != 1 or floor.numel() != 1:
+            check_pair(op, ("scale", "scale_floor"), scale, floor)
+    return constant(floor)
+
+
+def constant(parameter):
+    return parameter.detach() if parameter.requires_grad else parameter
 
 
 def arithmetic_dtype(x) -> torch.dtype:

@@ -4,8 +4,8 @@
 
 namespace mbq {
 
-template std::vector<Tensor> quantize_forward<FakeQuantize>(std::vector<Quantizers>, std::optional<ScalarType>);
-template Gradients quantize_backward<FakeQuantize>(std::vector<Quantizers>, const std::vector<Tensor>&,
+template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&, std::optional<ScalarType>);
+template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
                                                    std::optional<double>);
 
 namespace {

@@ -12,17 +12,16 @@ Quantizers quantizers(const Tensor& x, const Tensor& scales, const std::optional
                       const std::optional<Tensor>& scale_floors, const std::vector<int64_t>& bits, bool is_signed,
                       std::optional<int64_t> axis) {
   const char* op = "fake_quantize_corrected";
-  Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets), Rows(scale_floors));
+  const Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets), Rows(scale_floors));
   q.check_parameters();
-  raise_scales(q);
   return q;
 }
 
 // Levels of another functor with the quantizers' own parameters.
 template <template <class> class To, class W>
-std::vector<Level<To<W>, W>> levels_as(const Quantizers& q) {
+std::vector<Level<To<W>, W>> levels_as(const Quantizers& q, RaisedScales<W>& raised) {
   std::vector<Level<To<W>, W>> levels;
-  for (const Level<FakeQuantize<W>, W>& level : levels_of<FakeQuantize, W>(q))
+  for (const Level<FakeQuantize<W>, W>& level : levels_of<FakeQuantize, W>(q, raised))
     levels.push_back({{level.quantizer.range}, level.scale, level.shift});
   return levels;
 }
@@ -47,14 +46,14 @@ Tensor checked_fold(const Quantizers& q, const Tensor& folded) {
 }
 
 template <class W>
-void write_fold(const Quantizers& q, const SumsWork<CodeSums<W>, W>& codes, const std::vector<Moments>& reference,
-                W* to) {
+void write_fold(const Quantizers& q, const std::vector<Level<CodeSums<W>, W>>& levels,
+                const SumsWork<CodeSums<W>, W>& codes, const std::vector<Moments>& reference, W* to) {
   const int64_t channels = q.layout.channels, row = static_cast<int64_t>(q.ranges.size()) * channels;
-  for (size_t k = 0; k < q.ranges.size(); ++k)
+  for (size_t k = 0; k < levels.size(); ++k)
     for (int64_t c = 0; c < channels; ++c, ++to) {
       const Moments of_codes = moments_of(0, codes.sum(codes.sums, k, c), codes.sum(codes.squares, k, c),
                                           q.layout.outer * q.layout.inner);
-      const Folded<W> folded = fold(of_codes, reference[c], q.scales.row<W>(k, channels)[c]);
+      const Folded<W> folded = fold(of_codes, reference[c], levels[k].scale[c]);
       to[0] = folded.factor, to[row] = folded.scale, to[2 * row] = folded.offset;
     }
 }
@@ -73,7 +72,9 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
     using T = decltype(storage);
     using W = wide_t<T>;
     const T* values = static_cast<const T*>(q.x.const_data_ptr());
-    const SumsWork<CodeSums<W>, W> codes(q.layout, levels_as<CodeSums, W>(q));
+    RaisedScales<W> raised;
+    const std::vector<Level<CodeSums<W>, W>> levels = levels_as<CodeSums, W>(q, raised);
+    const SumsWork<CodeSums<W>, W> codes(q.layout, levels);
     std::vector<Moments> kept;
     if (reference) {
       kept = moments_of_tensor<decltype(other_storage)>(q.op, dense(*reference), axis);
@@ -84,7 +85,7 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
       sums_loop(q.layout, values, codes, deviations);
       kept = moments(pivot, deviations);
     }
-    write_fold(q, codes, kept, static_cast<W*>(folded.mutable_data_ptr()));
+    write_fold(q, levels, codes, kept, static_cast<W*>(folded.mutable_data_ptr()));
   });
   return folded;
 }
@@ -104,7 +105,8 @@ std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tenso
     using T = decltype(storage);
     using W = wide_t<T>;
     std::vector<TwoStepWork<Encode<W>, Decode<W>, T, decltype(out_storage)>> works;
-    works.emplace_back(q.layout, levels_as<Encode, W>(q), folded_levels<Decode<W>, W>(q, folded, 1, 2),
+    RaisedScales<W> raised;
+    works.emplace_back(q.layout, levels_as<Encode, W>(q, raised), folded_levels<Decode<W>, W>(q, folded, 1, 2),
                        static_cast<const T*>(q.x.const_data_ptr()), pointers<decltype(out_storage)*>(outs));
     forward_loop(works);
   });
@@ -139,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_corrected_backward(
     using Grad = decltype(grad_storage);
     using W = wide_t<T>;
     std::vector<BackwardWork<FakeQuantize<W>, T, Grad, W, TimesFactor<W>>> works;
-    works.emplace_back(q.layout, levels_of<FakeQuantize, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+    RaisedScales<W> raised;
+    works.emplace_back(q.layout, levels_of<FakeQuantize, W>(q, raised), static_cast<const T*>(q.x.const_data_ptr()),
                        pointers<const Grad*>(grads), static_cast<T*>(grad_x.mutable_data_ptr()),
                        TimesFactor<W>{{q.layout, folded_levels<Scaled<W>, W>(q, folded, 0, 0)}});
     backward_loop(works);

@@ -6,29 +6,28 @@
 
 namespace mbq {
 
+// Memory for rows of scales raised to their floors; it must outlive the levels that point into it.
 template <class W>
-void raise_scales_in(Quantizers& q) {
-  for (size_t i = 0; i < q.scales.tensors.size(); ++i) {
-    const Tensor scales = std::exchange(q.scales.tensors[i], allocate_like(q.scales.tensors[i]));
-    const W* scale = static_cast<const W*>(scales.const_data_ptr());
-    const W* floor = static_cast<const W*>(q.floors.tensors[i].const_data_ptr());
-    W* raised = static_cast<W*>(q.scales.tensors[i].mutable_data_ptr());
-    for (int64_t c = 0; c < scales.numel(); ++c) {
-      const int64_t element = static_cast<int64_t>(i) * scales.numel() + c;
-      check(std::isfinite(scale[c]), q.op, ": scale must be finite, got ", scale[c], " (element ", element, q.which,
-            ")");
-      check(floor[c] > 0 && std::isfinite(floor[c]), q.op, ": scale_floor must be finite and > 0, got ", floor[c],
-            " (element ", element, q.which, ")");
-      raised[c] = effective_scale(scale[c], floor[c]);
-    }
-  }
-}
+using RaisedScales = std::vector<std::vector<W>>;
 
-// Puts max(scale, floor), which is computed with, in the place of the scales; they may then be <= 0.
-inline void raise_scales(Quantizers& q) {
-  if (q.floors.absent()) return;
-  q.check_parameters();
-  q.x.scalar_type() == ScalarType::Double ? raise_scales_in<double>(q) : raise_scales_in<float>(q);
+// max(scale, floor) of quantizer k, which is computed with: a finite scale may be <= 0 then.
+template <class W>
+std::vector<W> raised_scales(const Quantizers& q, size_t k) {
+  const int64_t channels = q.layout.channels;
+  const W *scale = q.scales.row<W>(k, channels), *floor = q.floors.row<W>(k, channels);
+  std::vector<W> raised(channels);
+  int good = 1;  // a look at all at once, which the compiler makes vectors of; then for the first that is not
+  for (int64_t c = 0; c < channels; ++c) {
+    raised[c] = effective_scale(scale[c], floor[c]);
+    good &= std::isfinite(scale[c]) & std::isfinite(floor[c]) & (floor[c] > 0);
+  }
+  for (int64_t c = 0; !good && c < channels; ++c) {
+    const int64_t element = k * channels + c;
+    check(std::isfinite(scale[c]), q.op, ": scale must be finite, got ", scale[c], " (element ", element, q.which, ")");
+    check(floor[c] > 0 && std::isfinite(floor[c]), q.op, ": scale_floor must be finite and > 0, got ", floor[c],
+          " (element ", element, q.which, ")");
+  }
+  return raised;
 }
 
 // Values of a parameter row are looked at here, on the host, before the loop.
@@ -45,11 +44,12 @@ void check_values(const Quantizers& q, size_t k, const W* scale, const W* shift)
 
 // The quantizers with their parameters in the arithmetic's dtype.
 template <template <class> class Quantizer, class W>
-std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
+std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q, RaisedScales<W>& raised) {
   std::vector<Level<Quantizer<W>, W>> levels;
   levels.reserve(q.ranges.size());
   for (size_t k = 0; k < q.ranges.size(); ++k) {
     const W* scale = q.scales.row<W>(k, q.layout.channels);
+    if (!q.floors.absent()) scale = raised.emplace_back(raised_scales<W>(q, k)).data();
     const W* shift = q.shifts.row<W>(k, q.layout.channels);
     check_values<Quantizer>(q, k, scale, shift);
     levels.push_back({quantizer_of<Quantizer, W>(q, k), scale, shift});
@@ -88,8 +88,7 @@ std::vector<Pointer> pointers(const std::vector<Tensor>& tensors) {
 
 // Of every x one x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order, in one flat list.
 template <template <class> class Quantizer>
-std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional<ScalarType> out_dtype) {
-  for (Quantizers& q : each) raise_scales(q);
+std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
   std::vector<Tensor> all;
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
   dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
@@ -97,11 +96,12 @@ std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional
     using W = wide_t<T>;
     std::vector<ForwardWork<Quantizer<W>, T, decltype(out_storage)>> works;
     works.reserve(each.size());
+    RaisedScales<W> raised;
     for (const Quantizers& q : each) {
       std::vector<Tensor> outs;
       for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
       q.check_against(outs);
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, raised), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<decltype(out_storage)*>(outs));
       all.insert(all.end(), outs.begin(), outs.end());
     }
@@ -138,9 +138,8 @@ struct __attribute__((visibility("hidden"))) Gradients {
 
 // given: one gradient per x and quantizer, in one flat list.
 template <template <class> class Quantizer>
-Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tensor>& given,
+Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
                             std::optional<double> grad_factor) {
-  for (Quantizers& q : each) raise_scales(q);
   const size_t levels = each[0].ranges.size();
   check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
         levels * each.size(), "), got ", given.size());
@@ -151,6 +150,7 @@ Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tens
     using W = wide_t<T>;
     std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
     std::vector<Tensor> aligned_grads;  // alive until the loop is over
+    RaisedScales<W> raised;
     works.reserve(each.size());
     for (size_t t = 0; t < each.size(); ++t) {
       const Quantizers& q = each[t];
@@ -159,7 +159,7 @@ Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tens
       check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
       q.check_against(grads);
       gradients.xs.push_back(allocate_like(q.x));
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, raised), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<const decltype(grad_storage)*>(grads),
                          static_cast<T*>(gradients.xs.back().mutable_data_ptr()));
       aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
@@ -184,8 +184,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
 }
 
 // Three ops run these; fake_quantize.cpp compiles them for all.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(std::vector<Quantizers>, std::optional<ScalarType>);
-extern template Gradients quantize_backward<FakeQuantize>(std::vector<Quantizers>, const std::vector<Tensor>&,
+extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
+                                                                   std::optional<ScalarType>);
+extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
                                                           std::optional<double>);
 
 }  // namespace mbq

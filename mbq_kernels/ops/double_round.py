@@ -118,8 +118,7 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     axis = check.check_axis(NAME, x, axis)
     scale = check.check_parameter(NAME, "scale", scale, x, axis)
     if scale_floor is not None:
-        scale_floor = check.check_floor(NAME, ("scale", "scale_floor"), scale,
-                                        check.check_parameter(NAME, "scale_floor", scale_floor, x, axis))
+        scale_floor = check.check_floor(NAME, scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
     outs = apply(DoubleRound, x, scale, scale_floor, high_bits, widths, axis, rounding == "half_up", grad_factor,
                  scale_chain, out_dtype)

@@ -105,7 +105,6 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
         offset = check.check_parameter(NAME, "offset", offset, x, axis)
         check.check_pair(NAME, ("scale", "offset"), scale, offset)
     if scale_floor is not None:
-        scale_floor = check.check_floor(NAME, ("scale", "scale_floor"), scale,
-                                        check.check_parameter(NAME, "scale_floor", scale_floor, x, axis))
+        scale_floor = check.check_floor(NAME, scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
     return apply(FakeQuantize, x, scale, offset, scale_floor, bits, signed, axis, grad_factor, out_dtype)

@@ -184,8 +184,10 @@ def _checked(x, scale, offset, scale_floor, reference, bits, signed, axis, corre
     shifts = None if offset is None else _parameters(x, "offset", offset, axis, widths, single)
     if shifts is not None:
         check.check_pair(NAME, ("scale", "offset"), rows, shifts)
-    floors = None if scale_floor is None else check.check_floor(
-        NAME, ("scale", "scale_floor"), rows, _parameters(x, "scale_floor", scale_floor, axis, widths, single))
+    floors = None if scale_floor is None else check.constant(
+        _parameters(x, "scale_floor", scale_floor, axis, widths, single))
+    if floors is not None:
+        check.check_pair(NAME, ("scale", "scale_floor"), rows, floors)
     return widths, (rows, shifts, floors), correct_axis
 
 

@@ -64,10 +64,10 @@ class FakeQuantizeForeach(torch.autograd.Function):
     def backward(ctx, *grads):
         options = (ctx.floored, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor)
         tensors = (*grads, *ctx.saved_tensors)
-        floors = [None] * (len(ctx.axes) * len(ctx.bits) if ctx.floored else 0)
+        floors = (None,) * (len(ctx.axes) * len(ctx.bits)) if ctx.floored else ()
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
-            return *[None] * 6, *_gradients(list(tensors), *options), *floors
-        return *[None] * 6, *apply(FakeQuantizeForeachBackward, *options, *tensors), *floors
+            return None, None, None, None, None, None, *_gradients(list(tensors), *options), *floors
+        return None, None, None, None, None, None, *apply(FakeQuantizeForeachBackward, *options, *tensors), *floors
 
 
 def _quantize(floored, bits, signed, axes, grad_factor, out_dtype, tensors):
@@ -124,22 +124,21 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
     axes = [-1 if axis is None or rows[0].numel() == 1 else axis for axis, rows in zip(counted, scales, strict=True)]
     flat = [*xs, *(scale for rows in scales for scale in rows)]
     if offsets is not None:
-        offsets = _parameters("offsets", offsets, xs, counted, len(bits))
-        for t, (rows, others) in enumerate(zip(scales, offsets, strict=True)):
-            names = (f"scales[{t}]", f"offsets[{t}]")
-            check.check_pair(NAME, names, rows[0].reshape(-1), others[0].reshape(-1))
-        flat += (offset for rows in offsets for offset in rows)
+        flat += _beside(scales, "offsets", offsets, xs, counted, len(bits))
     if scale_floors is not None:
-        flat += _floors(scale_floors, scales, xs, counted, len(bits))
+        flat += map(check.constant, _beside(scales, "scale_floors", scale_floors, xs, counted, len(bits)))
     outs = _quantize(scale_floors is not None, bits, signed, axes, grad_factor, out_dtype, flat)
     return [tuple(outs[i:i + len(bits)]) for i in range(0, len(outs), len(bits))]
 
 
-def _floors(floors, scales, xs, axes, count):
-    """One flat list."""
-    floors = _parameters("scale_floors", floors, xs, axes, count)
-    return [check.check_floor(NAME, (f"scales[{t}]", f"scale_floors[{t}]"), scale.reshape(-1), floor.reshape(-1))
-            for t, rows in enumerate(zip(scales, floors, strict=True)) for scale, floor in zip(*rows, strict=True)]
+def _beside(scales, name, parameters, xs, axes, count):
+    """Parameters that go with the scales, in one flat list."""
+    parameters = _parameters(name, parameters, xs, axes, count)
+    for t, (rows, others) in enumerate(zip(scales, parameters, strict=True)):
+        if rows[0].numel() != others[0].numel():
+            names = (f"scales[{t}]", f"{name}[{t}]")
+            check.check_pair(NAME, names, rows[0].reshape(-1), others[0].reshape(-1))
+    return [parameter for rows in parameters for parameter in rows]
 
 
 def _parameters(name, parameters, xs, axes, count):

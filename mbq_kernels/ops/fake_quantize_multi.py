@@ -97,7 +97,7 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         offsets = check.check_stacked(NAME, "offsets", offsets, x, axis, len(bits))
         check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
     if scale_floors is not None:
-        scale_floors = check.check_floor(NAME, ("scales", "scale_floors"), scales, check.check_stacked(
-            NAME, "scale_floors", scale_floors, x, axis, len(bits)))
+        scale_floors = check.constant(check.check_stacked(NAME, "scale_floors", scale_floors, x, axis, len(bits)))
+        check.check_pair(NAME, ("scales", "scale_floors"), scales, scale_floors)
     axis = None if scales.shape[1] == 1 else axis
     return apply(FakeQuantizeMulti, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, out_dtype)
