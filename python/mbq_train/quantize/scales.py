@@ -5,7 +5,6 @@ from torch import nn
 
 from .batch_norm import BATCH_NORMS
 from .bits import in_mode, same_random_numbers, set_bits
-from .fake_quantizer import version
 from .quantizers import quantizers
 
 
@@ -56,15 +55,15 @@ def initialise(model: nn.Module, *batch, **named) -> None:
                for quantizer in quantizers(model) for kept in quantizer.missing}
     own = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
     others = [buffer for buffer in model.buffers() if id(buffer) not in own]
-    before = [(buffer, version(buffer), buffer.clone()) for buffer in others]
+    before = [buffer.clone() for buffer in others]
     try:
         with same_random_numbers(model), in_mode(model, training=True):
             for bits in sorted(missing, reverse=True):
                 set_bits(model, bits)
                 _forward(model, batch, named)
     finally:
-        for buffer, writes, value in before:
-            if version(buffer) != writes or writes < 0:
+        for buffer, value in zip(others, before, strict=True):
+            if not torch.equal(buffer, value):  # one that is expanded was not written to, and cannot be
                 buffer.copy_(value)
 
 
