@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from mbq_train import get_bits
 from mbq_train.cli import app
+from foreign import package
 from networks import one_thread, small_network  # noqa: F401
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
@@ -55,7 +56,7 @@ def test_in_your_own_loop():
 
 
 def test_the_trainer_of_in_your_own_loop(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     pytest.importorskip("accelerate")
     _, trainer = (text for language, text in blocks("In your own loop") if language == "python")
     names = {**vars(mbq_train), "transformers": transformers}
