@@ -72,10 +72,11 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
             groups, view x as (groups, size) and use axis=0.
         grad_factor: multiplies the gradients of scale and offset [default 1 / sqrt(n hi), n elements sharing a scale].
         out_dtype: dtype of the result, rounded to once [default x's].
-        scale_unit, scale_floor: like scale, floating point, finite and > 0, constants; None: 1 and no floor. All of
-            this is computed with max(scale * scale_unit, scale_floor) as the scale, and its gradient over the unit is
-            scale's: scale counts in units, and a step of SGD moves the product as it would move a parameter that is
-            the scale itself. One below the floor, or below 0, gets that gradient too, so that it can come back.
+        scale_unit, scale_floor: like scale, floating point, finite and > 0, constants; None: 1, and no floor. The scale
+            of x_hat and of all gradients is max(scale * scale_unit, scale_floor), its product rounded once. The
+            gradient of scale is that of the maximum divided by scale_unit: scale counts in units, and a step of SGD
+            moves the product as it would move a parameter that is the scale itself. A scale below the floor, or below
+            0, gets its gradient too, so that it can come back.
 
     Returns:
         x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`.

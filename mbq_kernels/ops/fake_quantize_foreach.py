@@ -87,7 +87,7 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
 
     x_hats[t] = fake_quantize_multi(xs[t], scales[t], offsets[t], bits=bits, ...), the same bits, gradients included.
     For the weights of a network, where a call per layer and bit-width takes longer than its arithmetic. On CPU threads
-    share the elements of all tensors; on CUDA a launch takes some 75 tensors; Triton launches once per tensor.
+    share the elements of all tensors; on CUDA a launch takes some 65 tensors; Triton launches once per tensor.
 
     Args:
         xs: T tensors of any shapes and strides, of one dtype and device - what to quantize, as in fake_quantize.
