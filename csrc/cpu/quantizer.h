@@ -6,52 +6,49 @@
 
 namespace mbq {
 
-// Memory for rows of scales raised to their floors; it must outlive the levels that point into it.
+// Memory for rows of effective scales; it must outlive the levels that point into it.
 template <class W>
-using RaisedScales = std::vector<std::vector<W>>;
+using EffectiveScales = std::vector<std::vector<W>>;
 
-// max(scale, floor) of quantizer k, which is computed with: a finite scale may be <= 0 then.
+// Looked at here, on the host, before the loop: one comparison a value, and the message only where it fails.
 template <class W>
-std::vector<W> raised_scales(const Quantizers& q, size_t k) {
+void check_finite(const Quantizers& q, size_t k, const char* name, const W* values, bool positive) {
+  bool all = true;
+  const auto good = [positive](W v) { return std::isfinite(v) && (!positive || v > 0); };
   const int64_t channels = q.layout.channels;
-  const W *scale = q.scales.row<W>(k, channels), *floor = q.floors.row<W>(k, channels);
-  std::vector<W> raised(channels);
-  int good = 1;  // a look at all at once, which the compiler makes vectors of; then for the first that is not
-  for (int64_t c = 0; c < channels; ++c) {
-    raised[c] = effective_scale(scale[c], floor[c]);
-    good &= std::isfinite(scale[c]) & std::isfinite(floor[c]) & (floor[c] > 0);
-  }
-  for (int64_t c = 0; !good && c < channels; ++c) {
-    const int64_t element = k * channels + c;
-    check(std::isfinite(scale[c]), q.op, ": scale must be finite, got ", scale[c], " (element ", element, q.which, ")");
-    check(floor[c] > 0 && std::isfinite(floor[c]), q.op, ": scale_floor must be finite and > 0, got ", floor[c],
-          " (element ", element, q.which, ")");
-  }
-  return raised;
+  for (int64_t c = 0; c < channels; ++c) all &= good(values[c]);
+  for (int64_t c = 0; !all && c < channels; ++c)
+    check(good(values[c]), q.op, ": ", name, " must be finite", positive ? " and > 0" : "", ", got ", values[c],
+          " (element ", static_cast<int64_t>(k) * channels + c, q.which, ")");
 }
 
-// Values of a parameter row are looked at here, on the host, before the loop.
-template <template <class> class Quantizer, class W>
-void check_values(const Quantizers& q, size_t k, const W* scale, const W* shift) {
-  for (int64_t c = 0; c < q.layout.channels; ++c) {
-    const int64_t element = k * q.layout.channels + c;
-    check(scale[c] > 0 && std::isfinite(scale[c]), q.op, ": scale must be finite and > 0, got ", scale[c], " (element ",
-          element, q.which, ")");
-    check(!Quantizer<W>::integer_shift || !std::isnan(shift[c]), q.op, ": zero_point must not be NaN (element ",
-          element, q.which, ")");
-  }
+// max(scale * unit, floor) of quantizer k, which is computed with: a finite scale may be <= 0 where there is a floor.
+template <class W>
+std::vector<W> effective_scales(const Quantizers& q, size_t k, const W* scale) {
+  const int64_t channels = q.layout.channels;
+  const W *unit = q.units.row<W>(k, channels), *floor = q.floors.row<W>(k, channels);
+  if (unit) check_finite(q, k, "scale_unit", unit, true);
+  if (floor) check_finite(q, k, "scale_floor", floor, true);
+  std::vector<W> effective(channels);
+  for (int64_t c = 0; c < channels; ++c)
+    effective[c] = effective_scale(scale[c], unit ? unit[c] : W(1), floor ? floor[c] : -INFINITY);
+  check_finite(q, k, "scale * scale_unit", effective.data(), true);
+  return effective;
 }
 
 // The quantizers with their parameters in the arithmetic's dtype.
 template <template <class> class Quantizer, class W>
-std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q, RaisedScales<W>& raised) {
+std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q, EffectiveScales<W>& memory) {
   std::vector<Level<Quantizer<W>, W>> levels;
   levels.reserve(q.ranges.size());
   for (size_t k = 0; k < q.ranges.size(); ++k) {
     const W* scale = q.scales.row<W>(k, q.layout.channels);
-    if (!q.floors.absent()) scale = raised.emplace_back(raised_scales<W>(q, k)).data();
     const W* shift = q.shifts.row<W>(k, q.layout.channels);
-    check_values<Quantizer>(q, k, scale, shift);
+    check_finite(q, k, "scale", scale, q.floors.absent());
+    if constexpr (Quantizer<W>::integer_shift)
+      for (int64_t c = 0; c < q.layout.channels; ++c)
+        check(!std::isnan(shift[c]), q.op, ": zero_point must not be NaN (element ", c, q.which, ")");
+    if (!q.units.absent() || !q.floors.absent()) scale = memory.emplace_back(effective_scales(q, k, scale)).data();
     levels.push_back({quantizer_of<Quantizer, W>(q, k), scale, shift});
   }
   return levels;
@@ -96,12 +93,12 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
     using W = wide_t<T>;
     std::vector<ForwardWork<Quantizer<W>, T, decltype(out_storage)>> works;
     works.reserve(each.size());
-    RaisedScales<W> raised;
+    EffectiveScales<W> memory;
     for (const Quantizers& q : each) {
       std::vector<Tensor> outs;
       for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
       q.check_against(outs);
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, raised), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<decltype(out_storage)*>(outs));
       all.insert(all.end(), outs.begin(), outs.end());
     }
@@ -111,9 +108,9 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
 }
 
 // Appends factor * channel sum, added over the levels of a row, to `gradients`, in tensors like those of `rows`, whose
-// dtype W is.
+// dtype W is; over the unit of its parameter, where there are units.
 template <class W, class Work>
-void append_gradients(const Rows& rows, const Work& work, const std::vector<double>& partial,
+void append_gradients(const Rows& rows, const Rows& units, const Work& work, const std::vector<double>& partial,
                       const std::vector<double>& factors, std::vector<Tensor>& gradients) {
   const int64_t channels = work.walk.layout.channels;
   const size_t together = rows.shared ? factors.size() : 1;
@@ -123,10 +120,11 @@ void append_gradients(const Rows& rows, const Work& work, const std::vector<doub
       gradients.push_back(allocate_like(rows.tensors[k]));
       out = static_cast<W*>(gradients.back().mutable_data_ptr());
     }
+    const W* unit = units.row<W>(k, channels);
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
       for (size_t j = k; j < k + together; ++j) sum += factors[j] * work.channel_sum(partial, j, c);
-      *out++ = static_cast<W>(sum);
+      *out++ = static_cast<W>(unit ? sum / unit[c] : sum);
     }
   }
 }
@@ -150,7 +148,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
     using W = wide_t<T>;
     std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
     std::vector<Tensor> aligned_grads;  // alive until the loop is over
-    RaisedScales<W> raised;
+    EffectiveScales<W> memory;
     works.reserve(each.size());
     for (size_t t = 0; t < each.size(); ++t) {
       const Quantizers& q = each[t];
@@ -159,7 +157,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
       check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
       q.check_against(grads);
       gradients.xs.push_back(allocate_like(q.x));
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, raised), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<const decltype(grad_storage)*>(grads),
                          static_cast<T*>(gradients.xs.back().mutable_data_ptr()));
       aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
@@ -167,9 +165,9 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
     backward_loop(works);
     for (size_t t = 0; t < each.size(); ++t) {
       const std::vector<double> factors = each[t].grad_factors(grad_factor);
-      append_gradients<W>(each[t].scales, works[t], works[t].to_scale, factors, gradients.scales);
+      append_gradients<W>(each[t].scales, each[t].units, works[t], works[t].to_scale, factors, gradients.scales);
       if (each[t].shifts.absent()) continue;
-      append_gradients<W>(each[t].shifts, works[t], works[t].to_shift, factors, gradients.shifts);
+      append_gradients<W>(each[t].shifts, Rows(), works[t], works[t].to_shift, factors, gradients.shifts);
     }
   });
   return gradients;
