@@ -119,7 +119,7 @@ def test_recomputation_by_others_raises_once_the_bit_width_changed():
     model = convert(network(), BITS, example=x)
     OwnRecomputation.apply(x.clone().requires_grad_(), model).sum().backward()  # it only ever had one bit-width
     set_bits(model, 2)
-    with pytest.raises(RuntimeError, match="3: a forward within backward must be a recomputation of torch.utils"):
+    with pytest.raises(RuntimeError, match="a forward within backward must be a recomputation of torch.utils"):
         OwnRecomputation.apply(x.clone().requires_grad_(), model).sum().backward()
 
 
@@ -150,6 +150,23 @@ def test_a_view_of_another_thread_keeps_its_bit_width_while_a_block_runs_again()
         stop.set()
         thread.join()
     assert len(wrong) > 10 and not any(wrong)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_block_of_another_thread_than_that_of_set_bits_runs_again_at_its_bit_width(use_reentrant):
+    x = torch.randn(8, 6)
+    model, grads = convert(network(), BITS, example=x), []
+    for run in (lambda: model(x), lambda: checkpoint(model, x.clone().requires_grad_(), use_reentrant=use_reentrant)):
+        model.zero_grad()
+        set_bits(model, 8)
+        thread = threading.Thread(target=lambda run=run: losses.append(run().square().sum()))
+        losses = []
+        thread.start()
+        thread.join()
+        set_bits(model, 2)
+        losses[0].backward()
+        grads.append(model[3].weight.grad.clone())
+    torch.testing.assert_close(*grads)
 
 
 def test_the_names_that_are_wrapped_are_those_of_this_torch():

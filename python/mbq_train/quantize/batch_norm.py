@@ -9,6 +9,7 @@ from torch.func import functional_call
 from .. import distributed
 from .bits import FLOAT, BitState
 from .data_parallel import averaged
+from .recomputation import runs_at
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # of BatchNorm1d, 2d, 3d, SyncBatchNorm and everybody's subclasses
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
@@ -40,6 +41,8 @@ class BitBatchNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_read_float_keys)
 
     def forward(self, *args, **kwargs):
+        if not torch.compiler.is_compiling():
+            runs_at(self.bit_state, "BitBatchNorm")
         norm = self.by_bits[str(self.bit_state.bits)]
         if distributed.world_size() == 1:
             return norm(*args, **kwargs)

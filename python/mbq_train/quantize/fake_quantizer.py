@@ -10,7 +10,7 @@ import mbq_kernels
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
-from .units import STEPS_OF_FIRST, Buffers, least_scale
+from .units import STEPS_OF_FIRST, Rows, least_scale
 
 SMALLEST_SCALE = 1e-8
 
@@ -37,8 +37,9 @@ class _Quantizer(nn.Module):
         self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.scales = self._parameter_per_bits(shape)
         self.offsets = None
-        self.scale_units = Buffers({str(b): torch.ones(shape, **self._options) for b in self.kept()})
-        self.scale_floors = Buffers({str(b): torch.full(shape, math.nan, **self._options) for b in self.kept()})
+        names = list(map(str, self.kept()))
+        self.scale_units = Rows(names, torch.ones(shape, **self._options))
+        self.scale_floors = Rows(names, torch.full(shape, math.nan, **self._options))
         # Floating point, because averages of models average their buffers too.
         self.register_buffer("initialised", torch.zeros(len(self.kept()), device=like.device))
         self.register_buffer("is_signed", torch.tensor(float(bool(signed)), device=like.device))
@@ -99,12 +100,11 @@ class _Quantizer(nn.Module):
         """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
         if self.own_bits:
             return []
-        kept = str(self.kept()[0])
-        for b in map(str, bit_widths):
-            for parameters in filter(None, (self.scales, self.offsets)):
-                parameters[b] = nn.Parameter(torch.empty_like(parameters[kept]))
-            for buffers in (self.scale_units, self.scale_floors):
-                buffers[b] = torch.empty_like(buffers[kept])
+        for parameters in filter(None, (self.scales, self.offsets)):
+            for b in bit_widths:
+                parameters[str(b)] = nn.Parameter(torch.empty_like(next(iter(parameters.values()))))
+        for rows in (self.scale_units, self.scale_floors):
+            rows.add(map(str, bit_widths))
         done = 0.0 if self.missing else 1.0
         self.initialised = self.initialised.new_full((len(self.initialised) + len(bit_widths),), done)
         return list(bit_widths)
@@ -147,8 +147,10 @@ class _Quantizer(nn.Module):
         return torch.maximum(self.scales[key].detach() * self.scale_units[key], self.scale_floors[key])
 
     def _pick(self, tensors) -> torch.Tensor:
-        if torch.compiler.is_compiling() and len(tensors) > 1:
-            return torch.stack([tensors[str(b)] for b in self.bit_state.trained])[self.bit_state.index]
+        if torch.compiler.is_compiling() and len(self.scales) > 1:
+            rows = tensors.rows if isinstance(tensors, Rows) else torch.stack(
+                [tensors[str(b)] for b in self.bit_state.trained])
+            return rows[self.bit_state.index]
         return tensors[str(self.kept_at(self.bit_state.bits))]
 
     def _grad_factor(self, x) -> float | None:
@@ -228,8 +230,8 @@ class _Quantizer(nn.Module):
     def start(self, bits: int, scale: torch.Tensor, offset: torch.Tensor | None = None) -> None:
         """Make `scale` and `offset` the first values of those kept at `bits` bits."""
         key = str(bits)
-        self.scale_units[key].copy_(scale * STEPS_OF_FIRST)
-        self.scale_floors[key].copy_(least_scale(scale))
+        self.scale_units.fill(key, scale * STEPS_OF_FIRST)
+        self.scale_floors.fill(key, least_scale(scale))
         self.scales[key].fill_(1 / STEPS_OF_FIRST)
         if self.offsets is not None:
             self.offsets[key].copy_(offset)
@@ -278,8 +280,8 @@ def _look_again(quantizer, incompatible_keys) -> None:
 
 def _add_units(quantizer, state_dict, prefix, *_) -> None:
     """Complete, in the copy that load_state_dict makes, a checkpoint written before there were units and floors."""
-    for b in quantizer.kept():
-        scale = state_dict.get(f"{prefix}scales.{b}")
-        if scale is not None and f"{prefix}scale_units.{b}" not in state_dict:
-            state_dict[f"{prefix}scale_units.{b}"] = torch.ones_like(scale)
-            state_dict[f"{prefix}scale_floors.{b}"] = least_scale(scale)
+    keys = [f"{prefix}scales.{b}" for b in quantizer.kept()]
+    if keys and f"{prefix}scale_units.rows" not in state_dict and all(key in state_dict for key in keys):
+        scales = torch.stack([state_dict[key] for key in keys])
+        state_dict[f"{prefix}scale_units.rows"] = torch.ones_like(scales)
+        state_dict[f"{prefix}scale_floors.rows"] = least_scale(scales)

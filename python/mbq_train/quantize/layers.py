@@ -8,7 +8,7 @@ from torch import nn
 
 from .bits import BitState
 from .quantizers import ActivationQuantizer, WeightQuantizer
-from .recomputation import check_recomputation
+from .recomputation import runs_at
 
 
 class _QuantLayer:
@@ -47,9 +47,10 @@ class _QuantLayer:
 
     def quantized_weight(self) -> torch.Tensor:
         """Return the weight at the bit-width in use, (C, ...)."""
-        if not torch.compiler.is_compiling():
-            check_recomputation(self)
-        return self.weight_quantizer(self.weight_by_channel())
+        quantizer = self.weight_quantizer
+        if not torch.compiler.is_compiling() and isinstance(quantizer, WeightQuantizer):
+            runs_at(quantizer.bit_state, quantizer.layer_name)
+        return quantizer(self.weight_by_channel())
 
 
 class QuantLinear(_QuantLayer, nn.Linear):

@@ -9,7 +9,16 @@ import torch
 from torch.utils import checkpoint
 
 _followed = weakref.WeakSet()  # every BitState there is
-_running = threading.local()  # .again: how many blocks run again in this thread, one within the other
+
+
+class _Running(threading.local):
+    """Of one thread: how many blocks run again, one within the other, and the snapshots that blocks take now."""
+
+    def __init__(self):
+        self.again, self.snapshots = 0, []
+
+
+_running = _Running()
 
 
 def follow_recomputation(state) -> None:
@@ -29,25 +38,25 @@ def follow_recomputation(state) -> None:
             checkpoint._checkpoint_without_reentrant_generator)
 
 
-def check_recomputation(layer) -> None:
-    """Raise RuntimeError where `layer` runs again in backward by other means than torch.utils.checkpoint.
+def runs_at(state, layer_name: str) -> None:
+    """Note, at the forward of a layer, that the blocks around it depend on `state`.
 
-    Nothing tells then which bit-width the first forward had. A model whose bit-width never changed has only one.
+    Raises RuntimeError where the layer runs again in backward by other means than torch.utils.checkpoint: nothing tells
+    then which bit-width the first forward had. A model whose bit-width never changed has only one.
     """
-    if torch._C._current_graph_task_id() == -1 or getattr(_running, "again", 0):
-        return
-    quantizer = layer.weight_quantizer
-    if quantizer.bit_state.changed:
-        raise RuntimeError(f"{quantizer.layer_name}: a forward within backward must be a recomputation of torch.utils.checkpoint, "
+    for snapshots in _running.snapshots:
+        snapshots.setdefault(state, state.snapshot())
+    if state.changed and torch._C._current_graph_task_id() != -1 and not _running.again:
+        raise RuntimeError(f"{layer_name}: a forward within backward must be a recomputation of torch.utils.checkpoint, "
                            "because others do not keep the bit-width of the first forward, got another one")
 
 
 def _reentrant(forward):
     @functools.wraps(forward)
     def with_states(ctx, run_function, *args):
-        again = _as_now(run_function)
-        outputs = forward(ctx, run_function, *args)
-        ctx.run_function = again
+        with _snapshots() as snapshots:
+            outputs = forward(ctx, run_function, *args)
+        ctx.run_function = _as_in(snapshots, run_function)
         return outputs
     return with_states
 
@@ -55,16 +64,27 @@ def _reentrant(forward):
 def _without_reentrant(generator):
     @functools.wraps(generator)
     def with_states(fn, *args, **kwargs):  # fn is called for the recomputation alone
-        return generator(_as_now(fn), *args, **kwargs)
+        with _snapshots() as snapshots:
+            yield from generator(_as_in(snapshots, fn), *args, **kwargs)
     return with_states
 
 
-def _as_now(function):
-    """Return `function`, to be called while every state is as it is now."""
-    # A state that another thread selects belongs to a view of that thread: it must not change under its forwards.
+@contextlib.contextmanager
+def _snapshots():
+    """Yield what decides the forward inside the block, by state: of those that this thread selects, as they are now;
+    of others when a layer runs at them. One that another thread selects may change under the forwards of that thread.
+    """
     thread = threading.get_ident()
-    snapshots = [(state, state.snapshot()) for state in _followed if state.thread == thread]
+    snapshots = {state: state.snapshot() for state in _followed if state.thread == thread}
+    _running.snapshots.append(snapshots)
+    try:
+        yield snapshots
+    finally:
+        _running.snapshots = [other for other in _running.snapshots if other is not snapshots]
 
+
+def _as_in(snapshots: dict, function):
+    """Return `function`, to be called while the states are as in `snapshots`."""
     @functools.wraps(function, updated=())
     def again(*args, **kwargs):
         with _states_as(snapshots):
@@ -73,12 +93,12 @@ def _as_now(function):
 
 
 @contextlib.contextmanager
-def _states_as(snapshots):
+def _states_as(snapshots: dict):
     """Give the states the `snapshots` inside the block, and what they had before afterwards."""
-    before = [(state, state.snapshot()) for state, _ in snapshots]
-    _running.again = getattr(_running, "again", 0) + 1
+    before = [(state, state.snapshot()) for state in snapshots]
+    _running.again += 1
     try:
-        for state, snapshot in snapshots:
+        for state, snapshot in snapshots.items():
             state.restore(snapshot)
         yield
     finally:

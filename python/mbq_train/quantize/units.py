@@ -9,7 +9,7 @@ scale as it would a Parameter that is the scale itself, because they divide the 
 import torch
 from torch import nn
 
-STEPS_OF_FIRST = 8.0  # a power of two, so that the first value is exact; measured: see docs of parameter_groups
+STEPS_OF_FIRST = 8.0  # a power of two, so that the first value is exact; measured at 4, 8 and 16: 32 carries scales below their floor
 FLOOR = 2.0**-6  # of the first value: at 8 bits the best scale of usual weights and activations lies above 1/8
 
 
@@ -18,19 +18,30 @@ def least_scale(first: torch.Tensor) -> torch.Tensor:
     return first.abs() * FLOOR
 
 
-class Buffers(nn.Module):
-    """Hold buffers by name, as nn.ParameterDict holds Parameters."""
+class Rows(nn.Module):
+    """Hold one buffer with a row for each bit-width, from high to low; by name as nn.ParameterDict holds Parameters.
 
-    def __init__(self, tensors: dict[str, torch.Tensor]):
+    Args:
+        names: of the rows.
+        row: any tensor - what every row is at first.
+    """
+
+    def __init__(self, names: list[str], row: torch.Tensor):
         super().__init__()
-        for name, tensor in tensors.items():
-            self[name] = tensor
-
-    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        self.register_buffer(name, tensor)
+        self.names = {name: index for index, name in enumerate(names)}
+        self.register_buffer("rows", row.expand(len(names), *row.shape).clone() if names else None)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._buffers[name]
+        return self.rows[self.names[name]]
 
-    def __len__(self) -> int:
-        return len(self._buffers)
+    def fill(self, name: str, values: torch.Tensor) -> None:
+        """Write `values` to a row; a graph that has saved other rows stays valid, because its version is the same."""
+        self.rows.data[self.names[name]] = values
+
+    def add(self, names) -> None:
+        """Make rows of any values for more bit-widths."""
+        before = {name: self[name] for name in self.names}
+        order = sorted([*before, *names], key=int, reverse=True)
+        self.names = {name: index for index, name in enumerate(order)}
+        spare = next(iter(before.values()))
+        self.rows = torch.stack([before.get(name, spare) for name in order])
