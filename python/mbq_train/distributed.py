@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+_AVAILABLE = dist.is_available()
 _BUCKET = 32 * 2**20  # bytes averaged in one message
 
 
 def world_size() -> int:
     """How many processes train together, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _AVAILABLE and dist.is_initialized() else 1
 
 
 def rank() -> int:

@@ -27,6 +27,7 @@ class _Quantizer(nn.Module):
     """
 
     axis: int | None = None
+    _watched = "initialised"  # the buffer that Python keeps a copy of
     kernel = staticmethod(mbq_kernels.fake_quantize)  # what it calls with `current()` and `options()`
 
     def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
@@ -172,17 +173,13 @@ class _Quantizer(nn.Module):
         """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
         if torch.compiler.is_compiling():
             return
-        flags, (seen, writes) = self._watched(), self._seen
+        flags, (seen, writes) = self._buffers[self._watched], self._seen
         if flags is seen and writes == version(flags):
             return
         if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         self._seen = flags, version(flags)
         self._read()
-
-    def _watched(self) -> torch.Tensor:
-        """Return the buffer that Python keeps a copy of."""
-        return self.initialised
 
     @torch.compiler.disable
     @torch.no_grad()

@@ -42,6 +42,7 @@ class RoundClampQuantizer(WeightQuantizer):
     """
 
     kernel = staticmethod(round_clamp)
+    _watched = "layer_bits"
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
                  normalise: str = "max", form: str = FORMS[0]):
@@ -59,9 +60,6 @@ class RoundClampQuantizer(WeightQuantizer):
     @own_bits.setter
     def own_bits(self, bits: int | None) -> None:
         self._own_bits = bits
-
-    def _watched(self) -> torch.Tensor:
-        return self.layer_bits
 
     def _read(self) -> None:
         bits, = _one_of_all(self.layer_bits.reshape(1))

@@ -30,9 +30,16 @@ class Rows(nn.Module):
         super().__init__()
         self.names = {name: index for index, name in enumerate(names)}
         self.register_buffer("rows", row.expand(len(names), *row.shape).clone() if names else None)
+        self._views = None, ()  # the buffer, and its rows: making one takes longer than all else here
+
+    def __getstate__(self):
+        return {**self.__dict__, "_views": (None, ())}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.rows[self.names[name]]
+        rows = self._buffers["rows"]
+        if self._views[0] is not rows:
+            self._views = rows, rows.unbind()
+        return self._views[1][self.names[name]]
 
     def fill(self, name: str, values: torch.Tensor) -> None:
         """Write `values` to a row; a graph that has saved other rows stays valid, because its version is the same."""
