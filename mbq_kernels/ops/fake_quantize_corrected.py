@@ -40,7 +40,7 @@ _backward = define(NAME, "fake_quantize_corrected_backward",
 
 def _spread(parameters, count: int):
     """(K, C): a row of one parameter stands for all channels."""
-    return None if parameters is None else parameters.expand(len(parameters), count)
+    return parameters if parameters is None or parameters.shape[1] == count else parameters.expand(-1, count)
 
 
 def _rows(x, scales, offsets, scale_units, scale_floors, axis):
