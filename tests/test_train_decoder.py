@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from foreign import package
 from mbq_train.models import Decoder
 from networks import one_thread  # noqa: F401
 from torch import nn
@@ -46,7 +47,7 @@ def test_decoder_trains_compiles_and_keeps_its_dtype(decoder):
 
 
 def test_decoder_is_transformers_llama(decoder):
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     config = transformers.LlamaConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
                                       intermediate_size=64, rms_norm_eps=1e-5, tie_word_embeddings=False)
     llama = transformers.LlamaForCausalLM(config).eval()

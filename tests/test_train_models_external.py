@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from foreign import package
 from mbq_train.models import build_model
 from networks import one_thread  # noqa: F401
 from torch import nn
@@ -115,7 +116,7 @@ def test_timm_names_are_answered_with_the_nearest(fake_timm):
 
 @pytest.mark.parametrize("name, size", [("timm:resnet18", (32, 48)), ("timm:vit_tiny_patch16_224", (32, 48))])
 def test_networks_of_timm(name, size):
-    pytest.importorskip("timm", exc_type=ImportError)
+    package("timm")
     assert build(name, image_size=size)(torch.randn(2, 3, *size)).shape == (2, 5)
 
 
@@ -129,7 +130,7 @@ def test_a_missing_package_is_named(monkeypatch, name, package):
 @pytest.fixture
 def configuration(tmp_path):
     """A tiny ViT of transformers for 5 classes of 1 x 8 x 8 images, its configuration saved without weights."""
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
                                     image_size=8, patch_size=4, num_channels=1, num_labels=5)
     config.save_pretrained(tmp_path / "vit")
@@ -161,6 +162,6 @@ def test_weights_of_transformers_are_loaded_in_float32_all_but_the_classifier(co
 
 
 def test_a_missing_folder_of_transformers_is_named(tmp_path):
-    pytest.importorskip("transformers")
+    package("transformers")
     with pytest.raises(ValueError, match="build_model: name must lead to a network, got 'hf:.*missing' .OSError"):
         build(f"hf:{tmp_path}/missing")

@@ -121,7 +121,7 @@ def test_the_seed_decides_and_the_network_is_left_alone():
     assert torch.equal(random, torch.get_rng_state()) and model.training
     assert model[3].weight_quantizer.bit_state.bits == 8
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
