@@ -95,7 +95,7 @@ def _add(row: Row, layers, want, got, labels) -> None:
 
 
 def _codes(quantizer, bits: int, x):
-    return quantize_codes(x, *quantizer.current(), bits=bits, signed=quantizer.signed)
+    return quantize_codes(x, quantizer.scale(bits), quantizer.current()[1], bits=bits, signed=quantizer.signed)
 
 
 def table(rows: list[Row]) -> Table:

@@ -24,10 +24,15 @@ def run(x, axis):
     x = x.detach().requires_grad_()
     scale = torch.full((1 if axis is None else x.shape[axis],), 0.3, device="cuda").requires_grad_()
     offset = torch.zeros_like(scale).requires_grad_()
+    unit, floor = torch.full_like(scale, 2.0), torch.full_like(scale, 0.5)
     outputs = [fake_quantize(x, scale, offset, bits=4, axis=axis), fake_quantize(x, scale, bits=1, axis=axis),
+               fake_quantize(x, scale, offset, bits=4, axis=axis, scale_unit=unit, scale_floor=floor),
                *fake_quantize_multi(x, [scale] * 3, bits=(8, 4, 2), axis=axis),
                *double_round(x, scale, bits=(8, 4, 2), axis=axis),
+               *double_round(x, scale, bits=(8, 4, 2), axis=axis, scale_unit=unit, scale_floor=floor),
                *fake_quantize_foreach([x] * 100, [[scale]] * 100, [[offset]] * 100, bits=[4], axis=axis)[99],
+               *fake_quantize_foreach([x] * 100, [[scale]] * 100, bits=[4], axis=axis, scale_units=[[unit]] * 100,
+                                      scale_floors=[[floor]] * 100)[99],
                fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]
     torch.autograd.grad(outputs, (x, scale, offset), [torch.ones_like(y) for y in outputs])
     run_lsb(x, axis)
@@ -81,6 +86,8 @@ def run_corrected(rows, columns):
     x = torch.randn(rows, columns, device="cuda", requires_grad=True)
     scale = torch.full((rows,), 0.3, device="cuda", requires_grad=True)
     y = mbq.fake_quantize_corrected(x, scale, bits=4, axis=0)
+    y = y + mbq.fake_quantize_corrected(x, scale, bits=4, axis=0, scale_unit=scale.detach() * 2,
+                                        scale_floor=torch.full((rows,), 0.5, device="cuda"))
     assert torch.autograd.grad(y.sum(), (x, scale))[0].isfinite().all()
 
 

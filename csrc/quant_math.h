@@ -52,10 +52,11 @@ MBQ_HD T clamp(T v, T lo, T hi) {
   return raised > hi ? hi : raised;
 }
 
-// max(scale, floor), the scale that is computed with; NaN stays NaN
+// max(scale * unit, floor), the scale that is computed with; NaN stays NaN
 template <class T>
-MBQ_HD T effective_scale(T scale, T floor) {
-  return scale < floor ? floor : scale;
+MBQ_HD T effective_scale(T scale, T unit, T floor) {
+  const T size = scale * unit;
+  return size < floor ? floor : size;
 }
 
 // v = (x - offset) / scale

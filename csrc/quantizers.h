@@ -24,8 +24,8 @@ struct __attribute__((visibility("hidden"))) Rows {
     for (size_t k = first; k < first + count; ++k) tensors.push_back(make_contiguous(list[k]));
   }
 
-  static Rows one_for_all(const Tensor& row) {
-    Rows rows{std::optional(row)};
+  static Rows one_for_all(const std::optional<Tensor>& row) {
+    Rows rows(row);
     rows.shared = true;
     return rows;
   }
@@ -59,24 +59,25 @@ struct DoubleRounding {
   double ratio(const Bounds<double>& range) const { return bounds<double>(high_bits, true).lo / range.lo; }
 };
 
-// x is dense; scales, shifts (offsets or zero points) and floors of the scales have K rows of C.
+// x is dense; scales, shifts (offsets or zero points), and units and floors of the scales have K rows of C.
 struct __attribute__((visibility("hidden"))) Quantizers {
   const char* op;
   Tensor x;
   Layout layout;
   std::vector<Bounds<double>> ranges;
-  Rows scales, shifts, floors;
+  Rows scales, shifts, units, floors;
   std::optional<DoubleRounding> rounding = {};
   std::string which = "";  // tensor of several
 
   Quantizers(const char* name, const Tensor& given_x, std::optional<int64_t> axis, std::vector<Bounds<double>> r,
-             Rows scale_rows, Rows shift_rows, Rows floor_rows = {})
+             Rows scale_rows, Rows shift_rows, Rows unit_rows = {}, Rows floor_rows = {})
       : op(name),
         x(dense(given_x)),
         layout(layout_of(op, x, axis)),
         ranges(std::move(r)),
         scales(std::move(scale_rows)),
         shifts(std::move(shift_rows)),
+        units(std::move(unit_rows)),
         floors(std::move(floor_rows)) {}
 
   // What the loops take on trust: one tensor (result or gradient) per quantizer, one parameter per channel, dtypes.
@@ -90,7 +91,7 @@ struct __attribute__((visibility("hidden"))) Quantizers {
 
   void check_parameters() const {
     check_rows(scales);
-    for (const Rows* rows : {&shifts, &floors})
+    for (const Rows* rows : {&shifts, &units, &floors})
       if (!rows->absent()) check_rows(*rows);
   }
 
@@ -99,10 +100,10 @@ struct __attribute__((visibility("hidden"))) Quantizers {
     const size_t wanted = rows.shared ? 1 : ranges.size();
     const int64_t each = static_cast<int64_t>(wanted / std::max<size_t>(1, rows.tensors.size()));
     check(each * rows.tensors.size() == wanted, op,
-          ": scales, their floors and offsets must have one row per bit-width", which);
+          ": scales, their units and floors, and offsets must have one row per bit-width", which);
     for (const Tensor& tensor : rows.tensors)
       check(tensor.numel() == each * layout.channels && tensor.scalar_type() == dtype && same_device(tensor, x), op,
-            ": scales, their floors and offsets must have ", each * layout.channels,
+            ": scales, their units and floors, and offsets must have ", each * layout.channels,
             " elements, x's device, and be float64 where x is, else float32", which);
   }
 
@@ -139,15 +140,16 @@ Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
 }
 
 // Those of double_round, which share one scale.
-inline Quantizers double_rounders(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& scale_floor,
-                                  int64_t high_bits, const std::vector<int64_t>& bits, std::optional<int64_t> axis,
-                                  bool half_up, bool scale_chain = false) {
+inline Quantizers double_rounders(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& scale_unit,
+                                  const std::optional<Tensor>& scale_floor, int64_t high_bits,
+                                  const std::vector<int64_t>& bits, std::optional<int64_t> axis, bool half_up,
+                                  bool scale_chain = false) {
   const char* op = "double_round";
   check(2 <= high_bits && high_bits <= 8, op, ": high_bits must be between 2 and 8, got ", high_bits);
   for (int64_t b : bits)
     check(2 <= b && b <= high_bits, op, ": bits must be between 2 and high_bits, ", high_bits, ", got ", b);
-  Quantizers q(op, x, axis, ranges_of(op, bits, true), Rows::one_for_all(scale), Rows(),
-               scale_floor ? Rows::one_for_all(*scale_floor) : Rows());
+  Quantizers q(op, x, axis, ranges_of(op, bits, true), Rows::one_for_all(scale), Rows(), Rows::one_for_all(scale_unit),
+               Rows::one_for_all(scale_floor));
   q.rounding = DoubleRounding{high_bits, half_up, scale_chain};
   return q;
 }
@@ -155,6 +157,7 @@ inline Quantizers double_rounders(const Tensor& x, const Tensor& scale, const st
 // Those of fake_quantize_foreach, one per x: the rows of all are in flat lists. An axis of -1: one scale for all of x.
 inline std::vector<Quantizers> quantizers_of_each(const char* op, const std::vector<Tensor>& xs,
                                                   const std::vector<Tensor>& scales, const std::vector<Tensor>& offsets,
+                                                  const std::vector<Tensor>& scale_units,
                                                   const std::vector<Tensor>& scale_floors,
                                                   const std::vector<int64_t>& bits, bool is_signed,
                                                   const std::vector<int64_t>& axes) {
@@ -162,8 +165,8 @@ inline std::vector<Quantizers> quantizers_of_each(const char* op, const std::vec
   const size_t levels = ranges.size(), rows = levels * xs.size();
   check(rows > 0, op, ": needs a tensor and a bit-width");
   const auto fits = [rows](const std::vector<Tensor>& list) { return list.empty() || list.size() == rows; };
-  check(axes.size() == xs.size() && scales.size() == rows && fits(offsets) && fits(scale_floors), op,
-        ": needs an axis per tensor, and a scale, an offset and a floor per tensor and bit-width");
+  check(axes.size() == xs.size() && scales.size() == rows && fits(offsets) && fits(scale_units) && fits(scale_floors),
+        op, ": needs an axis per tensor, and a scale, an offset, a unit and a floor per tensor and bit-width");
   std::vector<Quantizers> each;
   each.reserve(xs.size());
   for (size_t t = 0; t < xs.size(); ++t) {
@@ -171,7 +174,8 @@ inline std::vector<Quantizers> quantizers_of_each(const char* op, const std::vec
     const auto rows_of = [&](const std::vector<Tensor>& list) {
       return list.empty() ? Rows() : Rows(list, t * levels, levels);
     };
-    each.emplace_back(op, xs[t], axis, ranges, rows_of(scales), rows_of(offsets), rows_of(scale_floors));
+    each.emplace_back(op, xs[t], axis, ranges, rows_of(scales), rows_of(offsets), rows_of(scale_units),
+                      rows_of(scale_floors));
     each.back().which = ", tensor " + std::to_string(t);
     check(xs[t].scalar_type() == xs[0].scalar_type() && same_device(xs[t], xs[0]), op,
           ": all tensors must have one dtype and device");

@@ -160,11 +160,35 @@ def check_stacked(op: str, name: str, parameters, x, axis, count: int) -> torch.
     return torch.stack([row.reshape(-1) for row in check_rows(op, name, parameters, x, axis, count)])
 
 
-def check_floor(op: str, names: tuple[str, str], scale, floor) -> torch.Tensor:
-    """`floor`, a checked parameter, as a constant, once it goes with `scale`."""
-    if scale.numel() != 1 or floor.numel() != 1:
-        check_pair(op, names, scale, floor)
-    return floor.detach() if floor.requires_grad else floor
+def check_beside(op: str, name: str, parameter, scale, x, axis):
+    """A unit or floor of `scale`, which is checked, as a constant in the dtype of the arithmetic; None stays."""
+    if parameter is None:
+        return None
+    if not is_like(parameter, scale):
+        parameter = check_parameter(op, name, parameter, x, axis)
+        if scale.numel() != 1 or parameter.numel() != 1:
+            check_pair(op, ("scale", name), scale, parameter)
+    return constant(parameter)
+
+
+def check_stacked_beside(op: str, name: str, parameters, scales, x, axis):
+    """As check_beside, of `scales` as check_stacked gives them."""
+    if parameters is None:
+        return None
+    if not is_like(parameters, scales):
+        parameters = check_stacked(op, name, parameters, x, axis, len(scales))
+        check_pair(op, ("scales", name), scales, parameters)
+    return constant(parameters)
+
+
+def is_like(parameter, scale) -> bool:
+    """Whether `parameter` plainly goes with a checked `scale`: that takes a quarter of the time of the checks."""
+    return (isinstance(parameter, torch.Tensor) and parameter.dtype == scale.dtype and parameter.shape == scale.shape
+            and parameter.device == scale.device)
+
+
+def constant(parameter):
+    return parameter.detach() if parameter.requires_grad else parameter
 
 
 def arithmetic_dtype(x) -> torch.dtype:

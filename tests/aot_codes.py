@@ -30,8 +30,8 @@ def variants():
             yield f"quantize_codes {out} {tile}", size * codes, codes, elementwise.forward_kernel, {
                 "x_ptr": out, "out_ptrs": ("*i8",), "scale_ptr": "*fp32", "levels": (("fp32", "fp32"),),
                 **SIZES}, {
-                    "VALUE": quant_math.quantize_codes_value, "shift_ptr": None, "floor_ptr": None,
-                    "ONE_SCALE": False, **tile}
+                    "VALUE": quant_math.quantize_codes_value, "shift_ptr": None, "unit_ptr": None,
+                    "floor_ptr": None, "ONE_SCALE": False, **tile}
     for bits, packed in ((1, "*u8"), (2, "*i16"), (4, "*i32")):
         for signed in (True, False):
             constants = {"BITS": bits, "SIGNED": signed, "WORDS": WORDS}

@@ -34,7 +34,8 @@ def of_logits(x):
 def of_corrections(x, tile):
     moved = SIZE[x] * 8
     shift = dict.fromkeys(("scale_ptr", "shift_ptr", "new_scale_ptr", "new_shift_ptr", "grad_scale_ptr"), "*fp32")
-    shift, tile = ({**shift, "floor_ptr": "*fp32"}, tile) if x == "*bf16" else (shift, {**tile, "floor_ptr": None})
+    optional = dict.fromkeys(("unit_ptr", "floor_ptr"), "*fp32" if x == "*bf16" else None)
+    shift, tile = ({**shift, **optional}, tile) if x == "*bf16" else (shift, {**tile, **optional})
     yield f"sums {tile}", moved, 0, sums_kernel, {
         "x_ptr": x, "sums_ptr": "*fp64", "pivot_ptr": "*fp32", "levels": LEVELS, **shift, **SIZES}, {
             "LEVELS": 4, "COUNT": 5, **tile}

@@ -21,7 +21,7 @@ QUANTIZERS = {"fake_quantize": (quant_math.fake_quantize_value, quant_math.fake_
               "fake_quantize_affine": (quant_math.fake_quantize_affine_value, quant_math.fake_quantize_affine_terms),
               "double_round": (quant_math.double_round_value, quant_math.double_round_terms)}
 WITH_SHIFT = {"fake_quantize": (False, True), "fake_quantize_affine": (True,), "double_round": (False,)}
-FLOORED = {("fake_quantize", True), ("double_round", False)}  # with a shift or not: compiled with a floor as well
+IN_UNITS = {("fake_quantize", True), ("double_round", False)}  # with a shift or not: with units and floors as well
 NUMBERS = {"fake_quantize": 2, "fake_quantize_affine": 2, "double_round": 5}  # that make a level
 STORAGE = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
@@ -63,15 +63,16 @@ def variants():
             QUANTIZERS.items(), STORAGE, (1, 4), (tile, short)):
         if op == "fake_quantize_affine" and (levels > 1 or x != y):
             continue
-        for shift, floor in itertools.product(WITH_SHIFT[op], (False, True)):
-            if floor and ((op, shift) not in FLOORED or levels == 1 or x != y or x == "*fp16"):
+        for shift, units in itertools.product(WITH_SHIFT[op], (False, True)):
+            if units and ((op, shift) not in IN_UNITS or levels == 1 or x != y or x == "*fp16"):
                 continue
             many = lambda kind, levels=levels: (kind,) * levels  # noqa: E731
             inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": many(("fp32",) * NUMBERS[op]), **SIZES}
-            optional = {"shift_ptr": shift, "shift_sums_ptr": shift, "floor_ptr": floor, "grad_scale_ptr": False}
+            optional = {"shift_ptr": shift, "shift_sums_ptr": shift, "unit_ptr": units, "floor_ptr": units,
+                        "grad_scale_ptr": False}
             present = {name: "*fp32" for name, there in optional.items() if there}
             options = {**dict.fromkeys(optional.keys() - present), "ONE_SCALE": op == "double_round", **shape}
-            name = (floor, shift, x, y, levels, shape["BY_ROW"])
+            name = (units, shift, x, y, levels, shape["BY_ROW"])
             yield (op, "forward", *name), elementwise.forward_kernel, {
                 **inputs, **present, "out_ptrs": many(y)}, {"VALUE": value, **options}
             yield (op, "backward", *name), elementwise.backward_kernel, {

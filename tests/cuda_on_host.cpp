@@ -14,7 +14,7 @@ struct Arguments {
   T* x;
   T** others;  // outs or grads
   T* grad_x;
-  float *scale, *shift, *floor, *lo, *hi;
+  float *scale, *shift, *unit, *floor, *lo, *hi;
   double *scale_sums, *shift_sums;
   int64_t outer, channels, inner;
   int levels, lanes;
@@ -40,6 +40,7 @@ Job<Quantizer, T, T> job_of(const Arguments<T>& a) {
     job.quantizer[k] = quantizer_of<Quantizer<float>>(a.lo[k], a.hi[k]);
     job.scale[k] = a.scale + k * a.channels;
     job.shift[k] = a.shift + k * a.channels;
+    job.unit[k] = a.unit ? a.unit + k * a.channels : nullptr;
     job.floor[k] = a.floor ? a.floor + k * a.channels : nullptr;
     job.other[k] = a.others[k];
   }

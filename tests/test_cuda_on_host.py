@@ -13,7 +13,7 @@ import mbq_kernels as mbq
 
 ROOT = Path(__file__).resolve().parent.parent
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
-FIELDS = ["x", "others", "grad_x", "scale", "shift", "floor", "lo", "hi", "scale_sums", "shift_sums"]
+FIELDS = ["x", "others", "grad_x", "scale", "shift", "unit", "floor", "lo", "hi", "scale_sums", "shift_sums"]
 
 
 class Arguments(ctypes.Structure):
@@ -49,11 +49,12 @@ class Run:
         self.shifts = torch.randint(-3, 3, (count, channels)).float()
         self.lo, self.hi = (torch.tensor(column, dtype=torch.float32) for column in zip(*ranges, strict=True))
         self.sums = torch.zeros(2, count, host.tasks(I64(outer), I64(channels), I64(inner)), dtype=torch.float64)
-        self.lanes, self.aligned, self.floors = lanes, aligned, None
+        self.lanes, self.aligned, self.units, self.floors = lanes, aligned, None, None
 
     def call(self, kind, others, grad_x):
         pointers = (PTR * len(others))(*(t.data_ptr() for t in others))
-        tensors = (self.x, grad_x, self.scales, self.shifts, self.floors, self.lo, self.hi, *self.sums)
+        tensors = (self.x, grad_x, self.scales, self.shifts, self.units, self.floors, self.lo, self.hi,
+                   *self.sums)
         values = [PTR() if t is None else PTR(t.data_ptr()) for t in tensors]
         arguments = Arguments(values[0], ctypes.cast(pointers, PTR), *values[1:], *self.shape, len(others), self.lanes, self.aligned)
         getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
@@ -92,15 +93,20 @@ def test_fake_quantize(host, shape, dtype, lanes, aligned):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * (shape[0] * shape[2]) ** 0.5)
 
 
+@pytest.mark.parametrize("units, floors", [(True, True), (True, False), (False, True)], ids=["both", "unit", "floor"])
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
-def test_scales_under_their_floors(host, shape):
-    """Bit for bit what the scales raised to them give; half of them are."""
+def test_scales_in_units_and_under_their_floors(host, shape, units, floors):
+    """Bit for bit what the scales that are computed with give; half of them are below their floors."""
     ranges = [oracles.bounds(b, True) for b in BITS]
     run, plain = (Run(host, shape, torch.float32, ranges, 32, True) for _ in range(2))
-    run.floors = torch.where(torch.rand_like(run.scales) < 0.5, run.scales * 2, run.scales / 2)
-    plain.x, plain.grads, plain.shifts = run.x, run.grads, run.shifts
-    plain.scales = torch.maximum(run.scales, run.floors)
-    run.scales = torch.where(run.scales < run.floors, -run.scales, run.scales)
+    plain.x, plain.grads, plain.shifts, plain.scales = run.x, run.grads, run.shifts, run.scales
+    if units:
+        run.units = torch.rand_like(run.scales) + 0.5
+        plain.scales = run.scales * run.units
+    if floors:
+        run.floors = torch.where(torch.rand_like(run.scales) < 0.5, plain.scales * 2, plain.scales / 2)
+        run.scales = torch.where(plain.scales < run.floors, -run.scales, run.scales)
+        plain.scales = torch.maximum(plain.scales, run.floors)
     for kind in ("", "_double"):
         for one, other in zip(run.forward("forward" + kind), plain.forward("forward" + kind), strict=True):
             oracles.assert_same(one, other)

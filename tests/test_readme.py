@@ -4,8 +4,16 @@ import re
 import shlex
 from pathlib import Path
 
+import mbq_train
+import pytest
+import torch
+import torch.nn.functional as F
+from mbq_train import get_bits
 from mbq_train.cli import app
-from networks import one_thread  # noqa: F401
+from foreign import package
+from networks import one_thread, small_network  # noqa: F401
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -33,3 +41,36 @@ def test_from_training_to_any_bit_width(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model-4bit.onnx", "model-4bit.safetensors",
                                                                 "model.safetensors", "runs"]
     assert names["weight"].any() and names["logits"].shape == (5, 10)
+
+
+def test_in_your_own_loop():
+    loop, trainer = (text for language, text in blocks("In your own loop") if language == "python")
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
+    names = {**vars(mbq_train), "torch": torch, "F": F, "checkpoint": checkpoint, "AveragedModel": AveragedModel,
+             "get_ema_multi_avg_fn": get_ema_multi_avg_fn, "network": small_network(), "images": batches[0][0],
+             "batches": batches}
+    exec(loop, names)
+    assert names["logits"].shape == (8, 3) and names["logits"].isfinite().all() and get_bits(names["average"]) != 4
+    assert len(README.split("\n## In your own loop\n")[1].split("\n## ")[0].splitlines()) <= 40
+
+
+def test_the_trainer_of_in_your_own_loop(tmp_path):
+    transformers = package("transformers")
+    pytest.importorskip("accelerate")
+    _, trainer = (text for language, text in blocks("In your own loop") if language == "python")
+    names = {**vars(mbq_train), "transformers": transformers}
+    exec(trainer, names)
+    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                      intermediate_size=16)
+    tokens = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(8)]
+    torch.manual_seed(0)
+    model = mbq_train.convert(transformers.LlamaForCausalLM(config), (8, 4),
+                              example={"input_ids": tokens[0]["input_ids"][None]})
+    optimizer = torch.optim.AdamW(mbq_train.parameter_groups(model, 0.1), 1e-3)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    arguments = transformers.TrainingArguments(tmp_path, per_device_train_batch_size=4, max_steps=2, report_to=[],
+                                               use_cpu=True, gradient_checkpointing=True, save_strategy="no")
+    names["MultiBitTrainer"](model, arguments, train_dataset=tokens, optimizers=(optimizer, None)).train()
+    moved = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+    assert all(any(f".scales.{bits}" in name for name in moved) for bits in (8, 4))

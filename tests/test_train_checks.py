@@ -128,8 +128,8 @@ def test_a_batch_of_one_image_where_nothing_needs_more(monkeypatch):
 
 @pytest.mark.parametrize("sizes, option", [({"train": 65}, "train_limit"), ({"test": 17}, "test_limit")])
 def test_a_network_that_loses_the_dimension_of_the_samples(monkeypatch, tmp_path, sizes, option):
-    refused_twice(monkeypatch, tmp_path, Squeezed, f"train: {option} and batch_size must leave no batch of a single image"
-                  ".*shape .2,.", PLAIN, **sizes)
+    match = f"train: {option} and batch_size must leave no batch of a single image.*shape .2,."
+    refused_twice(monkeypatch, tmp_path, Squeezed, match, PLAIN, **sizes)
 
 
 @pytest.mark.parametrize("score", ["grand", "last_layer"])

@@ -241,21 +241,56 @@ class Recomputed(nn.Module):
 
 @pytest.mark.parametrize("outer", [False, True], ids=["non-reentrant", "reentrant"])
 @pytest.mark.parametrize("inner", [False, True], ids=["of non-reentrant", "of reentrant"])
-def test_checkpoints_within_the_network(outer, inner):
+@pytest.mark.parametrize("alike", [False, True], ids=["own", "alike"])
+def test_checkpoints_within_the_network(outer, inner, alike):
     torch.manual_seed(0)
-    model, (x, y) = Recomputed(outer, inner), images()
+    model, (x, y) = Recomputed(outer, inner, alike), images()
     plain = copy.deepcopy(model)
     plain.outer = plain.inner = False
-    scorer = GradNormScorer(model)
+    scorer, apply = GradNormScorer(model), torch.utils.checkpoint.CheckpointFunction.apply
     for _ in range(2):
         torch.testing.assert_close(scorer(x, y).total, oracle(plain, x, y), rtol=1e-5, atol=1e-7)
+    assert torch.utils.checkpoint.CheckpointFunction.apply == apply
 
 
-def test_checkpoints_and_a_parameter_that_all_samples_use_alike():
+class Again(torch.autograd.Function):
+    """A reentrant checkpoint that is not torch's."""
+
+    @staticmethod
+    def forward(ctx, run, x):
+        ctx.run, ctx.x = run, x.detach()
+        return run(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.x.detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.run(x).backward(grad)
+        return None, x.grad
+
+
+class RecomputedByHand(nn.Module):
+    def __init__(self, alike):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.rand(8)) if alike else None
+        self.again = True
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1)).tanh()
+        x = Again.apply(self.inner, x) if self.again else self.inner(x)
+        return self.head(x if self.scale is None else x * self.scale)
+
+
+def test_checkpoints_that_are_not_torchs():
     torch.manual_seed(0)
-    check(Recomputed(False, False, alike=True), *images())
-    with pytest.raises(RuntimeError, match="checkpoints must have use_reentrant=False.* a reentrant one and scale"):
-        GradNormScorer(Recomputed(True, False, alike=True))(*images())
+    model, (x, y) = RecomputedByHand(alike=False), images()
+    plain = copy.deepcopy(model)
+    plain.again = False
+    for _ in range(2):
+        torch.testing.assert_close(GradNormScorer(model)(x, y).total, oracle(plain, x, y), rtol=1e-5, atol=1e-7)
+    with pytest.raises(RuntimeError, match="layers must not be called in the backward .*got inner in a .* and scale"):
+        GradNormScorer(RecomputedByHand(alike=True))(x, y)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -131,9 +131,11 @@ def test_a_weight_bank_leaves_layers_that_no_batch_has_reached_alone(data):
 def test_scales_stay_positive_at_a_rate_that_overshoots(data):
     model = convert(tiny_model(), BITS)
     train(model, data, epochs=2, learning_rate=1.0)
-    scales = [p for name, p in model.named_parameters() if ".scales." in name]
-    assert len(scales) == 6 and all((scale > 0).all() for scale in scales)
-    assert any((scale == scale.new_tensor(1e-8)).any() for scale in scales)  # the clamp was needed
+    found = [(scale, quantizer.scale(int(b)), quantizer.scale_floors[b])
+             for quantizer in quantizers.quantizers(model)
+             for b, scale in quantizer.scales.items()]
+    assert len(found) == 6 and all((parameter > 0).all() and (scale > 0).all() for parameter, scale, _ in found)
+    assert any((scale == floor).any() for _, scale, floor in found)  # the clamp was needed
 
 
 @pytest.mark.parametrize("options", [{}, {"schedule": "accumulate"}, {"distill": 0.7}, {"autocast": "bfloat16"}],

@@ -188,8 +188,8 @@ def test_inputs_are_rounded_as_in_training_bit_for_bit(tmp_path, bits):
         ("*", {"signed": True}), ("*offset", {"learn_offset": True}), ("unsigned", {"signed": False}),
         ("offset", {"signed": False})])
     initialise(model, torch.rand(5, 1))
-    for parameter in (p for name, p in model.named_parameters() if "input_quantizer" in name):
-        parameter.data.fill_(0.0731)
+    for layer in (model.signed, model.unsigned, model.signed_offset, model.offset):
+        layer.input_quantizer.start(bits, torch.tensor(0.0731), torch.tensor(0.0731))
     export_onnx(model, tmp_path / "file.onnx", bits=bits, example=torch.rand(5, 1))
     proto = onnx.load(tmp_path / "file.onnx")
     products = [node for node in proto.graph.node if node.op_type == "Gemm"]

@@ -331,3 +331,10 @@ def test_added_bit_widths_and_exports_use_the_scale_of_the_kernel(tmp_path):
     for bits in (8, 4, 3, 2):
         set_bits(wider.eval(), bits)
         assert (torch.as_tensor(store.dequantize("3", bits)) == wider[3].quantized_weight()).all()
+
+
+def test_an_example_of_one_image_gives_first_values_and_keeps_statistics():
+    model = convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.ReLU(),
+                                  nn.Linear(8, 2)), BITS, example=IMAGES[:1])
+    assert all(not quantizer.missing for quantizer in quantizers(model)) and model.training
+    assert all(norm.training and norm.num_batches_tracked == 0 for norm in model[2].by_bits.values())

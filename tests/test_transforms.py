@@ -126,27 +126,28 @@ RAW = {
         lambda x, s: (rows(x).sum(1), rows(x), classes(x), rows(x)[:, :1].expand(-1, 2), -100, 0.0),
     "correct_weight_bias_forward": lambda x, s: (x, x * 2, 0, 1e-8),
     "fake_quantize_corrected_fold":
-        lambda x, s: (x, torch.stack([s, s]), torch.stack([s, s]), torch.stack([s * 2, s]), x * 2, [4, 1], True, 0),
+        lambda x, s: (x, torch.stack([s, s]), torch.stack([s, s]), torch.stack([s, s]), torch.stack([s * 2, s]), x * 2,
+                      [4, 1], True, 0),
     "fake_quantize_corrected_forward":
-        lambda x, s: (x, torch.stack([s, s]), None, None, torch.stack([torch.stack([s, s])] * 3), [4, 1], True, 0,
-                      None),
+        lambda x, s: (x, torch.stack([s, s]), None, None, None, torch.stack([torch.stack([s, s])] * 3), [4, 1], True,
+                      0, None),
     "fake_quantize_corrected_backward":
-        lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), torch.stack([s * 2, s]),
+        lambda x, s: ([x, x * 2], x, torch.stack([s, s]), torch.stack([s, s]), None, torch.stack([s * 2, s]),
                       torch.stack([torch.stack([s, s])] * 3), [4, 1], True, 0, 1.0),
     "switched_linear_forward": lambda x, s: (matrix(x), CODES.to(x.device), s, s * 2, 8, 4, True),
     "switched_linear_backward": lambda x, s: (matrix(x)[:, :4], PLANES.to(x.device), s, 33, 8, 4, False),
-    "fake_quantize_forward": lambda x, s: (x, s, s * 0, s * 2, 4, True, 0, torch.bfloat16),
-    "fake_quantize_backward": lambda x, s: (x * 2, x, s, None, None, 4, False, 0, None),
-    "fake_quantize_multi_forward": lambda x, s: (x, torch.stack([s, s]), None, None, [4, 1], True, 0, None),
+    "fake_quantize_forward": lambda x, s: (x, s, s * 0, s + 1, s * 2, 4, True, 0, torch.bfloat16),
+    "fake_quantize_backward": lambda x, s: (x * 2, x, s, None, s + 1, None, 4, False, 0, None),
+    "fake_quantize_multi_forward": lambda x, s: (x, torch.stack([s, s]), None, None, None, [4, 1], True, 0, None),
     "fake_quantize_multi_backward":
-        lambda x, s: ([x, x * 2], x, torch.stack([-s, s]), torch.stack([s, s]), torch.stack([s, s]), [4, 1], True, 0,
-                      1.0),
+        lambda x, s: ([x, x * 2], x, torch.stack([-s, s]), torch.stack([s, s]), torch.stack([s + 1, s]),
+                      torch.stack([s, s]), [4, 1], True, 0, 1.0),
     "fake_quantize_foreach_forward":
-        lambda x, s: ([x, x[:2]], [s, s * 2, s[:1], s[1:2]], [], [s, s * 3, s[:1], s[1:2]], [4, 1], True, [0, -1],
-                      None),
+        lambda x, s: ([x, x[:2]], [s, s * 2, s[:1], s[1:2]], [], [s + 1, s, s[:1], s[1:2]],
+                      [s, s * 3, s[:1], s[1:2]], [4, 1], True, [0, -1], None),
     "fake_quantize_foreach_backward":
         lambda x, s: ([x, x * 2, x[:2], x[2:]], [x, x[:2]], [s, s * 2, s[:1], s[1:2]], [s * 0, s, s[:1], s[1:2]],
-                      [], [4, 1], True, [0, -1], None),
+                      [s + 1, s, s[:1], s[1:2]], [], [4, 1], True, [0, -1], None),
     "fake_quantize_affine_forward": lambda x, s: (x, s, s * 0, -8, 7, 0),
     "fake_quantize_affine_backward": lambda x, s: (x * 2, x, s, s * 0, -8, 7, 0, 1.0),
     "round_clamp_forward": lambda x, s: (*bounded(x), 4, 0, False),
@@ -158,9 +159,9 @@ RAW = {
         lambda x, s: ([x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2], [0, -1], True),
     "round_clamp_lsb_foreach_backward":
         lambda x, s: ([x * 2, x[2:]], s[:2], [x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2],
-                      [0, -1], True, False),
-    "double_round_forward": lambda x, s: (x, s, None, 8, [4, 2], 0, True, torch.bfloat16),
-    "double_round_backward": lambda x, s: ([x, x * 2], x, s, s * 2, 8, [4, 2], 0, False, None, True),
+                      [0, -1], False),
+    "double_round_forward": lambda x, s: (x, s, s + 1, None, 8, [4, 2], 0, True, torch.bfloat16),
+    "double_round_backward": lambda x, s: ([x, x * 2], x, s, s + 1, s * 2, 8, [4, 2], 0, False, None, True),
 }
 
 
@@ -175,42 +176,50 @@ def test_opcheck(device, raw, layout):
 
 X, SCALE = torch.randn(3, 700), torch.ones(3)
 MALFORMED = {
-    "gradient of another shape": ("fake_quantize_backward", (torch.randn(1), X, SCALE, None, None, 4, True, 0, None)),
-    "gradient that would broadcast": ("fake_quantize_backward", (X[:1], X, SCALE, None, None, 4, True, 0, None)),
-    "negative axis": ("fake_quantize_forward", (X, SCALE, None, None, 4, True, -2, None)),
-    "axis too large": ("fake_quantize_forward", (X, SCALE, None, None, 4, True, 2, None)),
-    "too few scales": ("fake_quantize_forward", (X, SCALE[:2], None, None, 4, True, 0, None)),
-    "bfloat16 scale": ("fake_quantize_forward", (X, SCALE.bfloat16(), None, None, 4, True, 0, None)),
-    "float32 scale of float64 x": ("fake_quantize_forward", (X.double(), SCALE, None, None, 4, True, 0, None)),
-    "bfloat16 offset": ("fake_quantize_forward", (X, SCALE, SCALE.bfloat16(), None, 4, True, 0, None)),
-    "bfloat16 floor": ("fake_quantize_forward", (X, SCALE, None, SCALE.bfloat16(), 4, True, 0, None)),
-    "too few floors": ("fake_quantize_backward", (X, X, SCALE, None, SCALE[:1], 4, True, 0, None)),
-    "a floor per bit-width": ("double_round_forward", (X, SCALE, torch.ones(2, 3), 8, [4, 2], 0, False, None)),
-    "bits": ("fake_quantize_forward", (X, SCALE, None, None, 99, True, 0, None)),
+    "gradient of another shape":
+        ("fake_quantize_backward", (torch.randn(1), X, SCALE, None, None, None, 4, True, 0, None)),
+    "gradient that would broadcast": ("fake_quantize_backward", (X[:1], X, SCALE, None, None, None, 4, True, 0, None)),
+    "negative axis": ("fake_quantize_forward", (X, SCALE, None, None, None, 4, True, -2, None)),
+    "axis too large": ("fake_quantize_forward", (X, SCALE, None, None, None, 4, True, 2, None)),
+    "too few scales": ("fake_quantize_forward", (X, SCALE[:2], None, None, None, 4, True, 0, None)),
+    "bfloat16 scale": ("fake_quantize_forward", (X, SCALE.bfloat16(), None, None, None, 4, True, 0, None)),
+    "float32 scale of float64 x": ("fake_quantize_forward", (X.double(), SCALE, None, None, None, 4, True, 0, None)),
+    "bfloat16 offset": ("fake_quantize_forward", (X, SCALE, SCALE.bfloat16(), None, None, 4, True, 0, None)),
+    "bfloat16 floor": ("fake_quantize_forward", (X, SCALE, None, None, SCALE.bfloat16(), 4, True, 0, None)),
+    "too few floors": ("fake_quantize_backward", (X, X, SCALE, None, None, SCALE[:1], 4, True, 0, None)),
+    "bfloat16 unit": ("fake_quantize_backward", (X, X, SCALE, None, SCALE.bfloat16(), None, 4, True, 0, None)),
+    "too few units": ("fake_quantize_forward", (X, SCALE, None, SCALE[:1], None, 4, True, 0, None)),
+    "a unit per bit-width": ("double_round_forward", (X, SCALE, torch.ones(2, 3), None, 8, [4, 2], 0, False, None)),
+    "a floor per bit-width": ("double_round_forward", (X, SCALE, None, torch.ones(2, 3), 8, [4, 2], 0, False, None)),
+    "bits": ("fake_quantize_forward", (X, SCALE, None, None, None, 99, True, 0, None)),
     "gradients of two dtypes":
-        ("fake_quantize_multi_backward", ([X, X.bfloat16()], X, torch.ones(2, 3), None, None, [4, 2], True, 0, None)),
+        ("fake_quantize_multi_backward",
+         ([X, X.bfloat16()], X, torch.ones(2, 3), None, None, None, [4, 2], True, 0, None)),
     "a gradient too few":
-        ("fake_quantize_multi_backward", ([X], X, torch.ones(2, 3), None, None, [4, 2], True, 0, None)),
-    "a scale per bit-width": ("double_round_forward", (X, torch.ones(2, 3), None, 8, [4, 2], 0, False, None)),
-    "bits over high_bits": ("double_round_forward", (X, SCALE, None, 4, [6], 0, False, None)),
-    "1 bit": ("double_round_forward", (X, SCALE, None, 4, [1], 0, False, None)),
-    "high_bits": ("double_round_forward", (X, SCALE, None, 99, [4], 0, False, None)),
+        ("fake_quantize_multi_backward", ([X], X, torch.ones(2, 3), None, None, None, [4, 2], True, 0, None)),
+    "a scale per bit-width": ("double_round_forward", (X, torch.ones(2, 3), None, None, 8, [4, 2], 0, False, None)),
+    "bits over high_bits": ("double_round_forward", (X, SCALE, None, None, 4, [6], 0, False, None)),
+    "1 bit": ("double_round_forward", (X, SCALE, None, None, 4, [1], 0, False, None)),
+    "high_bits": ("double_round_forward", (X, SCALE, None, None, 99, [4], 0, False, None)),
 }
 
 FORWARD, BACKWARD = "fake_quantize_foreach_forward", "fake_quantize_foreach_backward"
 MALFORMED |= {
-    "foreach, a scale too few": (FORWARD, ([X, X], [SCALE] * 3, [], [], [4, 2], True, [0, 0], None)),
-    "foreach, an axis too few": (FORWARD, ([X, X], [SCALE] * 4, [], [], [4, 2], True, [0], None)),
-    "foreach, an offset too few": (FORWARD, ([X, X], [SCALE] * 4, [SCALE] * 2, [], [4, 2], True, [0, 0], None)),
-    "foreach, a floor too few": (FORWARD, ([X, X], [SCALE] * 4, [], [SCALE] * 3, [4, 2], True, [0, 0], None)),
-    "foreach, a short floor": (FORWARD, ([X], [SCALE] * 2, [], [SCALE, SCALE[:1]], [4, 2], True, [0], None)),
-    "foreach, a short scale": (FORWARD, ([X, X], [*[SCALE] * 3, SCALE[:2]], [], [], [4, 2], True, [0, 0], None)),
-    "foreach, x of two dtypes": (FORWARD, ([X, X.half()], [SCALE] * 4, [], [], [4, 2], True, [0, 0], None)),
-    "foreach, no x": (BACKWARD, ([X], [], [], [], [], [4], True, [], None)),
-    "foreach, no bits": (FORWARD, ([X], [], [], [], [], True, [0], None)),
-    "foreach, a gradient too few": (BACKWARD, ([X] * 3, [X, X], [SCALE] * 4, [], [], [4, 2], True, [0, 0], None)),
+    "foreach, a scale too few": (FORWARD, ([X, X], [SCALE] * 3, [], [], [], [4, 2], True, [0, 0], None)),
+    "foreach, an axis too few": (FORWARD, ([X, X], [SCALE] * 4, [], [], [], [4, 2], True, [0], None)),
+    "foreach, an offset too few": (FORWARD, ([X, X], [SCALE] * 4, [SCALE] * 2, [], [], [4, 2], True, [0, 0], None)),
+    "foreach, a floor too few": (FORWARD, ([X, X], [SCALE] * 4, [], [], [SCALE] * 3, [4, 2], True, [0, 0], None)),
+    "foreach, a unit too few":
+        (BACKWARD, ([X] * 4, [X, X], [SCALE] * 4, [], [SCALE] * 3, [], [4, 2], True, [0, 0], None)),
+    "foreach, a short unit": (FORWARD, ([X], [SCALE] * 2, [], [SCALE[:1], SCALE], [], [4, 2], True, [0], None)),
+    "foreach, a short floor": (FORWARD, ([X], [SCALE] * 2, [], [], [SCALE, SCALE[:1]], [4, 2], True, [0], None)),
+    "foreach, a short scale": (FORWARD, ([X, X], [*[SCALE] * 3, SCALE[:2]], [], [], [], [4, 2], True, [0, 0], None)),
+    "foreach, x of two dtypes": (FORWARD, ([X, X.half()], [SCALE] * 4, [], [], [], [4, 2], True, [0, 0], None)),
+    "foreach, no x": (BACKWARD, ([X], [], [], [], [], [], [4], True, [], None)),
+    "foreach, no bits": (FORWARD, ([X], [], [], [], [], [], True, [0], None)),
+    "foreach, a gradient too few": (BACKWARD, ([X] * 3, [X, X], [SCALE] * 4, [], [], [], [4, 2], True, [0, 0], None)),
     "foreach, gradients of two dtypes":
-        (BACKWARD, ([X, X.half()], [X, X], [SCALE] * 2, [], [], [4], True, [0, 0], None)),
+        (BACKWARD, ([X, X.half()], [X, X], [SCALE] * 2, [], [], [], [4], True, [0, 0], None)),
 }
 
 MALFORMED |= {

@@ -4,33 +4,36 @@
 
 namespace mbq {
 
-template std::vector<Tensor> quantize_forward<FakeQuantize>(std::vector<Quantizers>, std::optional<ScalarType>);
-template Gradients quantize_backward<FakeQuantize>(std::vector<Quantizers>, const std::vector<Tensor>&,
+template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&, std::optional<ScalarType>);
+template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
                                                    std::optional<double>);
 
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset,
-                      const std::optional<Tensor>& scale_floor, int64_t bits, bool is_signed,
-                      std::optional<int64_t> axis) {
+                      const std::optional<Tensor>& scale_unit, const std::optional<Tensor>& scale_floor, int64_t bits,
+                      bool is_signed, std::optional<int64_t> axis) {
   const char* op = "fake_quantize";
-  return {op, x, axis, ranges_of(op, {bits}, is_signed), Rows(scale), Rows(offset), Rows(scale_floor)};
+  return {
+      op, x, axis, ranges_of(op, {bits}, is_signed), Rows(scale), Rows(offset), Rows(scale_unit), Rows(scale_floor)};
 }
 
 Tensor fake_quantize_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset,
-                             const std::optional<Tensor>& scale_floor, int64_t bits, bool is_signed,
-                             std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
-  return quantize_forward<FakeQuantize>({quantizers(x, scale, offset, scale_floor, bits, is_signed, axis)},
+                             const std::optional<Tensor>& scale_unit, const std::optional<Tensor>& scale_floor,
+                             int64_t bits, bool is_signed, std::optional<int64_t> axis,
+                             std::optional<ScalarType> out_dtype) {
+  return quantize_forward<FakeQuantize>({quantizers(x, scale, offset, scale_unit, scale_floor, bits, is_signed, axis)},
                                         out_dtype)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
                                                           const std::optional<Tensor>& offset,
+                                                          const std::optional<Tensor>& scale_unit,
                                                           const std::optional<Tensor>& scale_floor, int64_t bits,
                                                           bool is_signed, std::optional<int64_t> axis,
                                                           std::optional<double> grad_factor) {
-  return quantize_backward<FakeQuantize>(quantizers(x, scale, offset, scale_floor, bits, is_signed, axis), {grad},
-                                         grad_factor);
+  return quantize_backward<FakeQuantize>(quantizers(x, scale, offset, scale_unit, scale_floor, bits, is_signed, axis),
+                                         {grad}, grad_factor);
 }
 
 }  // namespace

@@ -9,20 +9,20 @@ namespace mbq {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-                      const std::optional<Tensor>& scale_floors, const std::vector<int64_t>& bits, bool is_signed,
-                      std::optional<int64_t> axis) {
+                      const std::optional<Tensor>& scale_units, const std::optional<Tensor>& scale_floors,
+                      const std::vector<int64_t>& bits, bool is_signed, std::optional<int64_t> axis) {
   const char* op = "fake_quantize_corrected";
-  Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets), Rows(scale_floors));
+  const Quantizers q(op, x, axis, ranges_of(op, bits, is_signed), Rows(scales), Rows(offsets), Rows(scale_units),
+                     Rows(scale_floors));
   q.check_parameters();
-  raise_scales(q);
   return q;
 }
 
 // Levels of another functor with the quantizers' own parameters.
 template <template <class> class To, class W>
-std::vector<Level<To<W>, W>> levels_as(const Quantizers& q) {
+std::vector<Level<To<W>, W>> levels_as(const Quantizers& q, EffectiveScales<W>& memory) {
   std::vector<Level<To<W>, W>> levels;
-  for (const Level<FakeQuantize<W>, W>& level : levels_of<FakeQuantize, W>(q))
+  for (const Level<FakeQuantize<W>, W>& level : levels_of<FakeQuantize, W>(q, memory))
     levels.push_back({{level.quantizer.range}, level.scale, level.shift});
   return levels;
 }
@@ -47,22 +47,23 @@ Tensor checked_fold(const Quantizers& q, const Tensor& folded) {
 }
 
 template <class W>
-void write_fold(const Quantizers& q, const SumsWork<CodeSums<W>, W>& codes, const std::vector<Moments>& reference,
-                W* to) {
+void write_fold(const Quantizers& q, const std::vector<Level<CodeSums<W>, W>>& levels,
+                const SumsWork<CodeSums<W>, W>& codes, const std::vector<Moments>& reference, W* to) {
   const int64_t channels = q.layout.channels, row = static_cast<int64_t>(q.ranges.size()) * channels;
-  for (size_t k = 0; k < q.ranges.size(); ++k)
+  for (size_t k = 0; k < levels.size(); ++k)
     for (int64_t c = 0; c < channels; ++c, ++to) {
       const Moments of_codes = moments_of(0, codes.sum(codes.sums, k, c), codes.sum(codes.squares, k, c),
                                           q.layout.outer * q.layout.inner);
-      const Folded<W> folded = fold(of_codes, reference[c], q.scales.row<W>(k, channels)[c]);
+      const Folded<W> folded = fold(of_codes, reference[c], levels[k].scale[c]);
       to[0] = folded.factor, to[row] = folded.scale, to[2 * row] = folded.offset;
     }
 }
 
 Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-                                    const std::optional<Tensor>& scale_floors, const std::optional<Tensor>& reference,
-                                    std::vector<int64_t> bits, bool is_signed, std::optional<int64_t> axis) {
-  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
+                                    const std::optional<Tensor>& scale_units, const std::optional<Tensor>& scale_floors,
+                                    const std::optional<Tensor>& reference, std::vector<int64_t> bits, bool is_signed,
+                                    std::optional<int64_t> axis) {
+  const Quantizers q = quantizers(x, scales, offsets, scale_units, scale_floors, bits, is_signed, axis);
   Tensor folded = torch::stable::new_empty(
       scales, {3, static_cast<int64_t>(q.ranges.size()), q.layout.channels});
   check(!reference || (same_device(*reference, x) && reference->numel() == x.numel() && reference->dim() == x.dim() &&
@@ -73,7 +74,9 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
     using T = decltype(storage);
     using W = wide_t<T>;
     const T* values = static_cast<const T*>(q.x.const_data_ptr());
-    const SumsWork<CodeSums<W>, W> codes(q.layout, levels_as<CodeSums, W>(q));
+    EffectiveScales<W> memory;
+    const std::vector<Level<CodeSums<W>, W>> levels = levels_as<CodeSums, W>(q, memory);
+    const SumsWork<CodeSums<W>, W> codes(q.layout, levels);
     std::vector<Moments> kept;
     if (reference) {
       kept = moments_of_tensor<decltype(other_storage)>(q.op, dense(*reference), axis);
@@ -84,17 +87,18 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
       sums_loop(q.layout, values, codes, deviations);
       kept = moments(pivot, deviations);
     }
-    write_fold(q, codes, kept, static_cast<W*>(folded.mutable_data_ptr()));
+    write_fold(q, levels, codes, kept, static_cast<W*>(folded.mutable_data_ptr()));
   });
   return folded;
 }
 
 std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tensor& scales,
                                                     const std::optional<Tensor>& offsets,
+                                                    const std::optional<Tensor>& scale_units,
                                                     const std::optional<Tensor>& scale_floors, const Tensor& given,
                                                     std::vector<int64_t> bits, bool is_signed,
                                                     std::optional<int64_t> axis, std::optional<ScalarType> out_dtype) {
-  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
+  const Quantizers q = quantizers(x, scales, offsets, scale_units, scale_floors, bits, is_signed, axis);
   const Tensor folded = checked_fold(q, given);
   const ScalarType dtype = out_dtype.value_or(x.scalar_type());
   std::vector<Tensor> outs;
@@ -104,7 +108,8 @@ std::vector<Tensor> fake_quantize_corrected_forward(const Tensor& x, const Tenso
     using T = decltype(storage);
     using W = wide_t<T>;
     std::vector<TwoStepWork<Encode<W>, Decode<W>, T, decltype(out_storage)>> works;
-    works.emplace_back(q.layout, levels_as<Encode, W>(q), folded_levels<Decode<W>, W>(q, folded, 1, 2),
+    EffectiveScales<W> memory;
+    works.emplace_back(q.layout, levels_as<Encode, W>(q, memory), folded_levels<Decode<W>, W>(q, folded, 1, 2),
                        static_cast<const T*>(q.x.const_data_ptr()), pointers<decltype(out_storage)*>(outs));
     forward_loop(works);
   });
@@ -125,9 +130,9 @@ struct TimesFactor {
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_corrected_backward(
     std::vector<Tensor> grads, const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
-    const std::optional<Tensor>& scale_floors, const Tensor& given, std::vector<int64_t> bits, bool is_signed,
-    std::optional<int64_t> axis, std::optional<double> grad_factor) {
-  const Quantizers q = quantizers(x, scales, offsets, scale_floors, bits, is_signed, axis);
+    const std::optional<Tensor>& scale_units, const std::optional<Tensor>& scale_floors, const Tensor& given,
+    std::vector<int64_t> bits, bool is_signed, std::optional<int64_t> axis, std::optional<double> grad_factor) {
+  const Quantizers q = quantizers(x, scales, offsets, scale_units, scale_floors, bits, is_signed, axis);
   const Tensor folded = checked_fold(q, given);
   Gradients gradients;
   check(!grads.empty(), q.op, ": needs one gradient per bit-width (", q.ranges.size(), "), got 0");
@@ -139,13 +144,15 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_corrected_backward(
     using Grad = decltype(grad_storage);
     using W = wide_t<T>;
     std::vector<BackwardWork<FakeQuantize<W>, T, Grad, W, TimesFactor<W>>> works;
-    works.emplace_back(q.layout, levels_of<FakeQuantize, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+    EffectiveScales<W> memory;
+    works.emplace_back(q.layout, levels_of<FakeQuantize, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
                        pointers<const Grad*>(grads), static_cast<T*>(grad_x.mutable_data_ptr()),
                        TimesFactor<W>{{q.layout, folded_levels<Scaled<W>, W>(q, folded, 0, 0)}});
     backward_loop(works);
     const std::vector<double> factors = q.grad_factors(grad_factor);
-    append_gradients<W>(q.scales, works[0], works[0].to_scale, factors, gradients.scales);
-    if (!q.shifts.absent()) append_gradients<W>(q.shifts, works[0], works[0].to_shift, factors, gradients.shifts);
+    append_gradients<W>(q.scales, q.units, works[0], works[0].to_scale, factors, gradients.scales);
+    if (!q.shifts.absent())
+      append_gradients<W>(q.shifts, Rows(), works[0], works[0].to_shift, factors, gradients.shifts);
   });
   return {grad_x, gradients.scales[0], gradients.shifts.empty() ? none_like(scales) : gradients.shifts[0]};
 }

@@ -7,19 +7,21 @@ namespace {
 constexpr const char* kOp = "fake_quantize_foreach";
 
 std::vector<Tensor> fake_quantize_foreach_forward(std::vector<Tensor> xs, std::vector<Tensor> scales,
-                                                  std::vector<Tensor> offsets, std::vector<Tensor> scale_floors,
-                                                  std::vector<int64_t> bits, bool is_signed, std::vector<int64_t> axes,
+                                                  std::vector<Tensor> offsets, std::vector<Tensor> scale_units,
+                                                  std::vector<Tensor> scale_floors, std::vector<int64_t> bits,
+                                                  bool is_signed, std::vector<int64_t> axes,
                                                   std::optional<ScalarType> out_dtype) {
   return quantize_forward<FakeQuantize>(
-      quantizers_of_each(kOp, xs, scales, offsets, scale_floors, bits, is_signed, axes), out_dtype);
+      quantizers_of_each(kOp, xs, scales, offsets, scale_units, scale_floors, bits, is_signed, axes), out_dtype);
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> fake_quantize_foreach_backward(
     std::vector<Tensor> grads, std::vector<Tensor> xs, std::vector<Tensor> scales, std::vector<Tensor> offsets,
-    std::vector<Tensor> scale_floors, std::vector<int64_t> bits, bool is_signed, std::vector<int64_t> axes,
-    std::optional<double> grad_factor) {
+    std::vector<Tensor> scale_units, std::vector<Tensor> scale_floors, std::vector<int64_t> bits, bool is_signed,
+    std::vector<int64_t> axes, std::optional<double> grad_factor) {
   const Gradients all = quantize_backward<FakeQuantize>(
-      quantizers_of_each(kOp, xs, scales, offsets, scale_floors, bits, is_signed, axes), grads, grad_factor);
+      quantizers_of_each(kOp, xs, scales, offsets, scale_units, scale_floors, bits, is_signed, axes), grads,
+      grad_factor);
   return {all.xs, all.scales, all.shifts};
 }
 

@@ -42,7 +42,8 @@ void quantize(const Quantizers& q, const Tensor& codes) {
   using W = wide_t<T>;
   std::atomic<bool> nan = false;
   std::vector<CodesWork<T, Code>> works;
-  works.emplace_back(q.layout, levels_of<QuantizeCodes, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+  EffectiveScales<W> none;
+  works.emplace_back(q.layout, levels_of<QuantizeCodes, W>(q, none), static_cast<const T*>(q.x.const_data_ptr()),
                      static_cast<Code*>(codes.mutable_data_ptr()), &nan);
   forward_loop(works);
   check(!nan, q.op, ": x must not hold NaN, which no code stands for");

@@ -6,52 +6,49 @@
 
 namespace mbq {
 
+// Memory for rows of effective scales; it must outlive the levels that point into it.
 template <class W>
-void raise_scales_in(Quantizers& q) {
-  for (size_t i = 0; i < q.scales.tensors.size(); ++i) {
-    const Tensor scales = std::exchange(q.scales.tensors[i], allocate_like(q.scales.tensors[i]));
-    const W* scale = static_cast<const W*>(scales.const_data_ptr());
-    const W* floor = static_cast<const W*>(q.floors.tensors[i].const_data_ptr());
-    W* raised = static_cast<W*>(q.scales.tensors[i].mutable_data_ptr());
-    for (int64_t c = 0; c < scales.numel(); ++c) {
-      const int64_t element = static_cast<int64_t>(i) * scales.numel() + c;
-      check(std::isfinite(scale[c]), q.op, ": scale must be finite, got ", scale[c], " (element ", element, q.which,
-            ")");
-      check(floor[c] > 0 && std::isfinite(floor[c]), q.op, ": scale_floor must be finite and > 0, got ", floor[c],
-            " (element ", element, q.which, ")");
-      raised[c] = effective_scale(scale[c], floor[c]);
-    }
-  }
+using EffectiveScales = std::vector<std::vector<W>>;
+
+// Looked at here, on the host, before the loop: one comparison a value, and the message only where it fails.
+template <class W>
+void check_finite(const Quantizers& q, size_t k, const char* name, const W* values, bool positive) {
+  bool all = true;
+  const auto good = [positive](W v) { return std::isfinite(v) && (!positive || v > 0); };
+  const int64_t channels = q.layout.channels;
+  for (int64_t c = 0; c < channels; ++c) all &= good(values[c]);
+  for (int64_t c = 0; !all && c < channels; ++c)
+    check(good(values[c]), q.op, ": ", name, " must be finite", positive ? " and > 0" : "", ", got ", values[c],
+          " (element ", static_cast<int64_t>(k) * channels + c, q.which, ")");
 }
 
-// Puts max(scale, floor), which is computed with, in the place of the scales; they may then be <= 0.
-inline void raise_scales(Quantizers& q) {
-  if (q.floors.absent()) return;
-  q.check_parameters();
-  q.x.scalar_type() == ScalarType::Double ? raise_scales_in<double>(q) : raise_scales_in<float>(q);
-}
-
-// Values of a parameter row are looked at here, on the host, before the loop.
-template <template <class> class Quantizer, class W>
-void check_values(const Quantizers& q, size_t k, const W* scale, const W* shift) {
-  for (int64_t c = 0; c < q.layout.channels; ++c) {
-    const int64_t element = k * q.layout.channels + c;
-    check(scale[c] > 0 && std::isfinite(scale[c]), q.op, ": scale must be finite and > 0, got ", scale[c], " (element ",
-          element, q.which, ")");
-    check(!Quantizer<W>::integer_shift || !std::isnan(shift[c]), q.op, ": zero_point must not be NaN (element ",
-          element, q.which, ")");
-  }
+// max(scale * unit, floor) of quantizer k, which is computed with: a finite scale may be <= 0 where there is a floor.
+template <class W>
+std::vector<W> effective_scales(const Quantizers& q, size_t k, const W* scale) {
+  const int64_t channels = q.layout.channels;
+  const W *unit = q.units.row<W>(k, channels), *floor = q.floors.row<W>(k, channels);
+  if (unit) check_finite(q, k, "scale_unit", unit, true);
+  if (floor) check_finite(q, k, "scale_floor", floor, true);
+  std::vector<W> effective(channels);
+  for (int64_t c = 0; c < channels; ++c)
+    effective[c] = effective_scale(scale[c], unit ? unit[c] : W(1), floor ? floor[c] : -INFINITY);
+  check_finite(q, k, "scale * scale_unit", effective.data(), true);
+  return effective;
 }
 
 // The quantizers with their parameters in the arithmetic's dtype.
 template <template <class> class Quantizer, class W>
-std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q) {
+std::vector<Level<Quantizer<W>, W>> levels_of(const Quantizers& q, EffectiveScales<W>& memory) {
   std::vector<Level<Quantizer<W>, W>> levels;
   levels.reserve(q.ranges.size());
   for (size_t k = 0; k < q.ranges.size(); ++k) {
     const W* scale = q.scales.row<W>(k, q.layout.channels);
     const W* shift = q.shifts.row<W>(k, q.layout.channels);
-    check_values<Quantizer>(q, k, scale, shift);
+    check_finite(q, k, "scale", scale, q.floors.absent());
+    if constexpr (Quantizer<W>::integer_shift)
+      for (int64_t c = 0; c < q.layout.channels; ++c)
+        check(!std::isnan(shift[c]), q.op, ": zero_point must not be NaN (element ", c, q.which, ")");
+    if (!q.units.absent() || !q.floors.absent()) scale = memory.emplace_back(effective_scales(q, k, scale)).data();
     levels.push_back({quantizer_of<Quantizer, W>(q, k), scale, shift});
   }
   return levels;
@@ -88,8 +85,7 @@ std::vector<Pointer> pointers(const std::vector<Tensor>& tensors) {
 
 // Of every x one x_hat of `out_dtype` (x's by default) per quantizer, in x's memory order, in one flat list.
 template <template <class> class Quantizer>
-std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional<ScalarType> out_dtype) {
-  for (Quantizers& q : each) raise_scales(q);
+std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
   std::vector<Tensor> all;
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
   dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, dtype, [&](auto storage, auto out_storage) {
@@ -97,11 +93,12 @@ std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional
     using W = wide_t<T>;
     std::vector<ForwardWork<Quantizer<W>, T, decltype(out_storage)>> works;
     works.reserve(each.size());
+    EffectiveScales<W> memory;
     for (const Quantizers& q : each) {
       std::vector<Tensor> outs;
       for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
       q.check_against(outs);
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<decltype(out_storage)*>(outs));
       all.insert(all.end(), outs.begin(), outs.end());
     }
@@ -111,9 +108,9 @@ std::vector<Tensor> quantize_forward(std::vector<Quantizers> each, std::optional
 }
 
 // Appends factor * channel sum, added over the levels of a row, to `gradients`, in tensors like those of `rows`, whose
-// dtype W is.
+// dtype W is; over the unit of its parameter, where there are units.
 template <class W, class Work>
-void append_gradients(const Rows& rows, const Work& work, const std::vector<double>& partial,
+void append_gradients(const Rows& rows, const Rows& units, const Work& work, const std::vector<double>& partial,
                       const std::vector<double>& factors, std::vector<Tensor>& gradients) {
   const int64_t channels = work.walk.layout.channels;
   const size_t together = rows.shared ? factors.size() : 1;
@@ -123,10 +120,11 @@ void append_gradients(const Rows& rows, const Work& work, const std::vector<doub
       gradients.push_back(allocate_like(rows.tensors[k]));
       out = static_cast<W*>(gradients.back().mutable_data_ptr());
     }
+    const W* unit = units.row<W>(k, channels);
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
       for (size_t j = k; j < k + together; ++j) sum += factors[j] * work.channel_sum(partial, j, c);
-      *out++ = static_cast<W>(sum);
+      *out++ = static_cast<W>(unit ? sum / unit[c] : sum);
     }
   }
 }
@@ -138,9 +136,8 @@ struct __attribute__((visibility("hidden"))) Gradients {
 
 // given: one gradient per x and quantizer, in one flat list.
 template <template <class> class Quantizer>
-Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tensor>& given,
+Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
                             std::optional<double> grad_factor) {
-  for (Quantizers& q : each) raise_scales(q);
   const size_t levels = each[0].ranges.size();
   check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
         levels * each.size(), "), got ", given.size());
@@ -151,6 +148,7 @@ Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tens
     using W = wide_t<T>;
     std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
     std::vector<Tensor> aligned_grads;  // alive until the loop is over
+    EffectiveScales<W> memory;
     works.reserve(each.size());
     for (size_t t = 0; t < each.size(); ++t) {
       const Quantizers& q = each[t];
@@ -159,7 +157,7 @@ Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tens
       check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
       q.check_against(grads);
       gradients.xs.push_back(allocate_like(q.x));
-      works.emplace_back(q.layout, levels_of<Quantizer, W>(q), static_cast<const T*>(q.x.const_data_ptr()),
+      works.emplace_back(q.layout, levels_of<Quantizer, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
                          pointers<const decltype(grad_storage)*>(grads),
                          static_cast<T*>(gradients.xs.back().mutable_data_ptr()));
       aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
@@ -167,9 +165,9 @@ Gradients quantize_backward(std::vector<Quantizers> each, const std::vector<Tens
     backward_loop(works);
     for (size_t t = 0; t < each.size(); ++t) {
       const std::vector<double> factors = each[t].grad_factors(grad_factor);
-      append_gradients<W>(each[t].scales, works[t], works[t].to_scale, factors, gradients.scales);
+      append_gradients<W>(each[t].scales, each[t].units, works[t], works[t].to_scale, factors, gradients.scales);
       if (each[t].shifts.absent()) continue;
-      append_gradients<W>(each[t].shifts, works[t], works[t].to_shift, factors, gradients.shifts);
+      append_gradients<W>(each[t].shifts, Rows(), works[t], works[t].to_shift, factors, gradients.shifts);
     }
   });
   return gradients;
@@ -184,8 +182,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
 }
 
 // Three ops run these; fake_quantize.cpp compiles them for all.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(std::vector<Quantizers>, std::optional<ScalarType>);
-extern template Gradients quantize_backward<FakeQuantize>(std::vector<Quantizers>, const std::vector<Tensor>&,
+extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
+                                                                   std::optional<ScalarType>);
+extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
                                                           std::optional<double>);
 
 }  // namespace mbq

@@ -5,18 +5,21 @@
 namespace mbq::cuda {
 namespace {
 
-std::vector<Tensor> double_round_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& scale_floor,
-                                         int64_t high_bits, std::vector<int64_t> bits, std::optional<int64_t> axis,
-                                         bool half_up, std::optional<ScalarType> out_dtype) {
-  return quantize_forward<DoubleRound>({double_rounders(x, scale, scale_floor, high_bits, bits, axis, half_up)},
-                                       out_dtype);
+std::vector<Tensor> double_round_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& scale_unit,
+                                         const std::optional<Tensor>& scale_floor, int64_t high_bits,
+                                         std::vector<int64_t> bits, std::optional<int64_t> axis, bool half_up,
+                                         std::optional<ScalarType> out_dtype) {
+  return quantize_forward<DoubleRound>(
+      {double_rounders(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up)}, out_dtype);
 }
 
 std::tuple<Tensor, Tensor> double_round_backward(std::vector<Tensor> grads, const Tensor& x, const Tensor& scale,
+                                                 const std::optional<Tensor>& scale_unit,
                                                  const std::optional<Tensor>& scale_floor, int64_t high_bits,
                                                  std::vector<int64_t> bits, std::optional<int64_t> axis, bool half_up,
                                                  std::optional<double> grad_factor, bool scale_chain) {
-  const Quantizers quantizers = double_rounders(x, scale, scale_floor, high_bits, bits, axis, half_up, scale_chain);
+  const Quantizers quantizers =
+      double_rounders(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, scale_chain);
   const auto [grad_x, grad_scale, none] = quantize_backward<DoubleRound>(quantizers, grads, grad_factor);
   return {grad_x, grad_scale};
 }

@@ -15,8 +15,8 @@ namespace mbq::cuda {
 constexpr int kMaxLevels = 8;
 
 // K quantizers over one x: `other` are K results forward, K upstream gradients backward. The parameters of every
-// channel: scale[k][channel], what it is raised to, floor[k][channel], and shift[k][channel]; shift[0] and floor[0] are
-// null where there are none.
+// channel: scale[k][channel], in units of unit[k][channel] and at least floor[k][channel], and shift[k][channel];
+// unit[0], floor[0] and shift[0] are null where there are none.
 template <template <class> class Quantizer, class T, class Other>
 struct Job {
   Walk walk;
@@ -25,6 +25,7 @@ struct Job {
   Quantizer<float> quantizer[kMaxLevels];
   const float* scale[kMaxLevels];
   const float* shift[kMaxLevels];
+  const float* unit[kMaxLevels];
   const float* floor[kMaxLevels];
   const T* x;
   Other* other[kMaxLevels];
@@ -34,8 +35,8 @@ struct Job {
 
   MBQ_HD bool shifted() const { return shift[0] != nullptr; }
   MBQ_HD float scale_at(int k, int64_t channel) const {
-    const float value = scale[k][channel];
-    return floor[0] != nullptr ? effective_scale(value, floor[k][channel]) : value;
+    return effective_scale(scale[k][channel], unit[0] != nullptr ? unit[k][channel] : 1.0f,
+                           floor[0] != nullptr ? floor[k][channel] : -INFINITY);
   }
   MBQ_HD float shift_at(int k, int64_t channel) const { return shifted() ? shift[k][channel] : 0.0f; }
 };

@@ -54,12 +54,13 @@ __global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, 
 }
 
 // gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp
-// or a block. together: for that many levels from k on, added in their order.
+// or a block; over unit[k][c], unless null. together: for that many levels from k on, added in their order.
 struct ChannelSum {
   Walk walk;
   int together, levels;
   const double* partial;  // levels x tasks
   float* gradient[kMaxLevels];
+  const float* unit[kMaxLevels];
   double factor[kMaxLevels];
 
   MBQ_HD int64_t count() const { return levels / together * walk.channels; }
@@ -90,7 +91,9 @@ __global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, cap
     total = 0.0;
     for (int w = 0; w < lanes / kWarpLanes; ++w) total += warps[w];
   }
-  if (threadIdx.x % lanes == 0) sum.gradient[k][channel] = static_cast<float>(total);
+  if (threadIdx.x % lanes != 0) return;
+  const float* unit = sum.unit[k];
+  sum.gradient[k][channel] = static_cast<float>(unit != nullptr ? total / unit[channel] : total);
 }
 
 }  // namespace mbq::cuda

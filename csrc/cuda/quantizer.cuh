@@ -42,6 +42,7 @@ Job<Quantizer, T, Other> job_of(const Quantizers& q, const std::vector<Tensor>& 
     job.quantizer[k] = quantizer_of<Quantizer, float>(q, k);
     job.scale[k] = q.scales.row<float>(k, q.layout.channels);
     job.shift[k] = q.shifts.row<float>(k, q.layout.channels);
+    job.unit[k] = q.units.row<float>(k, q.layout.channels);
     job.floor[k] = q.floors.row<float>(k, q.layout.channels);
     job.other[k] = static_cast<Other*>(others[k].data_ptr());
     job.aligned = job.aligned && on_16_bytes(others[k]);

@@ -11,17 +11,18 @@ struct __attribute__((visibility("hidden"))) Gradients {
 };
 
 // Appends gradients like the tensors of `rows` to `gradients`, and to `sums` what fills them.
-inline void append_gradients(const Quantizers& q, const Rows& rows, const double* partial,
+inline void append_gradients(const Quantizers& q, const Rows& rows, const Rows& units, const double* partial,
                              std::optional<double> grad_factor, std::vector<Tensor>& gradients,
                              std::vector<ChannelSum>& sums) {
   const int together = rows.shared ? static_cast<int>(q.ranges.size()) : 1;
   ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), together, static_cast<int>(q.ranges.size()),
-                 partial, {}, {}};
+                 partial, {}, {}, {}};
   const std::vector<double> factors = q.grad_factors(grad_factor);
   for (size_t k = 0; k < factors.size(); ++k) {
     if (k < rows.tensors.size()) gradients.push_back(allocate_like(rows.tensors[k]));
     float* last = static_cast<float*>(gradients.back().mutable_data_ptr());
     sum.gradient[k] = rows.tensors.size() > 1 ? last : last + static_cast<int64_t>(k / together) * q.layout.channels;
+    sum.unit[k] = units.row<float>(k, q.layout.channels);
     sum.factor[k] = factors[k];
   }
   sums.push_back(sum);
@@ -87,10 +88,10 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
       job.aligned = job.aligned && on_16_bytes(grad_x);
       job.grad_x = static_cast<T*>(grad_x.mutable_data_ptr());
       job.scale_sums = std::exchange(next, next + levels * job.walk.tasks);
-      append_gradients(q, q.scales, job.scale_sums, grad_factor, gradients.scales, scale_sums);
+      append_gradients(q, q.scales, q.units, job.scale_sums, grad_factor, gradients.scales, scale_sums);
       if (!q.shifts.absent()) {
         job.shift_sums = std::exchange(next, next + levels * job.walk.tasks);
-        append_gradients(q, q.shifts, job.shift_sums, grad_factor, gradients.shifts, shift_sums);
+        append_gradients(q, q.shifts, Rows(), job.shift_sums, grad_factor, gradients.shifts, shift_sums);
       }
       jobs.push_back(job);
       aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());

@@ -10,40 +10,42 @@ NAME = "double_round"
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
 
-def _forward_shape(x, scale, scale_floor, high_bits, bits, axis, half_up, out_dtype):
+def _forward_shape(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
 
 
-def _backward_shape(grads, x, scale, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain):
+def _backward_shape(grads, x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor,
+                    scale_chain):
     return torch.empty_like(x), scale.new_empty(scale.shape)
 
 
 _forward = define(NAME, "double_round_forward",
-                  "(Tensor x, Tensor scale, Tensor? scale_floor, SymInt high_bits, SymInt[] bits, int? axis, "
-                  "bool half_up, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor x, Tensor scale, Tensor? scale_unit, Tensor? scale_floor, SymInt high_bits, "
+                  "SymInt[] bits, int? axis, bool half_up, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "double_round_backward",
-                   "(Tensor[] grads, Tensor x, Tensor scale, Tensor? scale_floor, SymInt high_bits, SymInt[] bits, "
-                   "int? axis, bool half_up, float? grad_factor, bool scale_chain) -> (Tensor, Tensor)",
-                   _backward_shape)
+                   "(Tensor[] grads, Tensor x, Tensor scale, Tensor? scale_unit, Tensor? scale_floor, "
+                   "SymInt high_bits, SymInt[] bits, int? axis, bool half_up, float? grad_factor, bool scale_chain) "
+                   "-> (Tensor, Tensor)", _backward_shape)
 
 
 class DoubleRoundBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scale, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, *grads):
-        return _backward(list(grads), x, scale, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain)
+    def forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, *grads):
+        return _backward(list(grads), x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor,
+                         scale_chain)
 
 
 class DoubleRound(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, out_dtype):
-        return tuple(_forward(x, scale, scale_floor, high_bits, bits, axis, half_up, out_dtype))
+    def forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, out_dtype):
+        return tuple(_forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scale, scale_floor, *ctx.options, _ = inputs
-        ctx.save_for_backward(x, scale, scale_floor)
+        x, scale, scale_unit, scale_floor, *ctx.options, _ = inputs
+        ctx.save_for_backward(x, scale, scale_unit, scale_floor)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -51,11 +53,11 @@ class DoubleRound(torch.autograd.Function):
             grad_x, grad_scale = _backward(list(grads), *ctx.saved_tensors, *ctx.options)
         else:
             grad_x, grad_scale = apply(DoubleRoundBackward, *ctx.saved_tensors, *ctx.options, *grads)
-        return grad_x, grad_scale, None, None, None, None, None, None, None, None
+        return grad_x, grad_scale, *[None] * 9
 
 
 def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even", grad_factor=None, scale_chain=False,
-                 out_dtype=None, scale_floor=None):
+                 out_dtype=None, scale_unit=None, scale_floor=None):
     """Quantize x to `high_bits` bits and round the codes again to `bits` bits; several bit-widths share one read of x.
 
     code_h = clamp(rint(x / scale), lo_h, hi_h);  code = clamp(round(code_h / 2^D), lo, hi), D = high_bits - bits
@@ -78,9 +80,11 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
         scale_chain: multiply the gradient of scale by 2^D, the derivative of the step scale * 2^D [the paper's code
             does not].
         out_dtype: dtype of the result, rounded to once [default x's].
-        scale_floor: like scale, floating point - what the scale is raised to where it is less, finite and > 0: a
-            constant. x_hat and all gradients are those of max(scale, scale_floor), and the scale gets its gradient
-            unchanged, so that one below the floor, or below 0, can come back. None: no floor.
+        scale_unit, scale_floor: like scale, floating point, finite and > 0, constants; None: 1, and no floor. The scale
+            of x_hat and of all gradients is max(scale * scale_unit, scale_floor), its product rounded once. The
+            gradient of scale is that of the maximum divided by scale_unit: scale counts in units, and a step of SGD
+            moves the product as it would move a parameter that is the scale itself. A scale below the floor, or below
+            0, gets its gradient too, so that it can come back.
 
     Returns:
         x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`; a tuple of them where bits is a sequence.
@@ -88,13 +92,14 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     Gradient, with v = x / (scale 2^D): x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype); scale
     gets grad_factor * sum(grad * (code - v inside | lo below | hi above)). Of several bit-widths both are added, in the
     order of `bits`: for x in the dtype of the arithmetic, for scale in float64; an output that is not used counts as
-    one with a zero gradient. NaN in x gives NaN to scale alone. Sums are deterministic. x, scale and scale_floor
-    are all that is saved (parameters of another dtype than the arithmetic's as their converted copy). scale_floor gets
-    none.
+    one with a zero gradient. NaN in x gives NaN to scale alone. Sums are deterministic. x, scale,
+    scale_unit and scale_floor are all that is saved (parameters of another dtype than the arithmetic's as their
+    converted copy). scale_unit and scale_floor get none.
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, rounding, shape or device. RuntimeError: on CPU,
-        scale or scale_floor not finite and > 0 (a scale with a floor: not finite); double backward.
+        scale, scale_unit, their product or scale_floor not finite and > 0 (a scale with a floor: not finite); double
+        backward.
 
     Equivalent to (forward, half_even):
         ((x / scale).round().clamp(lo_h, hi_h) / 2**D).round().clamp(lo, hi) * 2**D * scale
@@ -117,10 +122,9 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     check.check_out_dtype(NAME, x, out_dtype)
     axis = check.check_axis(NAME, x, axis)
     scale = check.check_parameter(NAME, "scale", scale, x, axis)
-    if scale_floor is not None:
-        scale_floor = check.check_floor(NAME, ("scale", "scale_floor"), scale,
-                                        check.check_parameter(NAME, "scale_floor", scale_floor, x, axis))
+    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
+    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
-    outs = apply(DoubleRound, x, scale, scale_floor, high_bits, widths, axis, rounding == "half_up", grad_factor,
-                 scale_chain, out_dtype)
+    outs = apply(DoubleRound, x, scale, scale_unit, scale_floor, high_bits, widths, axis, rounding == "half_up",
+                 grad_factor, scale_chain, out_dtype)
     return outs[0] if single else outs

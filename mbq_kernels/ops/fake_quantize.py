@@ -9,51 +9,52 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize"
 
 
-def _forward_shape(x, scale, offset, scale_floor, bits, signed, axis, out_dtype):
+def _forward_shape(x, scale, offset, scale_unit, scale_floor, bits, signed, axis, out_dtype):
     return torch.empty_like(x, dtype=out_dtype or x.dtype)
 
 
-def _backward_shape(grad, x, scale, offset, scale_floor, bits, signed, axis, grad_factor):
+def _backward_shape(grad, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor):
     grad_offset = scale.new_empty(0) if offset is None else offset.new_empty(offset.shape)
     return torch.empty_like(x), scale.new_empty(scale.shape), grad_offset
 
 
 _forward = define(NAME, "fake_quantize_forward",
-                  "(Tensor x, Tensor scale, Tensor? offset, Tensor? scale_floor, SymInt bits, bool signed, int? axis, "
-                  "ScalarType? out_dtype) -> Tensor", _forward_shape)
+                  "(Tensor x, Tensor scale, Tensor? offset, Tensor? scale_unit, Tensor? scale_floor, SymInt bits, "
+                  "bool signed, int? axis, ScalarType? out_dtype) -> Tensor", _forward_shape)
 _backward = define(NAME, "fake_quantize_backward",
-                   "(Tensor grad, Tensor x, Tensor scale, Tensor? offset, Tensor? scale_floor, SymInt bits, "
-                   "bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+                   "(Tensor grad, Tensor x, Tensor scale, Tensor? offset, Tensor? scale_unit, Tensor? scale_floor, "
+                   "SymInt bits, bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)",
+                   _backward_shape)
 
 
 class FakeQuantizeBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, x, scale, offset, scale_floor, bits, signed, axis, grad_factor):
-        return _backward(grad, x, scale, offset, scale_floor, bits, signed, axis, grad_factor)
+    def forward(grad, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor):
+        return _backward(grad, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor)
 
 
 class FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, offset, scale_floor, bits, signed, axis, grad_factor, out_dtype):
-        return _forward(x, scale, offset, scale_floor, bits, signed, axis, out_dtype)
+    def forward(x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor, out_dtype):
+        return _forward(x, scale, offset, scale_unit, scale_floor, bits, signed, axis, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scale, offset, scale_floor, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
-        ctx.save_for_backward(x, scale, offset, scale_floor)
+        x, scale, offset, scale_unit, scale_floor, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        ctx.save_for_backward(x, scale, offset, scale_unit, scale_floor)
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale, offset, scale_floor = ctx.saved_tensors
-        grad_x, grad_scale, grad_offset = apply(FakeQuantizeBackward, grad, x, scale, offset, scale_floor, ctx.bits,
-                                                ctx.signed, ctx.axis, ctx.grad_factor)
-        return grad_x, grad_scale, None if offset is None else grad_offset, None, None, None, None, None, None
+        x, scale, offset, scale_unit, scale_floor = ctx.saved_tensors
+        grad_x, grad_scale, grad_offset = apply(FakeQuantizeBackward, grad, x, scale, offset, scale_unit, scale_floor,
+                                                ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        return grad_x, grad_scale, None if offset is None else grad_offset, *[None] * 7
 
 
 def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
-                  scale_floor=None):
+                  scale_unit=None, scale_floor=None):
     """Quantize x to `bits` bits with a learned scale and return the real values the codes stand for.
 
     code = clamp(rint((x - offset) / scale), lo, hi);  x_hat = code * scale + offset
@@ -71,9 +72,11 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
             groups, view x as (groups, size) and use axis=0.
         grad_factor: multiplies the gradients of scale and offset [default 1 / sqrt(n hi), n elements sharing a scale].
         out_dtype: dtype of the result, rounded to once [default x's].
-        scale_floor: like scale, floating point - what the scale is raised to where it is less, finite and > 0: a
-            constant. x_hat and all gradients are those of max(scale, scale_floor), and the scale gets its gradient
-            unchanged, so that one below the floor, or below 0, can come back. None: no floor.
+        scale_unit, scale_floor: like scale, floating point, finite and > 0, constants; None: 1, and no floor. The scale
+            of x_hat and of all gradients is max(scale * scale_unit, scale_floor), its product rounded once. The
+            gradient of scale is that of the maximum divided by scale_unit: scale counts in units, and a step of SGD
+            moves the product as it would move a parameter that is the scale itself. A scale below the floor, or below
+            0, gets its gradient too, so that it can come back.
 
     Returns:
         x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`.
@@ -81,12 +84,12 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     Gradient, with v = (x - offset) / scale: x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype);
     scale gets grad_factor * sum(grad * (code - v inside | lo below | hi above)); offset gets grad_factor * sum(grad
     outside). NaN in x gives NaN to scale alone. Sums are deterministic. x, scale,
-    offset and scale_floor are all that is saved (parameters of another dtype than the arithmetic's as their converted
-    copy). scale_floor gets none.
+    offset, scale_unit and scale_floor are all that is saved (parameters of another dtype than the arithmetic's as their
+    converted copy). scale_unit and scale_floor get none.
 
     Raises:
-        TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale or
-        scale_floor not finite and > 0 (a scale with a floor: not finite); double backward.
+        TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale,
+        scale_unit, their product or scale_floor not finite and > 0 (a scale with a floor: not finite); double backward.
 
     Equivalent to (forward):
         ((x - offset) / scale).round().clamp(lo, hi) * scale + offset
@@ -104,8 +107,7 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     if offset is not None:
         offset = check.check_parameter(NAME, "offset", offset, x, axis)
         check.check_pair(NAME, ("scale", "offset"), scale, offset)
-    if scale_floor is not None:
-        scale_floor = check.check_floor(NAME, ("scale", "scale_floor"), scale,
-                                        check.check_parameter(NAME, "scale_floor", scale_floor, x, axis))
+    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
+    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
-    return apply(FakeQuantize, x, scale, offset, scale_floor, bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantize, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor, out_dtype)

@@ -11,30 +11,31 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_corrected"
 
 
-def _fold_shape(x, scales, offsets, scale_floors, reference, bits, signed, axis):
+def _fold_shape(x, scales, offsets, scale_units, scale_floors, reference, bits, signed, axis):
     return scales.new_empty((3, *scales.shape))
 
 
-def _forward_shape(x, scales, offsets, scale_floors, folded, bits, signed, axis, out_dtype):
+def _forward_shape(x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
 
 
-def _backward_shape(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
+def _backward_shape(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor):
     grad_offsets = scales.new_empty(0) if offsets is None else offsets.new_empty(offsets.shape)
     return torch.empty_like(x), scales.new_empty(scales.shape), grad_offsets
 
 
-# Scales, offsets and floors are (K, C) here; folded is (3, K, C): the factor, scale' and offset' of every channel.
+# All parameters are (K, C) here; folded is (3, K, C): the factor, scale' and offset' of every channel.
 _fold = define(NAME, "fake_quantize_corrected_fold",
-               "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor? reference, SymInt[] bits, "
-               "bool signed, int? axis) -> Tensor", _fold_shape)
+               "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_units, Tensor? scale_floors, "
+               "Tensor? reference, SymInt[] bits, bool signed, int? axis) -> Tensor", _fold_shape)
 _forward = define(NAME, "fake_quantize_corrected_forward",
-                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor folded, SymInt[] bits, "
-                  "bool signed, int? axis, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_units, Tensor? scale_floors, "
+                  "Tensor folded, SymInt[] bits, bool signed, int? axis, ScalarType? out_dtype) -> Tensor[]",
+                  _forward_shape)
 _backward = define(NAME, "fake_quantize_corrected_backward",
-                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, Tensor folded, "
-                   "SymInt[] bits, bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)",
-                   _backward_shape)
+                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_units, "
+                   "Tensor? scale_floors, Tensor folded, SymInt[] bits, bool signed, int? axis, float? grad_factor) "
+                   "-> (Tensor, Tensor, Tensor)", _backward_shape)
 
 
 def _spread(parameters, count: int):
@@ -42,10 +43,11 @@ def _spread(parameters, count: int):
     return None if parameters is None else parameters.expand(len(parameters), count)
 
 
-def _rows(x, scales, offsets, scale_floors, axis):
-    """All three, spread over the channels of x."""
+def _rows(x, scales, offsets, scale_units, scale_floors, axis):
+    """All four, spread over the channels of x."""
     count = 1 if axis is None else x.shape[axis]
-    return _spread(scales, count), _spread(offsets, count), _spread(scale_floors, count)
+    return (_spread(scales, count), _spread(offsets, count), _spread(scale_units, count),
+            _spread(scale_floors, count))
 
 
 def _gathered(grad, parameters, grad_factor):
@@ -56,16 +58,16 @@ def _gathered(grad, parameters, grad_factor):
     return (grad.double().sum(1, keepdim=True) * factor).to(grad.dtype)
 
 
-def _gradients(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
-    rows = _rows(x, scales, offsets, scale_floors, axis)
+def _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor):
+    rows = _rows(x, scales, offsets, scale_units, scale_floors, axis)
     grad_x, grad_scales, grad_offsets = _backward(list(grads), x, *rows, folded, bits, signed, axis, grad_factor)
     return grad_x, _gathered(grad_scales, scales, grad_factor), _gathered(grad_offsets, offsets, grad_factor)
 
 
 class FakeQuantizeCorrectedBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor, *grads):
-        return _gradients(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor)
+    def forward(x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor, *grads):
+        return _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor)
 
 
 class FakeQuantizeCorrected(torch.autograd.Function):
@@ -74,16 +76,16 @@ class FakeQuantizeCorrected(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, scale_floors, reference, bits, signed, axis, grad_factor, out_dtype):
-        rows = _rows(x, scales, offsets, scale_floors, axis)
+    def forward(x, scales, offsets, scale_units, scale_floors, reference, bits, signed, axis, grad_factor, out_dtype):
+        rows = _rows(x, scales, offsets, scale_units, scale_floors, axis)
         folded = _fold(x, *rows, reference, bits, signed, axis)
         return folded, *_forward(x, *rows, folded, bits, signed, axis, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, offsets, scale_floors, _, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        *parameters, _, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
         ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(x, scales, offsets, scale_floors, output[0])
+        ctx.save_for_backward(*parameters, output[0])
 
     @staticmethod
     def backward(ctx, _, *grads):
@@ -92,11 +94,11 @@ class FakeQuantizeCorrected(torch.autograd.Function):
             grad_x, grad_scales, grad_offsets = _gradients(grads, *options)
         else:
             grad_x, grad_scales, grad_offsets = apply(FakeQuantizeCorrectedBackward, *options, *grads)
-        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 7
+        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 8
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
-                            grad_factor=None, out_dtype=None, scale_floor=None):
+                            grad_factor=None, out_dtype=None, scale_unit=None, scale_floor=None):
     """Fake-quantize x and give every channel the mean and the deviation of the same channel of `reference`.
 
     x_hat = fake_quantize(x, scale, offset, bits=bits, ...);  y = factor * (x_hat - mean(x_hat)) + mean(reference),
@@ -113,8 +115,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
         bits: an integer in 1..8, or a sequence of up to 8 of them.
         axis: the axis with a scale per channel; None or correct_axis.
         correct_axis: the axis whose channels are corrected; None: all of x is one channel.
-        scale_floor: like scale, constant, as in fake_quantize (scale_floors as in fake_quantize_multi): scale stands
-            for max(scale, scale_floor) in all of the above.
+        scale_unit, scale_floor: like scale, constants, as in fake_quantize (scale_units and scale_floors as in
+            fake_quantize_multi): scale stands for max(scale * scale_unit, scale_floor) in all of the above.
 
     Returns:
         y, or a tuple of them when `bits` is a sequence: x's shape, the strides of torch.empty_like(x), `out_dtype`.
@@ -133,8 +135,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
     1810.05723, eq. 12-13; Esser et al., 2020, arXiv 1902.08153, for the quantizer.
     """
     check.check_factor(NAME, grad_factor)
-    widths, parameters, channel_axis = _checked(x, scale, offset, scale_floor, reference, bits, signed, axis,
-                                                correct_axis)
+    widths, parameters, channel_axis = _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed,
+                                                axis, correct_axis)
     check.check_out_dtype(NAME, x, out_dtype)
     _, *outs = apply(FakeQuantizeCorrected, x, *parameters, reference, widths, signed, channel_axis, grad_factor,
                      out_dtype)
@@ -142,7 +144,7 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
 
 
 def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
-                    scale_floor=None):
+                    scale_unit=None, scale_floor=None):
     """The scale and offset that make a store of x's codes give back fake_quantize_corrected(x, ...), bit for bit.
 
     scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of a channel are one
@@ -156,16 +158,16 @@ def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True,
 
     Gradient: none. Raises: as fake_quantize_corrected.
     """
-    widths, parameters, channel_axis = _checked(x, scale, offset, scale_floor, reference, bits, signed, axis,
-                                                correct_axis)
+    widths, parameters, channel_axis = _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed,
+                                                axis, correct_axis)
     with torch.no_grad():
         folded = _fold(x, *_rows(x, *parameters, channel_axis), reference, widths, signed, channel_axis)
     _, scales, offsets = folded.unbind()
     return (scales[0], offsets[0]) if isinstance(bits, (int, torch.SymInt)) else (scales, offsets)
 
 
-def _checked(x, scale, offset, scale_floor, reference, bits, signed, axis, correct_axis):
-    """(bit-widths, (scales, offsets, floors), channel axis): parameters in rows, whatever they were given as."""
+def _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed, axis, correct_axis):
+    """(bit-widths, (scales, offsets, units, floors), channel axis): parameters in rows, whatever they were given as."""
     check.check_x(NAME, x)
     single = isinstance(bits, (int, torch.SymInt))
     if single:
@@ -181,12 +183,18 @@ def _checked(x, scale, offset, scale_floor, reference, bits, signed, axis, corre
         check.check_pair(NAME, ("x", "reference"), x, reference)
         check.check_same_arithmetic(NAME, ("x", "reference"), x, reference)
     rows = _parameters(x, "scale", scale, axis, widths, single)
-    shifts = None if offset is None else _parameters(x, "offset", offset, axis, widths, single)
-    if shifts is not None:
-        check.check_pair(NAME, ("scale", "offset"), rows, shifts)
-    floors = None if scale_floor is None else check.check_floor(
-        NAME, ("scale", "scale_floor"), rows, _parameters(x, "scale_floor", scale_floor, axis, widths, single))
-    return widths, (rows, shifts, floors), correct_axis
+    shifts, units, floors = (_beside(rows, x, name, given, axis, widths, single) for name, given in (
+        ("offset", offset), ("scale_unit", scale_unit), ("scale_floor", scale_floor)))
+    return widths, (rows, shifts, units, floors), correct_axis
+
+
+def _beside(rows, x, name, given, axis, widths, single):
+    """As _parameters, in the shape of the scales' rows; of those that are constants, such."""
+    if given is None:
+        return None
+    given = _parameters(x, name, given, axis, widths, single)
+    check.check_pair(NAME, ("scale", name), rows, given)
+    return given if name == "offset" else check.constant(given)
 
 
 def _parameters(x, name, given, axis, widths, single):

@@ -9,81 +9,85 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_foreach"
 
 
-def _forward_shape(xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
+def _forward_shape(xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for x in xs for _ in bits]
 
 
-def _backward_shape(grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
+def _backward_shape(grads, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, grad_factor):
     return ([torch.empty_like(x) for x in xs], [scale.new_empty(scale.shape) for scale in scales],
             [offset.new_empty(offset.shape) for offset in offsets])
 
 
 # Parameters of tensor t and bit-width k are at t K + k, as are results. An axis of -1: one scale for all of x.
 _forward = define(NAME, "fake_quantize_foreach_forward",
-                  "(Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_floors, SymInt[] bits, bool signed, "
-                  "int[] axes, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_units, Tensor[] scale_floors, "
+                  "SymInt[] bits, bool signed, int[] axes, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "fake_quantize_foreach_backward",
-                   "(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_floors, "
-                   "SymInt[] bits, bool signed, int[] axes, float? grad_factor) -> (Tensor[], Tensor[], Tensor[])",
-                   _backward_shape)
+                   "(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] offsets, Tensor[] scale_units, Tensor[] "
+                   "scale_floors, SymInt[] bits, bool signed, int[] axes, float? grad_factor) "
+                   "-> (Tensor[], Tensor[], Tensor[])", _backward_shape)
 
 
-def _split(tensors, count, levels, floored):
-    """(xs, scales, offsets, floors) of a flat list of all."""
-    first, rows = count * (levels + 1), count * levels
-    last = len(tensors) - rows if floored else len(tensors)
-    return tensors[:count], tensors[count:first], tensors[first:last], tensors[last:]
+def _split(tensors, count, levels, given):
+    """(xs, scales, offsets, units, floors) of a flat list; `given`: which of the last three are in it."""
+    parts, first = [tensors[:count]], count
+    for there in (True, *given):
+        last = first + (count * levels if there else 0)
+        parts.append(tensors[first:last])
+        first = last
+    return parts
 
 
-def _gradients(tensors, floored, bits, signed, axes, grad_factor):
+def _gradients(tensors, given, bits, signed, axes, grad_factor):
     """Gradients of all xs, scales and offsets, flat as they are in `tensors`, before which come the upstream ones."""
     outputs = len(axes) * len(bits)
-    return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits), floored),
+    return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits), given),
                                         bits, signed, axes, grad_factor) for grad in grads]
 
 
 class FakeQuantizeForeachBackward(BackwardFunction):
     @staticmethod
-    def forward(floored, bits, signed, axes, grad_factor, *tensors):
-        return tuple(_gradients(list(tensors), floored, bits, signed, axes, grad_factor))
+    def forward(given, bits, signed, axes, grad_factor, *tensors):
+        return tuple(_gradients(list(tensors), given, bits, signed, axes, grad_factor))
 
 
 class FakeQuantizeForeach(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(floored, bits, signed, axes, grad_factor, out_dtype, *tensors):
-        return tuple(_forward(*_split(list(tensors), len(axes), len(bits), floored), bits, signed, axes, out_dtype))
+    def forward(given, bits, signed, axes, grad_factor, out_dtype, *tensors):
+        return tuple(_forward(*_split(list(tensors), len(axes), len(bits), given), bits, signed, axes, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.floored, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor, _, *tensors = inputs
+        ctx.given, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        options = (ctx.floored, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor)
+        options = (ctx.given, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor)
         tensors = (*grads, *ctx.saved_tensors)
-        floors = [None] * (len(ctx.axes) * len(ctx.bits) if ctx.floored else 0)
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
-            return *[None] * 6, *_gradients(list(tensors), *options), *floors
-        return *[None] * 6, *apply(FakeQuantizeForeachBackward, *options, *tensors), *floors
+            found = _gradients(list(tensors), *options)
+        else:
+            found = apply(FakeQuantizeForeachBackward, *options, *tensors)
+        return *[None] * 6, *found, *[None] * (len(ctx.saved_tensors) - len(found))  # units and floors are constants
 
 
-def _quantize(floored, bits, signed, axes, grad_factor, out_dtype, tensors):
+def _quantize(given, bits, signed, axes, grad_factor, out_dtype, tensors):
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() and not needs_gradient:  # Dynamo then counts arguments, and *tensors as one
-        return _forward(*_split(tensors, len(axes), len(bits), floored), bits, signed, axes, out_dtype)
-    return apply(FakeQuantizeForeach, floored, bits, signed, axes, grad_factor, out_dtype, *tensors)
+        return _forward(*_split(tensors, len(axes), len(bits), given), bits, signed, axes, out_dtype)
+    return apply(FakeQuantizeForeach, given, bits, signed, axes, grad_factor, out_dtype, *tensors)
 
 
 def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
-                          scale_floors=None):
+                          scale_units=None, scale_floors=None):
     """Quantize T tensors to K bit-widths each in one call: one launch forward and two backward, whatever T and K are.
 
     x_hats[t] = fake_quantize_multi(xs[t], scales[t], offsets[t], bits=bits, ...), the same bits, gradients included.
     For the weights of a network, where a call per layer and bit-width takes longer than its arithmetic. On CPU threads
-    share the elements of all tensors; on CUDA a launch takes some 75 tensors; Triton launches once per tensor.
+    share the elements of all tensors; on CUDA a launch takes some 65 tensors; Triton launches once per tensor.
 
     Args:
         xs: T tensors of any shapes and strides, of one dtype and device - what to quantize, as in fake_quantize.
@@ -93,8 +97,8 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
         bits: K integers in 1..8, in any order, K <= 8; the same for all tensors.
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all tensors; a negative axis counts
             from the end of each. A scale of one element serves the whole of its tensor.
-        scale_floors: like scales - fake_quantize's scale_floor for each of them, constants; None: no floors, for all
-            tensors.
+        scale_units, scale_floors: like scales - fake_quantize's scale_unit and scale_floor for each of them, constants;
+            None: without, for all tensors.
 
     Returns:
         list of T tuples of K tensors, each of its x's shape, strides of torch.empty_like(x), `out_dtype`.
@@ -124,22 +128,23 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
     axes = [-1 if axis is None or rows[0].numel() == 1 else axis for axis, rows in zip(counted, scales, strict=True)]
     flat = [*xs, *(scale for rows in scales for scale in rows)]
     if offsets is not None:
-        offsets = _parameters("offsets", offsets, xs, counted, len(bits))
-        for t, (rows, others) in enumerate(zip(scales, offsets, strict=True)):
-            names = (f"scales[{t}]", f"offsets[{t}]")
-            check.check_pair(NAME, names, rows[0].reshape(-1), others[0].reshape(-1))
-        flat += (offset for rows in offsets for offset in rows)
-    if scale_floors is not None:
-        flat += _floors(scale_floors, scales, xs, counted, len(bits))
-    outs = _quantize(scale_floors is not None, bits, signed, axes, grad_factor, out_dtype, flat)
+        flat += _beside(scales, "offsets", offsets, xs, counted, len(bits))
+    for name, constants in (("scale_units", scale_units), ("scale_floors", scale_floors)):
+        if constants is not None:
+            flat += map(check.constant, _beside(scales, name, constants, xs, counted, len(bits)))
+    given = tuple(parameters is not None for parameters in (offsets, scale_units, scale_floors))
+    outs = _quantize(given, bits, signed, axes, grad_factor, out_dtype, flat)
     return [tuple(outs[i:i + len(bits)]) for i in range(0, len(outs), len(bits))]
 
 
-def _floors(floors, scales, xs, axes, count):
-    """One flat list."""
-    floors = _parameters("scale_floors", floors, xs, axes, count)
-    return [check.check_floor(NAME, (f"scales[{t}]", f"scale_floors[{t}]"), scale.reshape(-1), floor.reshape(-1))
-            for t, rows in enumerate(zip(scales, floors, strict=True)) for scale, floor in zip(*rows, strict=True)]
+def _beside(scales, name, parameters, xs, axes, count):
+    """Parameters that go with the scales, in one flat list."""
+    parameters = _parameters(name, parameters, xs, axes, count)
+    for t, (rows, others) in enumerate(zip(scales, parameters, strict=True)):
+        if rows[0].numel() != others[0].numel():
+            names = (f"scales[{t}]", f"{name}[{t}]")
+            check.check_pair(NAME, names, rows[0].reshape(-1), others[0].reshape(-1))
+    return [parameter for rows in parameters for parameter in rows]
 
 
 def _parameters(name, parameters, xs, axes, count):

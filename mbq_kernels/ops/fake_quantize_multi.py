@@ -9,40 +9,41 @@ from ._function import BackwardFunction, apply
 NAME = "fake_quantize_multi"
 
 
-def _forward_shape(x, scales, offsets, scale_floors, bits, signed, axis, out_dtype):
+def _forward_shape(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, out_dtype):
     return [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
 
 
-def _backward_shape(grads, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor):
+def _backward_shape(grads, x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor):
     grad_offsets = scales.new_empty(0) if offsets is None else offsets.new_empty(offsets.shape)
     return torch.empty_like(x), scales.new_empty(scales.shape), grad_offsets
 
 
 _forward = define(NAME, "fake_quantize_multi_forward",
-                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, SymInt[] bits, bool signed, "
-                  "int? axis, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
+                  "(Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_units, Tensor? scale_floors, "
+                  "SymInt[] bits, bool signed, int? axis, ScalarType? out_dtype) -> Tensor[]", _forward_shape)
 _backward = define(NAME, "fake_quantize_multi_backward",
-                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_floors, SymInt[] bits, "
-                   "bool signed, int? axis, float? grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+                   "(Tensor[] grads, Tensor x, Tensor scales, Tensor? offsets, Tensor? scale_units, "
+                   "Tensor? scale_floors, SymInt[] bits, bool signed, int? axis, float? grad_factor) "
+                   "-> (Tensor, Tensor, Tensor)", _backward_shape)
 
 
 class FakeQuantizeMultiBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, *grads):
-        return _backward(list(grads), x, scales, offsets, scale_floors, bits, signed, axis, grad_factor)
+    def forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor, *grads):
+        return _backward(list(grads), x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor)
 
 
 class FakeQuantizeMulti(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, out_dtype):
-        return tuple(_forward(x, scales, offsets, scale_floors, bits, signed, axis, out_dtype))
+    def forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor, out_dtype):
+        return tuple(_forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, offsets, scale_floors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
-        ctx.save_for_backward(x, scales, offsets, scale_floors)
+        x, scales, offsets, scale_units, scale_floors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        ctx.save_for_backward(x, scales, offsets, scale_units, scale_floors)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -51,11 +52,11 @@ class FakeQuantizeMulti(torch.autograd.Function):
             grad_x, grad_scales, grad_offsets = _backward(list(grads), *options)
         else:
             grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, *options, *grads)
-        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 6
+        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 7
 
 
 def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
-                        scale_floors=None):
+                        scale_units=None, scale_floors=None):
     """Quantize x to K bit-widths at once: x is read once forward and once backward, and saved once.
 
     x_hat[k] = fake_quantize(x, scales[k], offsets[k], bits=bits[k], ...), the same bits; the gradients of x are added
@@ -68,8 +69,8 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
         offsets: like scales - real values of code 0; None is 0.
         bits: K integers in 1..8, in any order, K <= 8.
         signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
-        scale_floors: like scales - fake_quantize's scale_floor for each of them, constants; None: no floors. A tensor
-            is the fast form: a sequence is stacked at every call.
+        scale_units, scale_floors: like scales - fake_quantize's scale_unit and scale_floor for each of them, constants;
+            None: without. A tensor is the fast form: a sequence is stacked at every call.
 
     Returns:
         tuple of K tensors of x's shape, strides of torch.empty_like(x), `out_dtype`.
@@ -96,8 +97,8 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     if offsets is not None:
         offsets = check.check_stacked(NAME, "offsets", offsets, x, axis, len(bits))
         check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
-    if scale_floors is not None:
-        scale_floors = check.check_floor(NAME, ("scales", "scale_floors"), scales, check.check_stacked(
-            NAME, "scale_floors", scale_floors, x, axis, len(bits)))
+    scale_units = check.check_stacked_beside(NAME, "scale_units", scale_units, scales, x, axis)
+    scale_floors = check.check_stacked_beside(NAME, "scale_floors", scale_floors, scales, x, axis)
     axis = None if scales.shape[1] == 1 else axis
-    return apply(FakeQuantizeMulti, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantizeMulti, x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor,
+                 out_dtype)

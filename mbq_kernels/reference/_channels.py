@@ -1,5 +1,7 @@
 """Arithmetic dtypes, channels and their sums, checks: what the reference of every elementwise op shares."""
 
+import math
+
 import torch
 
 from .quant_math import effective_scale
@@ -19,11 +21,18 @@ def per_channel(parameter, x, axis: int | None):
     return parameter.reshape(shape)
 
 
-def channel_sum(terms, parameter, axis: int | None, factor: float):
-    """factor * the sum of `terms` over everything but the channel, in float64, shaped and typed as `parameter`."""
+def channel_sum(terms, parameter, axis: int | None, factor: float, unit=None):
+    """factor * the sum of `terms` over everything but the channel, over the parameter's unit where it has one, in
+    float64; shaped and typed as `parameter`."""
     other = [d for d in range(terms.dim()) if d != axis]
     total = terms.double().sum(dim=other) if other else terms.double()
-    return (total * factor).reshape(parameter.shape).to(parameter.dtype)
+    total = (total * factor).reshape(parameter.shape)
+    return per_unit(total, unit).to(parameter.dtype)
+
+
+def per_unit(gradient, unit):
+    """Gradients in float64 of scales that are computed with, as those of scales in units, where there are units."""
+    return gradient if unit is None else gradient / unit.reshape(gradient.shape).double()
 
 
 def channel_size(x, axis: int | None) -> int:
@@ -31,24 +40,32 @@ def channel_size(x, axis: int | None) -> int:
     return x.numel() if axis is None or x.numel() == 0 else x.numel() // x.shape[axis]
 
 
-def check_scale(op: str, scale, where: str = "", floor=None) -> None:
-    """Values are looked at on the CPU alone: elsewhere that would stop the host until the device answers."""
+def effective(scale, unit, floor):
+    """The scale that is computed with, in scale's shape; there may be no unit and no floor."""
+    if unit is None and floor is None:
+        return scale
+    return effective_scale(scale, 1.0 if unit is None else unit.reshape(scale.shape),
+                           -math.inf if floor is None else floor.reshape(scale.shape))
+
+
+def check_scale(op: str, scale, unit=None, floor=None, where: str = ""):
+    """effective(scale, unit, floor), once the values are looked at: on the CPU alone, because elsewhere that would stop
+    the host until the device answers."""
+    size = effective(scale, unit, floor)
     if scale.device.type != "cpu":
-        return
-    if floor is None:
-        _check_all(scale.isfinite() & (scale > 0), f"{op}: scale must be finite and > 0", scale, where)
-    else:
-        _check_all(scale.isfinite(), f"{op}: scale must be finite", scale, where)
-        _check_all(floor.isfinite() & (floor > 0), f"{op}: scale_floor must be finite and > 0", floor, where)
+        return size
+    _check_all(op, "scale", scale, where, floor is None)
+    if unit is not None:
+        _check_all(op, "scale_unit", unit, where)
+    if floor is not None:
+        _check_all(op, "scale_floor", floor, where)
+    _check_all(op, "scale * scale_unit", size, where)
+    return size
 
 
-def _check_all(good, message: str, parameter, where: str) -> None:
+def _check_all(op: str, name: str, parameter, where: str, positive: bool = True) -> None:
+    good = parameter.isfinite() & (parameter > 0) if positive else parameter.isfinite()
     if not good.all():
         index = int((~good).flatten().nonzero()[0])
-        raise RuntimeError(f"{message}, got {parameter.flatten()[index]:g} (element {index}{where})")
-
-
-def effective(op: str, scale, floor, where: str = ""):
-    """The scale that is computed with, in scale's shape, once its values and the floor's are looked at."""
-    check_scale(op, scale, where, floor)
-    return scale if floor is None else effective_scale(scale, floor.reshape(scale.shape))
+        raise RuntimeError(f"{op}: {name} must be finite{' and > 0' if positive else ''}, "
+                           f"got {parameter.flatten()[index]:g} (element {index}{where})")

@@ -3,7 +3,7 @@
 import torch
 
 from . import quant_math as qm
-from ._channels import channel_size, channel_sum, effective, per_channel, widen
+from ._channels import channel_size, channel_sum, check_scale, per_channel, per_unit, widen
 
 
 def _codes(x, scale, high_bits, b, half_up):
@@ -15,8 +15,8 @@ def _codes(x, scale, high_bits, b, half_up):
 
 
 @torch.no_grad()
-def double_round_forward(x, scale, scale_floor, high_bits, bits, axis, half_up, out_dtype):
-    scale = effective("double_round", scale, scale_floor)
+def double_round_forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, out_dtype):
+    scale = check_scale("double_round", scale, scale_unit, scale_floor)
     wide, scale_, outs = widen(x), per_channel(scale, x, axis), []
     for b in bits:
         _, code, ratio = _codes(wide, scale_, high_bits, b, half_up)
@@ -25,8 +25,9 @@ def double_round_forward(x, scale, scale_floor, high_bits, bits, axis, half_up, 
 
 
 @torch.no_grad()
-def double_round_backward(grads, x, scale, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain):
-    scale = effective("double_round", scale, scale_floor)
+def double_round_backward(grads, x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor,
+                          scale_chain):
+    scale = check_scale("double_round", scale, scale_unit, scale_floor)
     wide, scale_ = widen(x), per_channel(scale, x, axis)
     total, grad_scale = torch.zeros_like(wide), torch.zeros_like(scale, dtype=torch.float64)
     for grad, b in zip(grads, bits, strict=True):
@@ -36,4 +37,4 @@ def double_round_backward(grads, x, scale, scale_floor, high_bits, bits, axis, h
         factor = qm.default_grad_factor(channel_size(x, axis), hi) if grad_factor is None else grad_factor
         total += grad_x
         grad_scale += channel_sum(to_scale, grad_scale, axis, factor * (ratio if scale_chain else 1))
-    return torch.empty_like(x).copy_(total), grad_scale.to(scale.dtype)
+    return torch.empty_like(x).copy_(total), per_unit(grad_scale, scale_unit).to(scale.dtype)

@@ -3,9 +3,10 @@
 import torch
 
 from . import quant_math as qm
-from ._channels import effective, per_channel, widen
+from ._channels import check_scale, per_channel, widen
 from ._correction import fold, moments
 from .fake_quantize import fake_quantize_backward
+from .fake_quantize_multi import levels_of
 
 NAME = "fake_quantize_corrected"
 
@@ -15,23 +16,20 @@ def _code(x, scale, offset, bits, signed, axis):
     return qm.encode(qm.scaled(widen(x), per_channel(scale, x, axis), offset_), *qm.bounds(bits, signed))
 
 
-def _levels(scales, offsets, bits):
-    return zip(scales, [None] * len(bits) if offsets is None else offsets, bits, strict=True)
-
-
 @torch.no_grad()
-def fake_quantize_corrected_fold(x, scales, offsets, scale_floors, reference, bits, signed, axis):
-    scales = effective(NAME, scales, scale_floors)
+def fake_quantize_corrected_fold(x, scales, offsets, scale_units, scale_floors, reference, bits, signed, axis):
+    scales = check_scale(NAME, scales, scale_units, scale_floors)
     kept = moments(x if reference is None else reference, axis)
     return torch.stack([fold(moments(_code(x, scale, offset, b, signed, axis), axis), kept, scale)
-                        for scale, offset, b in _levels(scales, offsets, bits)], 1)
+                        for scale, offset, b in levels_of(bits, scales, offsets)], 1)
 
 
 @torch.no_grad()
-def fake_quantize_corrected_forward(x, scales, offsets, scale_floors, folded, bits, signed, axis, out_dtype):
-    scales = effective(NAME, scales, scale_floors)
+def fake_quantize_corrected_forward(x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis,
+                                    out_dtype):
+    scales = check_scale(NAME, scales, scale_units, scale_floors)
     outs = []
-    for k, (scale, offset, b) in enumerate(_levels(scales, offsets, bits)):
+    for k, (scale, offset, b) in enumerate(levels_of(bits, scales, offsets)):
         _, new_scale, new_offset = (per_channel(row, x, axis) for row in folded[:, k])
         value = qm.decode(_code(x, scale, offset, b, signed, axis), new_scale, new_offset)
         outs.append(torch.empty_like(x, dtype=out_dtype or x.dtype).copy_(value))
@@ -39,14 +37,14 @@ def fake_quantize_corrected_forward(x, scales, offsets, scale_floors, folded, bi
 
 
 @torch.no_grad()
-def fake_quantize_corrected_backward(grads, x, scales, offsets, scale_floors, folded, bits, signed, axis, grad_factor):
-    scales = effective(NAME, scales, scale_floors)
+def fake_quantize_corrected_backward(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis,
+                                     grad_factor):
+    check_scale(NAME, scales, scale_units, scale_floors)
     wide = widen(x)
     total, grad_scales, grad_offsets = torch.zeros_like(wide), [], []
-    for k, (scale, offset, b) in enumerate(_levels(scales, offsets, bits)):
+    for k, (*parameters, b) in enumerate(levels_of(bits, scales, offsets, scale_units, scale_floors)):
         grad = widen(grads[k]) * per_channel(folded[0, k], x, axis)
-        grad_x, grad_scale, grad_offset = fake_quantize_backward(grad, wide, scale, offset, None, b, signed, axis,
-                                                                 grad_factor)
+        grad_x, grad_scale, grad_offset = fake_quantize_backward(grad, wide, *parameters, b, signed, axis, grad_factor)
         total += grad_x
         grad_scales.append(grad_scale)
         grad_offsets.append(grad_offset)

@@ -15,21 +15,21 @@ def stacked(parameters, count, levels):
 
 
 def _each(xs, parameters, levels, axes):
-    """(x, its scales, offsets and floors, its axis) for every x"""
+    """(x, its scales, offsets, units and floors, its axis) for every x"""
     return zip(xs, zip(*(stacked(rows, len(xs), levels) for rows in parameters), strict=True),
                [None if axis < 0 else axis for axis in axes], strict=True)
 
 
-def forward_each(multi, xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
+def forward_each(multi, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, out_dtype):
     """`multi`, a fake_quantize_multi_forward, of every tensor: one flat list."""
-    return [out for x, rows, axis in _each(xs, (scales, offsets, scale_floors), len(bits), axes)
+    return [out for x, rows, axis in _each(xs, (scales, offsets, scale_units, scale_floors), len(bits), axes)
             for out in multi(x, *rows, bits, signed, axis, out_dtype)]
 
 
-def backward_each(multi, grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
+def backward_each(multi, grads, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, grad_factor):
     """`multi`, a fake_quantize_multi_backward, of every tensor: flat lists of gradients of xs, scales and offsets."""
     grad_xs, grad_scales, grad_offsets = [], [], []
-    for t, (x, rows, axis) in enumerate(_each(xs, (scales, offsets, scale_floors), len(bits), axes)):
+    for t, (x, rows, axis) in enumerate(_each(xs, (scales, offsets, scale_units, scale_floors), len(bits), axes)):
         grad_x, grad_scale, grad_offset = multi(grads[t * len(bits):(t + 1) * len(bits)], x, *rows, bits, signed, axis,
                                                 grad_factor)
         grad_xs.append(grad_x)
@@ -40,20 +40,22 @@ def backward_each(multi, grads, xs, scales, offsets, scale_floors, bits, signed,
             [grad.clone().view(offset.shape) for grad, offset in zip(grad_offsets, offsets, strict=True)])
 
 
-def _check_scales(xs, scales, scale_floors, bits):
-    floors = stacked(scale_floors, len(xs), len(bits))
-    for t, (scale, floor) in enumerate(zip(stacked(scales, len(xs), len(bits)), floors, strict=True)):
-        check_scale("fake_quantize_foreach", scale, f", tensor {t}", floor)
+def _check_scales(xs, scales, scale_units, scale_floors, bits):
+    rows = (stacked(parameters, len(xs), len(bits)) for parameters in (scales, scale_units, scale_floors))
+    for t, parameters in enumerate(zip(*rows, strict=True)):
+        check_scale("fake_quantize_foreach", *parameters, f", tensor {t}")
 
 
 @torch.no_grad()
-def fake_quantize_foreach_forward(xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype):
-    _check_scales(xs, scales, scale_floors, bits)
-    return forward_each(fake_quantize_multi_forward, xs, scales, offsets, scale_floors, bits, signed, axes, out_dtype)
+def fake_quantize_foreach_forward(xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, out_dtype):
+    _check_scales(xs, scales, scale_units, scale_floors, bits)
+    return forward_each(fake_quantize_multi_forward, xs, scales, offsets, scale_units, scale_floors, bits, signed,
+                        axes, out_dtype)
 
 
 @torch.no_grad()
-def fake_quantize_foreach_backward(grads, xs, scales, offsets, scale_floors, bits, signed, axes, grad_factor):
-    _check_scales(xs, scales, scale_floors, bits)
-    return backward_each(fake_quantize_multi_backward, grads, xs, scales, offsets, scale_floors, bits, signed, axes,
-                         grad_factor)
+def fake_quantize_foreach_backward(grads, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes,
+                                   grad_factor):
+    _check_scales(xs, scales, scale_units, scale_floors, bits)
+    return backward_each(fake_quantize_multi_backward, grads, xs, scales, offsets, scale_units, scale_floors, bits,
+                         signed, axes, grad_factor)

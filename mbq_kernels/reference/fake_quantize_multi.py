@@ -2,29 +2,30 @@
 
 import torch
 
-from ._channels import effective, widen
+from ._channels import check_scale, widen
 from .fake_quantize import fake_quantize_backward, fake_quantize_forward
 
 
-def _rows(offsets, count):
-    return [None] * count if offsets is None else offsets
+def levels_of(bits, *parameters):
+    """(its row of each of the parameters, None where there is none, and bits) for every bit-width"""
+    return zip(*([None] * len(bits) if rows is None else rows for rows in parameters), bits, strict=True)
 
 
 @torch.no_grad()
-def fake_quantize_multi_forward(x, scales, offsets, scale_floors, bits, signed, axis, out_dtype):
-    scales = effective("fake_quantize_multi", scales, scale_floors)
-    return [fake_quantize_forward(x, scale, offset, None, b, signed, axis, out_dtype)
-            for scale, offset, b in zip(scales, _rows(offsets, len(bits)), bits, strict=True)]
+def fake_quantize_multi_forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, out_dtype):
+    check_scale("fake_quantize_multi", scales, scale_units, scale_floors)
+    return [fake_quantize_forward(x, *parameters, b, signed, axis, out_dtype)
+            for *parameters, b in levels_of(bits, scales, offsets, scale_units, scale_floors)]
 
 
 @torch.no_grad()
-def fake_quantize_multi_backward(grads, x, scales, offsets, scale_floors, bits, signed, axis, grad_factor):
-    scales = effective("fake_quantize_multi", scales, scale_floors)
+def fake_quantize_multi_backward(grads, x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor):
+    check_scale("fake_quantize_multi", scales, scale_units, scale_floors)
     wide = widen(x)
     total, grad_scales, grad_offsets = torch.zeros_like(wide), [], []
-    for grad, scale, offset, b in zip(grads, scales, _rows(offsets, len(bits)), bits, strict=True):
-        grad_x, grad_scale, grad_offset = fake_quantize_backward(
-            widen(grad), wide, scale, offset, None, b, signed, axis, grad_factor)
+    for grad, *parameters, b in levels_of(bits, grads, scales, offsets, scale_units, scale_floors):
+        grad_x, grad_scale, grad_offset = fake_quantize_backward(widen(grad), wide, *parameters, b, signed, axis,
+                                                                 grad_factor)
         total += grad_x
         grad_scales.append(grad_scale)
         grad_offsets.append(grad_offset)

@@ -15,9 +15,10 @@ def bounds(bits: int, signed: bool) -> tuple[float, float]:
     return (-1.0, 1.0) if bits == 1 else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
-def effective_scale(scale, floor):
-    """max(scale, floor), the scale that is computed with; NaN stays NaN"""
-    return torch.where(scale < floor, floor, scale)
+def effective_scale(scale, unit, floor):
+    """max(scale * unit, floor), the scale that is computed with; NaN stays NaN"""
+    size = scale * unit
+    return torch.where(size < floor, floor, size)
 
 
 def scaled(x, scale, offset):

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..reference._channels import per_unit
 from .quant_math import effective_scale, from_storage, to_storage
 
 TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32; twice as many where one is a byte
@@ -51,33 +52,34 @@ def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.cons
 
 
 @triton.jit
-def _scale(scale_ptr, floor_ptr, row, channel, exists, BY_ROW: tl.constexpr):
-    """The scale of each channel, likewise, raised to its floor where there are floors"""
+def _scale(scale_ptr, unit_ptr, floor_ptr, row, channel, exists, BY_ROW: tl.constexpr):
+    """The scale of each channel, likewise, in units and at least its floor where there are such"""
     scale = _parameter(scale_ptr, row, channel, exists, 1.0, BY_ROW)
-    if floor_ptr is not None:
-        scale = effective_scale(scale, _parameter(floor_ptr, row, channel, exists, 1.0, BY_ROW))
+    if unit_ptr is not None or floor_ptr is not None:
+        scale = effective_scale(scale, _parameter(unit_ptr, row, channel, exists, 1.0, BY_ROW),
+                                _parameter(floor_ptr, row, channel, exists, float("-inf"), BY_ROW))
     return scale
 
 
 @triton.jit
-def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, floor_ptr, levels, rows, cols, col_tiles, channels, inner,
-                   VALUE: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, unit_ptr, floor_ptr, levels, rows, cols, col_tiles, channels,
+                   inner, VALUE: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                    BLOCK_COLS: tl.constexpr):
-    """out[k] = VALUE(x, max(scale[k], floor[k]), shift[k], levels[k])"""
+    """out[k] = VALUE(x, max(scale[k] * unit[k], floor[k]), shift[k], levels[k])"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
+        scale = _scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         value = VALUE(x, scale, shift, levels[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, floor_ptr, grad_scale_ptr, scale_sums_ptr,
-                    shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner, TERMS: tl.constexpr,
-                    ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, unit_ptr, floor_ptr, grad_scale_ptr,
+                    scale_sums_ptr, shift_sums_ptr, levels, factors, rows, cols, col_tiles, channels, inner,
+                    TERMS: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                     BLOCK_COLS: tl.constexpr):
     """grad_x = sum of TERMS over k, in that order; factor[k] times the tile's sums of the other two terms
 
@@ -93,7 +95,7 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, floor_pt
             grad = grad * _parameter(grad_scale_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         # after grad: in the other order ptxas spills a register on sm_80
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
-        scale = _scale(scale_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
+        scale = _scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
         grad_x = to_x if k == 0 else grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
@@ -165,11 +167,11 @@ def _check_dtype(x):
         raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
 
 
-def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, floors=None):
+def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, units=None, floors=None):
     """One result per entry of `levels`, in x's memory order.
 
-    scales, their floors and shifts: K rows of C, in any shape, of scales and floors also one row for all K; levels:
-    what `value` takes, K tuples of as many floats.
+    scales, their units and floors, and shifts: K rows of C, in any shape, of all but shifts also one row for all K;
+    levels: what `value` takes, K tuples of as many floats.
     """
     _check_dtype(x)
     x = dense(x)
@@ -179,15 +181,15 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, floors=Non
         with torch.cuda.device_of(x):
             forward_kernel[tiling.grid()](
                 x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts),
-                floor_ptr=_contiguous(floors), levels=tuple(levels), VALUE=value,
+                unit_ptr=_contiguous(units), floor_ptr=_contiguous(floors), levels=tuple(levels), VALUE=value,
                 ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     return list(outs)
 
 
-def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None, floors=None):
+def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None, units=None, floors=None):
     """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements.
 
-    floors: like scales. grad_scales: like scales - what the upstream gradients are multiplied by first.
+    units, floors: like scales. grad_scales: like scales - what the upstream gradients are multiplied by first.
     """
     _check_dtype(x)
     x = dense(x)
@@ -199,12 +201,12 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
         with torch.cuda.device_of(x):
             backward_kernel[tiling.grid()](
                 grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
-                scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts), floor_ptr=_contiguous(floors),
-                grad_scale_ptr=_contiguous(grad_scales), scale_sums_ptr=partial, shift_sums_ptr=shift_partial,
-                levels=tuple(levels), factors=tuple(factors), TERMS=terms,
+                scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts), unit_ptr=_contiguous(units),
+                floor_ptr=_contiguous(floors), grad_scale_ptr=_contiguous(grad_scales), scale_sums_ptr=partial,
+                shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors), TERMS=terms,
                 ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
-    return grad_x, _channel_sum(partial, scales), grad_shifts
+    return grad_x, _channel_sum(partial, scales, units), grad_shifts
 
 
 def _contiguous(parameter):
@@ -216,8 +218,8 @@ def _one_scale(scales, tiling) -> bool:
     return scales.numel() == tiling.channels
 
 
-def _channel_sum(partial, parameter):
+def _channel_sum(partial, parameter, unit=None):
     sums = partial.sum(dim=(0, 2), dtype=torch.float64)
     if parameter.numel() < sums.numel():
         sums = sums.sum(dim=1, keepdim=True)  # a row for all levels
-    return sums.t().to(parameter.dtype).contiguous().view(parameter.shape)
+    return per_unit(sums.t().reshape(parameter.shape), unit).to(parameter.dtype).contiguous()

@@ -23,9 +23,10 @@ def clamp(v, lo, hi):
 
 
 @triton.jit
-def effective_scale(scale, floor):
-    """max(scale, floor), the scale that is computed with; NaN stays NaN"""
-    return tl.where(scale < floor, floor, scale)
+def effective_scale(scale, unit, floor):
+    """max(scale * unit, floor), the scale that is computed with; NaN stays NaN"""
+    size = scale * unit
+    return tl.where(size < floor, floor, size)
 
 
 @triton.jit

@@ -20,15 +20,15 @@ def _store_sums(sums_ptr, value, mask, slot, exists, k, COUNT: tl.constexpr, BY_
 
 
 @triton.jit
-def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, floor_ptr, pivot_ptr, levels, rows, cols, col_tiles, channels,
-                inner, LEVELS: tl.constexpr, COUNT: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                BLOCK_COLS: tl.constexpr):
+def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, unit_ptr, floor_ptr, pivot_ptr, levels, rows, cols, col_tiles,
+                channels, inner, LEVELS: tl.constexpr, COUNT: tl.constexpr, BY_ROW: tl.constexpr,
+                BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """Entries 0 to LEVELS - 1: the codes of x; the last one, where there are pivots: x - pivot"""
     offsets, mask, channel, exists, slot = _tile(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(LEVELS):
-        scale = _scale(scale_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
+        scale = _scale(scale_ptr, unit_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         lo, hi = levels[k]
         _store_sums(sums_ptr, encode(scaled(x, scale, shift), lo, hi), mask, slot, exists, k, COUNT, BY_ROW)
@@ -37,7 +37,7 @@ def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, floor_ptr, pivot_ptr, lev
         _store_sums(sums_ptr, x.to(tl.float64) - pivot.to(tl.float64), mask, slot, exists, COUNT - 1, COUNT, BY_ROW)
 
 
-def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bool, floors=None):
+def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bool, units=None, floors=None):
     """Moments of the codes of every level, (K, C), and, if asked for, of x itself, (C,), from one read of x."""
     x = dense(x)
     tiling, count = Tiling(x, axis), len(levels) + with_values
@@ -51,8 +51,8 @@ def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bo
         with torch.cuda.device_of(x):
             sums_kernel[tiling.grid()](
                 x_ptr=x, sums_ptr=partial, scale_ptr=_contiguous(scales), shift_ptr=_contiguous(shifts),
-                floor_ptr=_contiguous(floors), pivot_ptr=pivots, levels=tuple(levels), LEVELS=len(levels), COUNT=count,
-                **tiling.arguments())
+                unit_ptr=_contiguous(units), floor_ptr=_contiguous(floors), pivot_ptr=pivots, levels=tuple(levels),
+                LEVELS=len(levels), COUNT=count, **tiling.arguments())
     sums = partial.sum(dim=(0, 2))
     size = x.numel() // max(tiling.channels, 1)
     codes = moments_of(0.0, *sums[:, :len(levels)].unbind(-1), size) if levels else None

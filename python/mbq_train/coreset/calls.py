@@ -54,6 +54,7 @@ class Calls:
         counted: ids of the parameters that count.
         latent: norms for the float weights of quantized layers.
         unproved: layers whose output is to be compared with their base's; they are taken out once it was.
+        shared: names of parameters that are counted along the graph.
         watch: of the forward, where it is watched.
 
     squares: after `backward`, (name of a layer, (N,) squared norms) of every parameter that was used. other: layers
@@ -61,12 +62,12 @@ class Calls:
     """
 
     def __init__(self, layers: dict[nn.Module, str], counted: set[int], *, latent: bool, unproved: set,
-                 watch: Watch | None = None):
+                 shared: list[str], watch: Watch | None = None):
         self.layers, self.counted, self.latent, self.unproved, self.watch = layers, counted, latent, unproved, watch
         self.calls = defaultdict(list)  # by id of a parameter
         self.squares, self.other, self._inputs, self._factors, self._seen = [], [], {}, {}, []
         self._hidden = set()  # parameters in calls without a graph: a checkpoint may make them again in the backward
-        self._profiles, self._missing, self._forward = None, Counter(), True
+        self._profiles, self._missing, self._forward, self._shared = None, Counter(), True, shared
         self.anchor = torch.zeros((), requires_grad=True)
 
     @contextlib.contextmanager
@@ -141,6 +142,9 @@ class Calls:
             out = _Start.apply(out, self.anchor)
         if not self._forward and self._hidden.isdisjoint(keys):
             return out  # of a checkpoint that makes its tensors again, not its graph
+        if not self._forward and self._shared:
+            raise RuntimeError("GradNormScorer: layers must not be called in the backward where all samples use a "
+                               f"parameter alike, got {name} in a checkpoint and {', '.join(self._shared)}")
         kept = form_of(layer).prepare(layer, x.detach(), out)
         from_inputs = self.watch is not None and any(map(self.watch.depends_on_inputs, (x, *args[:1])))
         call = _Call(layer, kept, kept._version, len(keys), from_inputs)

@@ -18,7 +18,7 @@ from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
 from .layouts import find_layout, loss_weights, says_nothing
-from .passes import detached, eager, profiles_of, run_backward, usable
+from .passes import detached, eager, profiles_of, run_backward, usable, without_reentrant_checkpoints
 from .shared import SharedPaths
 from .watch import Watch
 
@@ -101,8 +101,8 @@ class GradNormScorer:
 
         Raises:
             ValueError: BatchNorm in training mode; losses that are one value, or depend on no parameter.
-            RuntimeError: samples mix, or lie along no one dimension; a layer's input was changed in place; a reentrant
-            checkpoint in a network where all samples use a parameter alike. NaN or infinite gradients are NaN or
+            RuntimeError: samples mix, or lie along no one dimension; a layer's input was changed in place; all samples use
+            a parameter alike, and a checkpoint that is not torch's calls layers in the backward. NaN or infinite gradients are NaN or
             infinite norms.
         """
         _check_batch_norms(self.model)
@@ -124,11 +124,12 @@ class GradNormScorer:
         shared = {p: self._names[p] for p in counted if p in self._shared}
         by_hook = {id(p) for p in counted if p in self._names and p not in shared}
         watch = Watch(self.layers, inputs) if known is None else None
-        calls = Calls(self.layers, by_hook, latent=self.latent, unproved=self._unproved, watch=watch)
+        calls = Calls(self.layers, by_hook, latent=self.latent, unproved=self._unproved,
+                      shared=list(shared.values()), watch=watch)
         try:
             for parameter in counted:
                 parameter.requires_grad_(parameter in shared)
-            with torch.enable_grad(), calls.recorded(), eager():
+            with torch.enable_grad(), calls.recorded(), eager(), without_reentrant_checkpoints():
                 with watch or contextlib.nullcontext():
                     outputs = _call(self.model, inputs)
                 losses, el2n = (_cross_entropy if loss is None else _plain(loss))(outputs, targets)

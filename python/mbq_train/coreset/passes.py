@@ -4,6 +4,7 @@ import contextlib
 import sys
 
 import torch
+import torch.utils.checkpoint
 
 from .calls import Calls
 from .shared import SharedPaths
@@ -29,14 +30,29 @@ def run_backward(losses, factors, anchor, paths: SharedPaths | None, retain_grap
         losses.backward(factors, retain_graph=retain_graph)
         return
     ends = [anchor, *(p for p, _ in paths.parameters.values())]
+    torch.autograd.grad(losses, ends, factors, retain_graph=True, allow_unused=True)
+
+
+@contextlib.contextmanager
+def without_reentrant_checkpoints():
+    """Let torch's reentrant checkpoints run what they are given once, with a graph, where they would make it again in
+    the backward: the inputs of layers are kept anyway, and a graph within a backward is not seen from outside."""
+    function = torch.utils.checkpoint.CheckpointFunction
+    own, apply = vars(function).get("apply"), function.apply
+
+    def run(call, preserve_rng_state, *args):
+        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in args):
+            return call(*args)
+        return apply(call, preserve_rng_state, *args)  # without gradients, as in a training
+
+    function.apply = run
     try:
-        torch.autograd.grad(losses, ends, factors, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        names = ", ".join(name for _, name in paths.parameters.values())
-        raise RuntimeError("GradNormScorer: checkpoints must have use_reentrant=False in a network with parameters "
-                           f"that all samples use alike, got a reentrant one and {names}") from error
+        yield
+    finally:
+        if own is None:
+            del function.apply
+        else:
+            function.apply = own
 
 
 def eager():

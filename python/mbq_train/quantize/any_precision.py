@@ -127,7 +127,7 @@ class AnyPrecisionActivation(_Quantizer):
         """Nothing: every bit-width is there."""
         return []
 
-    def floor(self):
+    def unit_and_floor(self):
         """Return nothing: the steps are constants."""
         return {}
 

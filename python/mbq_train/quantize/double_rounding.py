@@ -5,9 +5,9 @@ import torch
 import mbq_kernels
 
 from .bits import BitState
+from .data_parallel import averaged
 from .fake_quantizer import autocast_dtype, first_scale
 from .quantizers import WeightQuantizer
-from .units import scale_of
 
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
@@ -64,15 +64,16 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         return {**self._common(), "bits": self.bit_state.bits}
 
     def current(self) -> tuple[torch.Tensor, ...]:
-        """(scale,), for all bit-widths."""
-        scale = scale_of(self._pick(self.scales), self._pick(self.scale_units))
-        if self.shared_sum:  # the same values; a change of one scale counts as one of all
-            scale = scale.detach() + (scale - scale.detach()).sum()
+        """(scale in units,), for all bit-widths."""
+        scale = averaged(self._pick(self.scales))
+        if self.shared_sum:  # the same values; a change of one scale counts as one of all, whatever their units
+            unit = self._pick(self.scale_units)
+            scale = scale.detach() + ((scale - scale.detach()) / unit).sum() * unit
         return (scale,)
 
     def _common(self) -> dict:
         return {"high_bits": self.high_bits, "axis": self.axis, "rounding": self.rounding,
-                "scale_chain": self.scale_chain, **self.floor()}
+                "scale_chain": self.scale_chain, **self.unit_and_floor()}
 
     def _first_values(self, weight, hi):
         weight = weight.flatten(1)

@@ -10,7 +10,7 @@ import mbq_kernels
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
-from .units import STEPS_OF_FIRST, Buffers, least_scale, scale_of
+from .units import STEPS_OF_FIRST, Buffers, least_scale
 
 SMALLEST_SCALE = 1e-8
 
@@ -127,20 +127,19 @@ class _Quantizer(nn.Module):
 
     def options(self) -> dict:
         """Return the keyword arguments of the kernel that say what is computed."""
-        return {"bits": self.bits, "signed": self.signed, "axis": self.axis, **self.floor()}
+        return {"bits": self.bits, "signed": self.signed, "axis": self.axis, **self.unit_and_floor()}
 
-    def floor(self) -> dict:
-        """Return the kernel's argument for the smallest scale at the bit-width in use."""
-        return {"scale_floor": self._pick(self.scale_floors)}
+    def unit_and_floor(self) -> dict:
+        """Return the kernel's arguments for the unit of the scale at the bit-width in use and the least it may be."""
+        return {"scale_unit": self._pick(self.scale_units), "scale_floor": self._pick(self.scale_floors)}
 
     def current(self) -> tuple[torch.Tensor | None, ...]:
-        """Return (scale, offset) of the bit-width in use; offset is None where none is learned.
+        """Return (scale in units, offset) of the bit-width in use; offset is None where none is learned.
 
         In a compiled graph, which serves all bit-widths, they are picked at run time: the others then get gradients of
         zeros, which `drop_idle_gradients` takes away.
         """
-        scale = scale_of(self._pick(self.scales), self._pick(self.scale_units))
-        return scale, None if self.offsets is None else averaged(self._pick(self.offsets))
+        return averaged(self._pick(self.scales)), None if self.offsets is None else averaged(self._pick(self.offsets))
 
     def scale(self, bits: int) -> torch.Tensor:
         """Return the scale that serves `bits`, as the kernel uses it, without gradient: exports and stores take it."""
@@ -171,12 +170,12 @@ class _Quantizer(nn.Module):
         """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
         if torch.compiler.is_compiling():
             return
-        flags, (seen, version) = self._watched(), self._seen
-        if flags is seen and version == _version(flags):
+        flags, (seen, writes) = self._watched(), self._seen
+        if flags is seen and writes == version(flags):
             return
         if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        self._seen = flags, _version(flags)
+        self._seen = flags, version(flags)
         self._read()
 
     def _watched(self) -> torch.Tensor:
@@ -223,7 +222,7 @@ class _Quantizer(nn.Module):
         self.start(bits, scale, offset)
         self.initialised[self.kept().index(bits)] = 1
         self._missing.discard(bits)
-        self._seen = self.initialised, _version(self.initialised)
+        self._seen = self.initialised, version(self.initialised)
 
     @torch.no_grad()
     def start(self, bits: int, scale: torch.Tensor, offset: torch.Tensor | None = None) -> None:
@@ -253,7 +252,7 @@ def autocast_dtype(x) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version(tensor: torch.Tensor) -> int:
     """Return the number of writes to `tensor`; -1 for an inference tensor, which does not count them."""
     return -1 if tensor.is_inference() else tensor._version
 

@@ -10,8 +10,8 @@ import mbq_kernels
 
 from .. import distributed
 from .bits import BitState, code_range
+from .data_parallel import averaged
 from .fake_quantizer import _Quantizer, autocast_dtype, first_scale
-from .units import scale_of
 
 
 class WeightQuantizer(_Quantizer):
@@ -62,15 +62,15 @@ class WeightQuantizer(_Quantizer):
     def quantize_all(quantizers, weights, bits) -> list:
         """Return every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the weights share a
         dtype and a device."""
-        scales = [[scale_of(quantizer.scales[str(b)], quantizer.scale_units[str(b)]) for b in bits]
-                  for quantizer in quantizers]
+        scales = [[averaged(quantizer.scales[str(b)]) for b in bits] for quantizer in quantizers]
+        units = [[quantizer.scale_units[str(b)] for b in bits] for quantizer in quantizers]
         floors = [[quantizer.scale_floors[str(b)] for b in bits] for quantizer in quantizers]
         if quantizers[0].correction:
-            return [mbq_kernels.fake_quantize_corrected(weight, of_weight, bits=bits, axis=0, scale_floor=least,
-                                                        out_dtype=autocast_dtype(weight))
-                    for weight, of_weight, least in zip(weights, scales, floors, strict=True)]
-        return mbq_kernels.fake_quantize_foreach(weights, scales, bits=bits, axis=0, scale_floors=floors,
-                                                 out_dtype=autocast_dtype(weights[0]))
+            return [mbq_kernels.fake_quantize_corrected(weight, of_weight, bits=bits, axis=0, scale_unit=unit,
+                                                        scale_floor=floor, out_dtype=autocast_dtype(weight))
+                    for weight, of_weight, unit, floor in zip(weights, scales, units, floors, strict=True)]
+        return mbq_kernels.fake_quantize_foreach(weights, scales, bits=bits, axis=0, scale_units=units,
+                                                 scale_floors=floors, out_dtype=autocast_dtype(weights[0]))
 
 
 class ActivationQuantizer(_Quantizer):

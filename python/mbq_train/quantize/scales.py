@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .batch_norm import BATCH_NORMS
 from .bits import in_mode, same_random_numbers, set_bits
 from .quantizers import quantizers
 
@@ -47,7 +48,8 @@ def initialise(model: nn.Module, *batch, **named) -> None:
 
     Runs model(*batch, **named) in training mode without gradients. Afterwards BatchNorm's statistics, the random
     numbers, modes and bit-width are as before. torch.compile, CUDA graphs and averages of the model need it before they
-    start; otherwise the first forward at each bit-width does the same. Only layers that are called get values.
+    start; otherwise the first forward at each bit-width does the same. Only layers that are called get values. Where
+    BatchNorm cannot train on the batch, which has one value per channel, it computes as in eval mode.
     """
     missing = {next(b for b in quantizer.bit_state.trained if quantizer.kept_at(b) == kept)
                for quantizer in quantizers(model) for kept in quantizer.missing}
@@ -58,7 +60,20 @@ def initialise(model: nn.Module, *batch, **named) -> None:
         with same_random_numbers(model), in_mode(model, training=True):
             for bits in sorted(missing, reverse=True):
                 set_bits(model, bits)
-                model(*batch, **named)
+                _forward(model, batch, named)
     finally:
         for buffer, value in zip(others, before, strict=True):
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):  # one that is expanded was not written to, and cannot be
+                buffer.copy_(value)
+
+
+def _forward(model: nn.Module, batch, named) -> None:
+    try:
+        model(*batch, **named)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        for module in model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
+        model(*batch, **named)

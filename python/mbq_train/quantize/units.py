@@ -2,41 +2,15 @@
 
 The first value of a scale is some 1e-4 to 1e-1. Adam moves any parameter by about the learning rate a step, so that at
 1e-3 a scale of 1e-3 would be anywhere after a few steps, and below 0 soon. The Parameter therefore is the scale
-over a unit of STEPS_OF_FIRST times its first value; a step of SGD moves the scale as it would a Parameter that is the
-scale itself, because the gradient is divided by the unit too.
+over a unit of STEPS_OF_FIRST times its first value, and the kernels multiply it by the unit; a step of SGD moves the
+scale as it would a Parameter that is the scale itself, because they divide the gradient by the unit.
 """
 
 import torch
 from torch import nn
 
-from .data_parallel import averaged
-
 STEPS_OF_FIRST = 8.0  # a power of two, so that the first value is exact; measured: see docs of parameter_groups
 FLOOR = 2.0**-6  # of the first value: at 8 bits the best scale of usual weights and activations lies above 1/8
-
-
-class _InUnits(torch.autograd.Function):
-    """scale = parameter * unit; the parameter's gradient is the scale's over the unit."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(parameter, unit):
-        return parameter * unit
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad / ctx.saved_tensors[0], None
-
-
-def scale_of(parameter: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Return parameter * unit. Its gradient over the unit is the parameter's, averaged over processes where
-    a data-parallel wrapper leaves that to us."""
-    return _InUnits.apply(averaged(parameter), unit)
 
 
 def least_scale(first: torch.Tensor) -> torch.Tensor:

@@ -88,8 +88,9 @@ def _record(model, images) -> list[_Call]:
 def _call(quantizer, x) -> _Call:
     x = x.detach().requires_grad_(x.requires_grad)
     parameters, options = list(quantizer.current()), quantizer.options()
-    if (floor := options.pop("scale_floor", None)) is not None:  # which no eager rival has
-        parameters[0] = torch.maximum(parameters[0], floor)
+    if options.pop("scale_unit", None) is not None:  # which no eager rival knows, nor floors
+        del options["scale_floor"]
+        parameters[0] = quantizer.scale(quantizer.bits).requires_grad_(parameters[0].requires_grad)
     return _Call(quantizer.kernel, (x, *parameters), options, torch.randn_like(x),
                  getattr(quantizer, "correction", False))
 
