@@ -21,6 +21,7 @@ from mbq_train import (
 )
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight, normalised
 from networks import one_thread, small_network  # noqa: F401
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 BITS = (8, 4, 2, 1)
@@ -196,3 +197,20 @@ def test_what_does_not_fit_is_an_error(images, tmp_path):
         export_store(corrected, tmp_path / "store")
     with pytest.raises(ValueError, match="weight correction, which differs between bit-widths"):
         deploy(corrected)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["assigned", "to_empty"])
+def test_a_network_made_on_the_meta_device_computes_once_its_state_is_loaded(empty):
+    """Nothing that the state does not hold is left on the meta device, or without a value."""
+    def network():
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    torch.manual_seed(0)
+    model, x = convert(network(), (8, 2), quantizer="any-precision"), torch.rand(5, 4)
+    with torch.device("meta"):
+        other = convert(network(), (8, 2), quantizer="any-precision")
+    other = other.to_empty(device="cpu") if empty else other
+    other.load_state_dict(model.state_dict(), assign=not empty)
+    for bits in (8, 2):
+        with set_bits(model, bits), set_bits(other, bits):
+            assert torch.equal(other(x), model(x)) and not other(x).isnan().any()

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import mbq_kernels
+
 BITS = (8, 2)
 
 
@@ -177,3 +179,25 @@ def test_the_names_that_are_wrapped_are_those_of_this_torch():
     names = inspect.unwrap(torch_checkpoint.checkpoint).__code__.co_names
     assert "_checkpoint_without_reentrant_generator" in names and "CheckpointFunction" in names
     assert torch._C._current_graph_task_id() == -1
+
+
+def _quantized_weights(x):
+    """Every kernel of several bit-widths or tensors, whose backward has more inputs than it reads once."""
+    scale = torch.full((2, len(x)), 0.1, requires_grad=True)
+    values = [*mbq_kernels.fake_quantize_multi(x, scale, bits=BITS, axis=0),
+              *mbq_kernels.fake_quantize_corrected(x, scale, bits=BITS, axis=0),
+              mbq_kernels.fake_quantize_corrected(x, scale[0], bits=2, axis=0),
+              *mbq_kernels.fake_quantize_foreach([x], [list(scale)], bits=BITS, axis=0)[0],
+              *mbq_kernels.double_round(x, scale[0], bits=BITS, axis=0),
+              *mbq_kernels.round_clamp_lsb_foreach([x], limits=[x.detach().abs().max()], bits=[4])[0]]
+    return sum((value.square().sum() for value in values), torch.zeros(()))
+
+
+def test_kernels_of_several_bit_widths_run_again_without_reentry():
+    """There a saved tensor can be read once."""
+    gradients = []
+    for run in (_quantized_weights, lambda x: checkpoint(_quantized_weights, x, use_reentrant=False)):
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        run(x).backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0

@@ -94,7 +94,7 @@ class FakeQuantizeCorrected(torch.autograd.Function):
             grad_x, grad_scales, grad_offsets = _gradients(grads, *options)
         else:
             grad_x, grad_scales, grad_offsets = apply(FakeQuantizeCorrectedBackward, *options, *grads)
-        return grad_x, grad_scales, None if ctx.saved_tensors[2] is None else grad_offsets, *[None] * 8
+        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 8
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,

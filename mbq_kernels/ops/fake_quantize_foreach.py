@@ -71,7 +71,7 @@ class FakeQuantizeForeach(torch.autograd.Function):
             found = _gradients(list(tensors), *options)
         else:
             found = apply(FakeQuantizeForeachBackward, *options, *tensors)
-        return *[None] * 6, *found, *[None] * (len(ctx.saved_tensors) - len(found))  # units and floors are constants
+        return *[None] * 6, *found, *[None] * (len(tensors) - len(grads) - len(found))  # units and floors are constants
 
 
 def _quantize(given, bits, signed, axes, grad_factor, out_dtype, tensors):

@@ -52,7 +52,7 @@ class FakeQuantizeMulti(torch.autograd.Function):
             grad_x, grad_scales, grad_offsets = _backward(list(grads), *options)
         else:
             grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, *options, *grads)
-        return grad_x, grad_scales, None if ctx.saved_tensors[2] is None else grad_offsets, *[None] * 7
+        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 7
 
 
 def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,

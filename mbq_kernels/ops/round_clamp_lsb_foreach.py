@@ -63,7 +63,7 @@ class RoundClampLsbForeach(torch.autograd.Function):
             grad_xs = _gradients(*options, grad_penalties, list(tensors))
         else:
             grad_xs = apply(RoundClampLsbForeachBackward, *options, grad_penalties, *tensors)
-        return None, None, None, None, None, *grad_xs, *[None] * (len(ctx.saved_tensors) - len(grads))
+        return None, None, None, None, None, *grad_xs, *[None] * (len(tensors) - 2 * len(grads))
 
 
 def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, form="offset", unit_gradient=False):

@@ -7,7 +7,7 @@ import torch
 
 import mbq_kernels
 
-from .bits import FLOAT, MAX_BITS, BitState
+from .bits import FLOAT, BitState
 from .fake_quantizer import _Quantizer, autocast_dtype
 from .quantizers import WeightQuantizer
 
@@ -116,8 +116,6 @@ class AnyPrecisionActivation(_Quantizer):
                              "inputs lie in 0..1, got one on")
         like = torch.empty(0) if like is None else like
         super().__init__(bit_state, (), signed=False, layer_name=layer_name, like=like)
-        steps = torch.stack([_step(torch.tensor(0.5, **self._options), b) for b in range(1, MAX_BITS + 1)])
-        self.register_buffer("steps", steps, persistent=False)  # by bit-width, from 1 on
         self.looked = False  # for negative inputs
 
     def kept(self):
@@ -132,7 +130,8 @@ class AnyPrecisionActivation(_Quantizer):
         return {}
 
     def current(self):
-        return self.steps[self.bit_state.bits - 1], None
+        # Made anew: no state dict fills a buffer outside the state, after to_empty() or on the meta device.
+        return _step(torch.full_like(self.is_signed, 0.5), self.bit_state.bits), None
 
     def _quantize(self, x):
         if self.training and not self.looked and not torch.compiler.is_compiling():

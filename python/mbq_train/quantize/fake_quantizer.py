@@ -43,7 +43,7 @@ class _Quantizer(nn.Module):
         self.scale_floors = Rows(names, torch.full(shape, math.nan, **self._options))
         # Floating point, because averages of models average their buffers too.
         self.register_buffer("initialised", torch.zeros(len(self.kept()), device=like.device))
-        self.register_buffer("is_signed", torch.tensor(float(bool(signed)), device=like.device))
+        self.register_buffer("is_signed", torch.tensor(float(bool(signed)), **self._options))
         self._seen, self._missing, self._spoiled = (None, 0), set(self.kept()), set()
         self.register_load_state_dict_pre_hook(_add_units)
         self.register_load_state_dict_post_hook(_look_again)

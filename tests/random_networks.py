@@ -1,0 +1,409 @@
+"""Random small networks, and random ways to convert them, as plain data that hypothesis draws, shrinks and prints."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from mbq_train import convert, set_layer_bits
+from mbq_train.quantize.round_clamp import round_clamp_layers
+from test_train_transposed_linear import Conv1D
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
+
+SAMPLES, TOKENS, LENGTH = 4, 7, 5
+SHAPES = {"vectors": (5,), "sequences": (2, 8), "images": (2, 7, 7), "tokens": (LENGTH,)}  # of a sample
+CONVOLUTIONS = {"sequences": nn.Conv1d, "images": nn.Conv2d}
+KINDS = {"vectors": ("linear", "mlp", "transposed"), "sequences": ("convolution",), "images": ("convolution",),
+         "tokens": ("linear", "mlp", "transposed", "attention", "encoder")}
+NORMS = {"vectors": ("batch", "batch, subclass", "batch, bare", "layer"), "tokens": ("layer", "rms"),
+         "sequences": ("batch", "batch, subclass", "batch, bare", "group"),
+         "images": ("batch", "batch, subclass", "batch, bare", "group", "instance")}
+ACTIVATIONS = {"": nn.Identity, "relu": nn.ReLU, "relu in place": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU,
+               "sigmoid": nn.Sigmoid}
+FORMS = ("plain", "inherits", "same", "standardised", "adapter", "hook", "pre-hook", "parametrized", "weight norm",
+         "frozen")
+EXTRAS = ("uncalled", "uncalled first", "extra state", "extra dict", "buffer", "positions", "hook", "tied ends")
+BATCH_NORM = {"vectors": nn.BatchNorm1d, "sequences": nn.BatchNorm1d, "images": nn.BatchNorm2d}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    kernel: int = 3
+    stride: int = 1
+    padding: int | str = 1
+    dilation: int = 1
+    groups: str = "one"  # or 'two', 'depthwise'
+    mode: str = "zeros"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer with what stands around it; `shares` and `ties` take the layer, or its weight, of the block before."""
+    kind: str
+    form: str = "plain"
+    bias: bool = True
+    norm: str = ""
+    norm_first: bool = False
+    activation: str = "relu"
+    residual: bool = False
+    run: str = ""  # or 'checkpoint', 'reentrant'
+    shares: bool = False
+    ties: bool = False
+    convolution: Convolution = Convolution()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a conversion of it."""
+    of: str  # 'vectors', 'sequences', 'images', 'tokens'
+    blocks: tuple[Block, ...]
+    width: int = 4
+    extras: frozenset = frozenset()
+    bits: tuple[int, ...] = (8, 2)
+    example: bool = True
+    layer_bits: int | None = None
+    options: dict = field(default_factory=dict)
+
+    def network(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        return Network(self)
+
+    def inputs(self) -> torch.Tensor:
+        shape, random = (SAMPLES, *SHAPES[self.of]), torch.Generator().manual_seed(1)
+        return torch.randint(TOKENS, shape, generator=random) if self.of == "tokens" else torch.randn(
+            shape, generator=random)
+
+    def convert(self, network: nn.Module) -> nn.Module:
+        model = convert(network, self.bits, example=self.inputs() if self.example else None, **self.options)
+        if self.layer_bits:
+            set_layer_bits(model, {name: self.layer_bits for name in list(round_clamp_layers(model))[:1]})
+        return model
+
+    @property
+    def quantizer(self) -> str:
+        return self.options.get("quantizer", "learned")
+
+    @property
+    def corrected(self) -> bool:
+        return self.options.get("weight_correction", False)
+
+
+class Network(nn.Module):
+    """A stem, blocks and a head."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        width, extras, shape = case.width, case.extras, SHAPES[case.of]
+        self.positions = nn.Parameter(torch.randn(LENGTH, width)) if "positions" in extras and case.of == "tokens" \
+            else None
+        if "uncalled first" in extras:
+            self.aside = nn.Linear(3, 2)
+        self.stem, self.pooled = _stem(case.of, width), case.of in CONVOLUTIONS
+        self.runs, layers, size = [], [], shape[-1]
+        self.blocks = nn.ModuleList()
+        for block in case.blocks:
+            layer, size = _layer(case, block, layers[-1] if layers else None, size)
+            layers.append(layer)
+            self.blocks.append(_Block(case, block, layer))
+            self.runs.append(block.run)
+        self.head = nn.Linear(width, TOKENS if "tied ends" in extras else 3)
+        if "tied ends" in extras and case.of == "tokens":
+            self.head.weight = self.stem.weight
+        if "uncalled" in extras:
+            self.beside = nn.Linear(2, 3)
+        if "buffer" in extras:
+            self.register_buffer("factor", torch.tensor(0.75), persistent=False)
+        self.notes = {"extra state": _Note, "extra dict": _Notes}["extra dict" if "extra dict" in extras else
+                                                                   "extra state"]() if any(
+            extra.startswith("extra") for extra in extras) else None
+        if "hook" in extras:
+            for block in self.blocks:
+                block.register_forward_hook(halve)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.positions is not None:
+            x = x + self.positions
+        for block, run in zip(self.blocks, self.runs, strict=True):
+            x = checkpoint(block, x, use_reentrant=run == "reentrant") if run and self.training else block(x)
+        x = x * getattr(self, "factor", 1.0)
+        return self.head(x.flatten(2).mean(dim=2) if self.pooled else x)
+
+
+class _Block(nn.Module):
+    def __init__(self, case: Case, block: Block, layer: nn.Module):
+        super().__init__()
+        self.norm, self.layer = _norm(case, block), layer
+        self.activation, self.is_attention = ACTIVATIONS[block.activation](), block.kind == "attention"
+        self.norm_first, self.residual = block.norm_first, block.residual
+
+    def forward(self, x):
+        y = self.norm(x) if self.norm_first else x
+        y = self.layer(y, y, y, need_weights=False)[0] if self.is_attention else self.layer(y)
+        y = self.activation(y if self.norm_first else self.norm(y))
+        return x + y if self.residual and x.shape == y.shape else y
+
+
+class _Note(nn.Module):
+    def get_extra_state(self):
+        return torch.ones(2)
+
+    def set_extra_state(self, state):
+        assert torch.equal(state, torch.ones(2))
+
+
+class _Notes(nn.Module):
+    def get_extra_state(self):
+        return {"ones": torch.ones(2)}
+
+    def set_extra_state(self, state):
+        assert torch.equal(state["ones"], torch.ones(2))
+
+
+def halve(module, args, out):
+    return out / 2
+
+
+def look(module, args, out=None):
+    return None
+
+
+class _Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+class _Same:
+    def forward(self, x):
+        return super().forward(x)
+
+
+class _Standardised:
+    def forward(self, x):
+        rows = self.weight.flatten(1)
+        weight = ((rows - rows.mean(1, keepdim=True)) / (rows.std(1, correction=0, keepdim=True) + 0.1)).view_as(
+            self.weight)
+        return F.linear(x, weight, self.bias) if weight.dim() == 2 else self._conv_forward(x, weight, self.bias)
+
+
+class _Adapter:
+    """Computes what its base does as long as `gain` is 0."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + self.gain * y
+
+
+class InheritingLinear(nn.Linear):
+    pass
+
+
+class InheritingConv1d(nn.Conv1d):
+    pass
+
+
+class InheritingConv2d(nn.Conv2d):
+    pass
+
+
+class SameLinear(_Same, nn.Linear):
+    pass
+
+
+class SameConv1d(_Same, nn.Conv1d):
+    pass
+
+
+class SameConv2d(_Same, nn.Conv2d):
+    pass
+
+
+class StandardisedLinear(_Standardised, nn.Linear):
+    pass
+
+
+class StandardisedConv1d(_Standardised, nn.Conv1d):
+    pass
+
+
+class StandardisedConv2d(_Standardised, nn.Conv2d):
+    pass
+
+
+class AdapterLinear(_Adapter, nn.Linear):
+    pass
+
+
+class AdapterConv1d(_Adapter, nn.Conv1d):
+    pass
+
+
+class AdapterConv2d(_Adapter, nn.Conv2d):
+    pass
+
+
+_SUBCLASSES = {
+    (form, base): globals()[prefix + base.__name__]
+    for form, prefix in (("inherits", "Inheriting"), ("same", "Same"), ("standardised", "Standardised"),
+                         ("adapter", "Adapter")) for base in (nn.Linear, nn.Conv1d, nn.Conv2d)}
+
+
+class ActivatedBatchNorm1d(nn.BatchNorm1d):
+    def forward(self, x):
+        return F.leaky_relu(super().forward(x), 0.1)
+
+
+class ActivatedBatchNorm2d(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.leaky_relu(super().forward(x), 0.1)
+
+
+class Mlp(nn.Sequential):
+    pass
+
+
+def _stem(of: str, width: int) -> nn.Module:
+    if of == "tokens":
+        return nn.Embedding(TOKENS, width)
+    if of == "vectors":
+        return nn.Linear(*SHAPES[of], width)
+    return CONVOLUTIONS[of](SHAPES[of][0], width, 3, padding=1)
+
+
+def _norm(case: Case, block: Block) -> nn.Module:
+    kind, width = block.norm, case.width
+    if not kind:
+        return nn.Identity()
+    if kind.startswith("batch"):
+        base = BATCH_NORM[case.of]
+        if kind == "batch, subclass":
+            base = {nn.BatchNorm1d: ActivatedBatchNorm1d, nn.BatchNorm2d: ActivatedBatchNorm2d}[base]
+        return base(width, affine=kind != "batch, bare")
+    return {"layer": lambda: nn.LayerNorm(width), "rms": lambda: nn.RMSNorm(width),
+            "group": lambda: nn.GroupNorm(2 if width % 2 == 0 else 1, width),
+            "instance": lambda: nn.InstanceNorm2d(width, track_running_stats=True)}[kind]()
+
+
+def _layer(case: Case, block: Block, before: nn.Module | None, size: int) -> tuple[nn.Module, int]:
+    """The layer of a block, which may be that of the block `before`, and the size of the images that it makes."""
+    layer, after = _new_layer(case, block, size)
+    same = type(layer) is type(before)
+    if block.shares and same and repr(layer) == repr(before):
+        return before, after
+    if block.ties and same and isinstance(getattr(layer, "weight", None), nn.Parameter) and isinstance(
+            getattr(before, "weight", None), nn.Parameter) and layer.weight.shape == before.weight.shape:
+        layer.weight = before.weight
+    return layer, after
+
+
+def _new_layer(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
+    width = case.width
+    if block.kind == "convolution":
+        return _convolution(case, block, size)
+    if block.kind == "mlp":
+        return Mlp(_formed(block, nn.Linear, width, 2 * width), nn.GELU(), _formed(block, nn.Linear, 2 * width,
+                                                                                   width)), size
+    if block.kind == "transposed":
+        return Conv1D(width, width), size
+    heads = 2 if width % 2 == 0 else 1
+    if block.kind == "attention":
+        return nn.MultiheadAttention(width, heads, bias=block.bias, batch_first=True, add_bias_kv=block.form == "same",
+                                     add_zero_attn=block.form == "adapter"), size
+    if block.kind == "encoder":
+        return nn.TransformerEncoderLayer(width, heads, dim_feedforward=2 * width, dropout=0.0, batch_first=True,
+                                          bias=block.bias, norm_first=block.norm_first), size
+    return _formed(block, nn.Linear, width, width), size
+
+
+def _convolution(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
+    """What does not fit the images is made to: more padding, or zeros."""
+    shape, width = block.convolution, case.width
+    reach = shape.dilation * (shape.kernel - 1)
+    stride, padding, mode = shape.stride, shape.padding, shape.mode
+    if padding == "same":
+        stride, added = 1, reach
+    else:
+        padding = padding if reach < size + 2 * padding else -(-reach // 2)
+        added = 2 * padding
+    if mode in ("reflect", "circular") and added >= size:
+        mode = "zeros"
+    groups = {"one": 1, "two": 2 if width % 2 == 0 else 1, "depthwise": width}[shape.groups]
+    layer = _formed(block, CONVOLUTIONS[case.of], width, width, shape.kernel, stride=stride, padding=padding,
+                    dilation=shape.dilation, groups=groups, padding_mode=mode)
+    return layer, (size + added - reach - 1) // stride + 1
+
+
+def _formed(block: Block, base: type, *args, **options) -> nn.Module:
+    layer = _SUBCLASSES.get((block.form, base), base)(*args, bias=block.bias, **options)
+    if block.form == "hook":
+        layer.register_forward_hook(halve)
+    elif block.form == "pre-hook":
+        layer.register_forward_pre_hook(look)
+    elif block.form == "parametrized":
+        parametrize.register_parametrization(layer, "weight", _Half())
+    elif block.form == "weight norm":
+        parametrizations.weight_norm(layer)
+    elif block.form == "frozen":
+        layer.requires_grad_(False)
+    return layer
+
+
+# What hypothesis draws
+
+def _mostly(usual, *others):
+    return st.one_of(st.just(usual), st.sampled_from((usual, *others)))
+
+
+CONVOLUTION = st.builds(
+    Convolution, kernel=st.integers(1, 3), stride=_mostly(1, 2), padding=st.sampled_from((0, 1, 2, "same")),
+    dilation=_mostly(1, 2), groups=_mostly("one", "two", "depthwise"),
+    mode=_mostly("zeros", "reflect", "replicate", "circular"))
+
+
+def _blocks(of: str):
+    rare = _mostly(False, True)
+    return st.lists(st.builds(
+        Block, kind=st.sampled_from(KINDS[of]), form=_mostly(*FORMS), bias=st.booleans(),
+        norm=st.sampled_from(("", *NORMS[of])), norm_first=st.booleans(), activation=st.sampled_from(tuple(ACTIVATIONS)),
+        residual=st.booleans(), run=_mostly("", "checkpoint", "reentrant"), shares=rare, ties=rare,
+        convolution=CONVOLUTION if of in CONVOLUTIONS else st.just(Convolution())), min_size=1, max_size=4).map(tuple)
+
+
+@st.composite
+def conversions(draw, quantizers=("learned", "double-rounding", "any-precision", "round-clamp")) -> dict:
+    """The fields of a Case that say how it is converted."""
+    quantizer = draw(st.sampled_from(quantizers))
+    lowest = 2 if quantizer == "double-rounding" else 1
+    bits = draw(st.sets(st.integers(lowest, 8), min_size=1, max_size=3))
+    options = {"quantizer": quantizer, "batch_norm": draw(_mostly("per_bit", "shared")),
+               "keep_float": draw(st.sampled_from((("first", "last"), (), ("first",), ("last",), ("head",))))}
+    if quantizer != "any-precision":
+        options |= {"learn_offset": draw(st.booleans()), "activation_bits": draw(_mostly(None, 32, *range(1, 9)))}
+    if quantizer != "round-clamp":
+        options["weight_correction"] = draw(_mostly(False, True))
+    if quantizer == "double-rounding":
+        options |= {"rounding": draw(st.sampled_from(("half_even", "half_up"))), "scale_chain": draw(st.booleans()),
+                    "shared_sum": draw(st.booleans())}
+    layer_bits = None
+    if quantizer == "round-clamp":
+        options |= {"form": draw(st.sampled_from(("offset", "sign-magnitude"))),
+                    "normalise": draw(_mostly("max", "tanh"))}
+        layer_bits = draw(_mostly(None, *range(1, 9)))
+    rules = ({"activations": False},) if quantizer == "any-precision" else ({"activations": False}, {"signed": True})
+    options["rules"] = draw(_mostly((), *((("*", rule),) for rule in rules)))
+    return {"bits": tuple(sorted(bits, reverse=True)), "example": draw(st.booleans()), "layer_bits": layer_bits,
+            "options": options}
+
+
+@st.composite
+def cases(draw, **restricted) -> Case:
+    """Any Case; `restricted` as for `conversions`."""
+    of = draw(st.sampled_from(tuple(SHAPES)))
+    return Case(of=of, blocks=draw(_blocks(of)), width=draw(st.sampled_from((2, 3, 4, 6, 8))),
+                extras=draw(st.frozensets(st.sampled_from(EXTRAS), max_size=2)), **draw(conversions(**restricted)))
