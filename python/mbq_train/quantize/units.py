@@ -37,6 +37,8 @@ class Rows(nn.Module):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         rows = self._buffers["rows"]
+        if torch.compiler.is_compiling():  # graphs must not write attributes
+            return rows[self.names[name]]
         if self._views[0] is not rows:
             self._views = rows, rows.unbind()
         return self._views[1][self.names[name]]
