@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from hypothesis import strategies as st
 from mbq_train import convert, set_layer_bits
 from mbq_train.quantize.round_clamp import round_clamp_layers
+from odd_layers import FORMS, ActivatedBatchNorm1d, ActivatedBatchNorm2d, Mlp, Note, Notes, formed, halve
 from test_train_transposed_linear import Conv1D
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 SAMPLES, TOKENS, LENGTH = 4, 7, 5
@@ -17,13 +16,11 @@ SHAPES = {"vectors": (5,), "sequences": (2, 8), "images": (2, 7, 7), "tokens": (
 CONVOLUTIONS = {"sequences": nn.Conv1d, "images": nn.Conv2d}
 KINDS = {"vectors": ("linear", "mlp", "transposed"), "sequences": ("convolution",), "images": ("convolution",),
          "tokens": ("linear", "mlp", "transposed", "attention", "encoder")}
-NORMS = {"vectors": ("batch", "batch, subclass", "batch, bare", "layer"), "tokens": ("layer", "rms"),
-         "sequences": ("batch", "batch, subclass", "batch, bare", "group"),
-         "images": ("batch", "batch, subclass", "batch, bare", "group", "instance")}
+_BATCH_NORMS = ("batch", "batch, subclass", "batch, bare", "batch, stateless", "batch, cumulative", "batch, hook")
+NORMS = {"vectors": (*_BATCH_NORMS, "layer"), "tokens": ("layer", "rms"), "sequences": (*_BATCH_NORMS, "group"),
+         "images": (*_BATCH_NORMS, "group", "instance")}
 ACTIVATIONS = {"": nn.Identity, "relu": nn.ReLU, "relu in place": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU,
                "sigmoid": nn.Sigmoid}
-FORMS = ("plain", "inherits", "same", "standardised", "adapter", "hook", "pre-hook", "parametrized", "weight norm",
-         "frozen")
 EXTRAS = ("uncalled", "uncalled first", "extra state", "extra dict", "buffer", "positions", "hook", "tied ends")
 BATCH_NORM = {"vectors": nn.BatchNorm1d, "sequences": nn.BatchNorm1d, "images": nn.BatchNorm2d}
 
@@ -48,6 +45,7 @@ class Block:
     norm_first: bool = False
     activation: str = "relu"
     residual: bool = False
+    dropout: bool = False
     run: str = ""  # or 'checkpoint', 'reentrant'
     shares: bool = False
     ties: bool = False
@@ -61,6 +59,8 @@ class Case:
     blocks: tuple[Block, ...]
     width: int = 4
     extras: frozenset = frozenset()
+    gain: float = 1.0  # of inputs
+    dtype: torch.dtype = torch.float32
     bits: tuple[int, ...] = (8, 2)
     example: bool = True
     layer_bits: int | None = None
@@ -68,18 +68,24 @@ class Case:
 
     def network(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        return Network(self)
+        return Network(self).to(self.dtype)
 
     def inputs(self) -> torch.Tensor:
         shape, random = (SAMPLES, *SHAPES[self.of]), torch.Generator().manual_seed(1)
-        return torch.randint(TOKENS, shape, generator=random) if self.of == "tokens" else torch.randn(
-            shape, generator=random)
+        if self.of == "tokens":
+            return torch.randint(TOKENS, shape, generator=random)
+        return (self.gain * torch.randn(shape, generator=random)).to(self.dtype)
 
     def convert(self, network: nn.Module) -> nn.Module:
         model = convert(network, self.bits, example=self.inputs() if self.example else None, **self.options)
         if self.layer_bits:
             set_layer_bits(model, {name: self.layer_bits for name in list(round_clamp_layers(model))[:1]})
         return model
+
+    @property
+    def looseness(self) -> float:
+        """How much larger bounds of sums are than those of float32."""
+        return 1000.0 if self.dtype == torch.bfloat16 else 1.0
 
     @property
     def quantizer(self) -> str:
@@ -104,9 +110,12 @@ class Network(nn.Module):
         self.runs, layers, size = [], [], shape[-1]
         self.blocks = nn.ModuleList()
         for block in case.blocks:
-            layer, size = _layer(case, block, layers[-1] if layers else None, size)
+            layer, after = _layer(case, block, layers[-1] if layers else None, size)
+            norm, size = _norm(case, block, min(size, after)), after
+            if block.shares and layer in layers and repr(norm) == repr(self.blocks[-1].norm):
+                norm = self.blocks[-1].norm
             layers.append(layer)
-            self.blocks.append(_Block(case, block, layer))
+            self.blocks.append(_Block(block, layer, norm))
             self.runs.append(block.run)
         self.head = nn.Linear(width, TOKENS if "tied ends" in extras else 3)
         if "tied ends" in extras and case.of == "tokens":
@@ -115,9 +124,10 @@ class Network(nn.Module):
             self.beside = nn.Linear(2, 3)
         if "buffer" in extras:
             self.register_buffer("factor", torch.tensor(0.75), persistent=False)
-        self.notes = {"extra state": _Note, "extra dict": _Notes}["extra dict" if "extra dict" in extras else
-                                                                   "extra state"]() if any(
-            extra.startswith("extra") for extra in extras) else None
+        if "extra state" in extras:
+            self.note = Note()
+        if "extra dict" in extras:
+            self.notes = Notes()
         if "hook" in extras:
             for block in self.blocks:
                 block.register_forward_hook(halve)
@@ -133,139 +143,17 @@ class Network(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, case: Case, block: Block, layer: nn.Module):
+    def __init__(self, block: Block, layer: nn.Module, norm: nn.Module):
         super().__init__()
-        self.norm, self.layer = _norm(case, block), layer
+        self.norm, self.layer, self.dropout = norm, layer, nn.Dropout(0.3 if block.dropout else 0)
         self.activation, self.is_attention = ACTIVATIONS[block.activation](), block.kind == "attention"
         self.norm_first, self.residual = block.norm_first, block.residual
 
     def forward(self, x):
         y = self.norm(x) if self.norm_first else x
         y = self.layer(y, y, y, need_weights=False)[0] if self.is_attention else self.layer(y)
-        y = self.activation(y if self.norm_first else self.norm(y))
+        y = self.dropout(self.activation(y if self.norm_first else self.norm(y)))
         return x + y if self.residual and x.shape == y.shape else y
-
-
-class _Note(nn.Module):
-    def get_extra_state(self):
-        return torch.ones(2)
-
-    def set_extra_state(self, state):
-        assert torch.equal(state, torch.ones(2))
-
-
-class _Notes(nn.Module):
-    def get_extra_state(self):
-        return {"ones": torch.ones(2)}
-
-    def set_extra_state(self, state):
-        assert torch.equal(state["ones"], torch.ones(2))
-
-
-def halve(module, args, out):
-    return out / 2
-
-
-def look(module, args, out=None):
-    return None
-
-
-class _Half(nn.Module):
-    def forward(self, weight):
-        return weight / 2
-
-
-class _Same:
-    def forward(self, x):
-        return super().forward(x)
-
-
-class _Standardised:
-    def forward(self, x):
-        rows = self.weight.flatten(1)
-        weight = ((rows - rows.mean(1, keepdim=True)) / (rows.std(1, correction=0, keepdim=True) + 0.1)).view_as(
-            self.weight)
-        return F.linear(x, weight, self.bias) if weight.dim() == 2 else self._conv_forward(x, weight, self.bias)
-
-
-class _Adapter:
-    """Computes what its base does as long as `gain` is 0."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.gain = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x):
-        y = super().forward(x)
-        return y + self.gain * y
-
-
-class InheritingLinear(nn.Linear):
-    pass
-
-
-class InheritingConv1d(nn.Conv1d):
-    pass
-
-
-class InheritingConv2d(nn.Conv2d):
-    pass
-
-
-class SameLinear(_Same, nn.Linear):
-    pass
-
-
-class SameConv1d(_Same, nn.Conv1d):
-    pass
-
-
-class SameConv2d(_Same, nn.Conv2d):
-    pass
-
-
-class StandardisedLinear(_Standardised, nn.Linear):
-    pass
-
-
-class StandardisedConv1d(_Standardised, nn.Conv1d):
-    pass
-
-
-class StandardisedConv2d(_Standardised, nn.Conv2d):
-    pass
-
-
-class AdapterLinear(_Adapter, nn.Linear):
-    pass
-
-
-class AdapterConv1d(_Adapter, nn.Conv1d):
-    pass
-
-
-class AdapterConv2d(_Adapter, nn.Conv2d):
-    pass
-
-
-_SUBCLASSES = {
-    (form, base): globals()[prefix + base.__name__]
-    for form, prefix in (("inherits", "Inheriting"), ("same", "Same"), ("standardised", "Standardised"),
-                         ("adapter", "Adapter")) for base in (nn.Linear, nn.Conv1d, nn.Conv2d)}
-
-
-class ActivatedBatchNorm1d(nn.BatchNorm1d):
-    def forward(self, x):
-        return F.leaky_relu(super().forward(x), 0.1)
-
-
-class ActivatedBatchNorm2d(nn.BatchNorm2d):
-    def forward(self, x):
-        return F.leaky_relu(super().forward(x), 0.1)
-
-
-class Mlp(nn.Sequential):
-    pass
 
 
 def _stem(of: str, width: int) -> nn.Module:
@@ -276,15 +164,19 @@ def _stem(of: str, width: int) -> nn.Module:
     return CONVOLUTIONS[of](SHAPES[of][0], width, 3, padding=1)
 
 
-def _norm(case: Case, block: Block) -> nn.Module:
+def _norm(case: Case, block: Block, size: int) -> nn.Module:
     kind, width = block.norm, case.width
-    if not kind:
+    if not kind or kind == "instance" and size < 2:
         return nn.Identity()
     if kind.startswith("batch"):
         base = BATCH_NORM[case.of]
         if kind == "batch, subclass":
             base = {nn.BatchNorm1d: ActivatedBatchNorm1d, nn.BatchNorm2d: ActivatedBatchNorm2d}[base]
-        return base(width, affine=kind != "batch, bare")
+        norm = base(width, affine=kind != "batch, bare", track_running_stats=kind != "batch, stateless",
+                    momentum=None if kind == "batch, cumulative" else 0.1)
+        if kind == "batch, hook":
+            norm.register_forward_hook(halve)
+        return norm
     return {"layer": lambda: nn.LayerNorm(width), "rms": lambda: nn.RMSNorm(width),
             "group": lambda: nn.GroupNorm(2 if width % 2 == 0 else 1, width),
             "instance": lambda: nn.InstanceNorm2d(width, track_running_stats=True)}[kind]()
@@ -307,8 +199,7 @@ def _new_layer(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
     if block.kind == "convolution":
         return _convolution(case, block, size)
     if block.kind == "mlp":
-        return Mlp(_formed(block, nn.Linear, width, 2 * width), nn.GELU(), _formed(block, nn.Linear, 2 * width,
-                                                                                   width)), size
+        return Mlp(_linear(block, width, 2 * width), nn.GELU(), _linear(block, 2 * width, width)), size
     if block.kind == "transposed":
         return Conv1D(width, width), size
     heads = 2 if width % 2 == 0 else 1
@@ -318,7 +209,11 @@ def _new_layer(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
     if block.kind == "encoder":
         return nn.TransformerEncoderLayer(width, heads, dim_feedforward=2 * width, dropout=0.0, batch_first=True,
                                           bias=block.bias, norm_first=block.norm_first), size
-    return _formed(block, nn.Linear, width, width), size
+    return _linear(block, width, width), size
+
+
+def _linear(block: Block, *sizes: int) -> nn.Module:
+    return formed(block.form, nn.Linear, *sizes, bias=block.bias)
 
 
 def _convolution(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
@@ -334,24 +229,9 @@ def _convolution(case: Case, block: Block, size: int) -> tuple[nn.Module, int]:
     if mode in ("reflect", "circular") and added >= size:
         mode = "zeros"
     groups = {"one": 1, "two": 2 if width % 2 == 0 else 1, "depthwise": width}[shape.groups]
-    layer = _formed(block, CONVOLUTIONS[case.of], width, width, shape.kernel, stride=stride, padding=padding,
-                    dilation=shape.dilation, groups=groups, padding_mode=mode)
+    layer = formed(block.form, CONVOLUTIONS[case.of], width, width, shape.kernel, stride=stride, padding=padding,
+                   dilation=shape.dilation, groups=groups, padding_mode=mode, bias=block.bias)
     return layer, (size + added - reach - 1) // stride + 1
-
-
-def _formed(block: Block, base: type, *args, **options) -> nn.Module:
-    layer = _SUBCLASSES.get((block.form, base), base)(*args, bias=block.bias, **options)
-    if block.form == "hook":
-        layer.register_forward_hook(halve)
-    elif block.form == "pre-hook":
-        layer.register_forward_pre_hook(look)
-    elif block.form == "parametrized":
-        parametrize.register_parametrization(layer, "weight", _Half())
-    elif block.form == "weight norm":
-        parametrizations.weight_norm(layer)
-    elif block.form == "frozen":
-        layer.requires_grad_(False)
-    return layer
 
 
 # What hypothesis draws
@@ -370,8 +250,9 @@ def _blocks(of: str):
     rare = _mostly(False, True)
     return st.lists(st.builds(
         Block, kind=st.sampled_from(KINDS[of]), form=_mostly(*FORMS), bias=st.booleans(),
-        norm=st.sampled_from(("", *NORMS[of])), norm_first=st.booleans(), activation=st.sampled_from(tuple(ACTIVATIONS)),
-        residual=st.booleans(), run=_mostly("", "checkpoint", "reentrant"), shares=rare, ties=rare,
+        norm=st.sampled_from(("", *NORMS[of])), norm_first=st.booleans(),
+        activation=st.sampled_from(tuple(ACTIVATIONS)),
+        residual=st.booleans(), dropout=rare, run=_mostly("", "checkpoint", "reentrant"), shares=rare, ties=rare,
         convolution=CONVOLUTION if of in CONVOLUTIONS else st.just(Convolution())), min_size=1, max_size=4).map(tuple)
 
 
@@ -406,4 +287,6 @@ def cases(draw, **restricted) -> Case:
     """Any Case; `restricted` as for `conversions`."""
     of = draw(st.sampled_from(tuple(SHAPES)))
     return Case(of=of, blocks=draw(_blocks(of)), width=draw(st.sampled_from((2, 3, 4, 6, 8))),
-                extras=draw(st.frozensets(st.sampled_from(EXTRAS), max_size=2)), **draw(conversions(**restricted)))
+                extras=draw(st.frozensets(st.sampled_from(EXTRAS), max_size=2)), gain=draw(_mostly(1.0, 1e-4, 1e4)),
+                dtype=draw(_mostly(torch.float32, torch.float32, torch.float64, torch.bfloat16)),
+                **draw(conversions(**restricted)))
