@@ -10,10 +10,10 @@ from .call_order import ExampleCalls, arguments, calls_of
 from .convertible import (
     base_type,
     check_model,
-    overrides_computation,
     copied_by_conversion,
     has_running_statistics,
     obstacle,
+    overrides_computation,
     own_parameters,
     parts,
     quant_types,
