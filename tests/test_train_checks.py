@@ -93,6 +93,7 @@ class NotTwice(nn.Module):
         return Once.apply(self.layers(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*inputs are negative")
 def test_a_norm_that_is_a_subclass_is_scored(monkeypatch, tmp_path):
     of_network(monkeypatch, with_subclass)
     options = Options.for_recipe(**EMQNET)
