@@ -55,12 +55,12 @@ def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, grad_facto
 
 @contextlib.contextmanager
 def eager_quantizers():
-    kernel = vars(quantizers._Quantizer)["kernel"]
-    quantizers._Quantizer.kernel = staticmethod(eager_fake_quantize)
+    kernel = vars(quantizers.Quantizer)["kernel"]
+    quantizers.Quantizer.kernel = staticmethod(eager_fake_quantize)
     try:
         yield
     finally:
-        quantizers._Quantizer.kernel = kernel
+        quantizers.Quantizer.kernel = kernel
 
 
 def step_of(work: Work, batch: Batch) -> Callable:

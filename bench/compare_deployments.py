@@ -40,11 +40,13 @@ WIDTH = 120  # of the table
 
 @dataclass
 class Row:
-    """One deployment at one bit-width; counts grow batch by batch."""
+    """One deployment at one bit-width; counts grow batch by batch. compared: layers whose outputs of the last batch
+    were compared."""
     bits: int
     path: str
     layers: int
     same_weights: int
+    compared: int = 0
     same_logits: bool = True
     layer_error: float = 0.0
     images: int = 0
@@ -85,9 +87,11 @@ def _add(row: Row, layers, want, got, labels) -> None:
     row.agreeing += int((classes == want.logits.argmax(1)).sum())
     row.right += int((classes == labels).sum())
     row.same_logits &= torch.equal(got.logits, want.logits)
+    row.compared = 0
     for name, layer in layers.items():
         x, y = got.layers[name]
         same = layer(x)
+        row.compared += y.numel() > 0 and y.shape == same.shape
         row.layer_error = max(row.layer_error, float((y - same).abs().max() / same.abs().max()))
         codes, wanted = (_codes(layer.input_quantizer, row.bits, given) for given in (x, want.layers[name][0]))
         row.codes += codes.numel()

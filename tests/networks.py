@@ -24,6 +24,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.5), nn.PReLU(channels)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
 def small_network():
     """Four layers to convert, for images of 1 x 8 x 8; three outputs."""
     torch.manual_seed(0)

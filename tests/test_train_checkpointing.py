@@ -86,8 +86,6 @@ def test_a_compiled_block_runs_again_at_its_bit_width():
     def run(model, x):
         return checkpoint(compiled[model], x, use_reentrant=False)
 
-    compiled = {}
-
     class Compiled(dict):
         def __missing__(self, model):
             self[model] = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -12,7 +12,7 @@ from torch import nn
 BITS = (8, 2)
 
 
-class NormAct(nn.BatchNorm1d):
+class NormWithState(nn.BatchNorm1d):
     """With a buffer and a parameter of its own."""
 
     def __init__(self, channels):
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 NORMS = {
     "affine": lambda: nn.BatchNorm1d(4), "not affine": lambda: nn.BatchNorm1d(4, affine=False),
-    "no statistics": lambda: nn.BatchNorm1d(4, track_running_stats=False), "subclass": lambda: NormAct(4),
+    "no statistics": lambda: nn.BatchNorm1d(4, track_running_stats=False), "subclass": lambda: NormWithState(4),
     "synchronised": lambda: nn.SyncBatchNorm(4),
 }
 

@@ -3,14 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign import package
 from networks import one_thread  # noqa: F401
 from test_train_grad_norm import check
 from torch import nn
-
-torchvision_ops = torch.library.Library("torchvision", "FRAGMENT")  # some builds of torchvision lack what they import
-for op in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, op):
-        torchvision_ops.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 SAMPLES, LENGTHS = 6, (6, 9)
 TEXT = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -60,7 +56,7 @@ def llama(library):
 @pytest.mark.parametrize("network", [bert, distilbert, gpt2, llama])
 def test_language_models(network, length):
     torch.manual_seed(0)
-    model = noisy(network(pytest.importorskip("transformers")))
+    model = noisy(network(package("transformers")))
     tokens = torch.randint(3, 50, (SAMPLES, length))
     if network in (gpt2, llama):
         check(model, tokens, tokens, loss=of_next_tokens)
@@ -69,6 +65,7 @@ def test_language_models(network, length):
 
 
 def test_conv1d_of_transformers_is_a_layer():
+    package("transformers")
     Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
     torch.manual_seed(0)
     tied = Conv1D(6, 6)
@@ -94,20 +91,20 @@ def convnext(library):
 @pytest.mark.parametrize("network", [vit, swin, convnext])
 def test_image_models_of_transformers(network):
     torch.manual_seed(0)
-    model = noisy(network(pytest.importorskip("transformers")))
+    model = noisy(network(package("transformers")))
     check(model, torch.randn(SAMPLES, 3, 32, 32), torch.arange(SAMPLES) % 3, loss=of_classes)
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "test_convnext", "test_efficientnet", "test_byobnet", "test_nfnet"])
 def test_image_models_of_timm(name):
-    timm = pytest.importorskip("timm")
+    timm = package("timm")
     torch.manual_seed(0)
     model = noisy(timm.create_model(name, num_classes=3, **({"img_size": 32} if "vit" in name else {})))
     check(model, torch.randn(2, 3, 32, 32), torch.arange(2), rtol=1e-4)
 
 
 def test_swin_of_timm():
-    timm = pytest.importorskip("timm")
+    timm = package("timm")
     torch.manual_seed(0)
     model = noisy(timm.models.SwinTransformer(img_size=32, patch_size=2, embed_dim=8, depths=(2, 2), num_heads=(2, 2),
                                               window_size=4, num_classes=3))

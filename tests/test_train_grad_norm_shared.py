@@ -120,8 +120,8 @@ class Windows(nn.Module):
         return self.head((x + out).mean((1, 2)))
 
 
-class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+class FunctionalNorm(nn.BatchNorm2d):
+    """As timm's BatchFunctionalNorm2d."""
 
     def forward(self, x):
         return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training))
@@ -153,7 +153,7 @@ class Block(nn.Module):
 
 
 def subclasses():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), NormAct(4), ChannelsNorm(4), Standardised(4, 4, 3), Block(), nn.Flatten(),
+    return nn.Sequential(nn.Conv2d(1, 4, 3), FunctionalNorm(4), ChannelsNorm(4), Standardised(4, 4, 3), Block(), nn.Flatten(),
                          nn.utils.parametrizations.weight_norm(nn.Linear(64, 3)))
 
 

@@ -19,7 +19,7 @@ from mbq_train import (
     plan_conversion,
     set_bits,
 )
-from networks import one_thread  # noqa: F401
+from networks import NormAct, one_thread  # noqa: F401
 from torch import nn
 
 
@@ -279,17 +279,6 @@ def test_shared_norms_by_choice_are_no_warning():
         warnings.simplefilter("error")
         convert(copy.deepcopy(model), keep_float=(), batch_norm="shared")
         convert(model, keep_float=(), rules=[("1", "float")])
-
-
-class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
-
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.drop, self.act = nn.Dropout(0.5), nn.PReLU(channels)
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
 
 
 class SplitNorm(nn.BatchNorm2d):

@@ -67,8 +67,9 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
-        scale: one element of any shape, or (C,) with `axis`, floating point - size of a step at high_bits, > 0. On CPU
-            a value that is not finite and > 0 raises; on CUDA values are not looked at (no host synchronisation).
+        scale: one element of any shape, or (C,) with `axis`, floating point - size of a step at high_bits, > 0, or
+            with scale_floor any finite value. On CPU other values raise; on CUDA values are not looked at (no host
+            synchronisation).
         high_bits: 2..8 - bit-width of the first rounding.
         bits: an integer in 2..high_bits, or a sequence of up to 8 such, in any order - may change from call to call
             without a recompile. At 1 bit a code 0 has no sign.
@@ -92,16 +93,16 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     Gradient, with v = x / (scale 2^D): x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype); scale
     gets grad_factor * sum(grad * (code - v inside | lo below | hi above)). Of several bit-widths both are added, in the
     order of `bits`: for x in the dtype of the arithmetic, for scale in float64; an output that is not used counts as
-    one with a zero gradient. NaN in x gives NaN to scale alone. Sums are deterministic. x, scale,
-    scale_unit and scale_floor are all that is saved (parameters of another dtype than the arithmetic's as their
-    converted copy). scale_unit and scale_floor get none.
+    one with a zero gradient. NaN in x gives NaN to scale alone. Sums are deterministic.
+    scale_unit and scale_floor get no gradient. Saved are x, scale, scale_unit and scale_floor alone (parameters of
+    another dtype than the arithmetic's as converted copies).
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, rounding, shape or device. RuntimeError: on CPU,
         scale, scale_unit, their product or scale_floor not finite and > 0 (a scale with a floor: not finite); double
         backward.
 
-    Equivalent to (forward, half_even):
+    Equivalent to (forward, half_even; scale standing for max(scale * scale_unit, scale_floor)):
         ((x / scale).round().clamp(lo_h, hi_h) / 2**D).round().clamp(lo, hi) * 2**D * scale
 
     Reference: Huang et al., "Nearly Lossless Adaptive Bit Switching", 2025, arXiv 2502.01199, eq. 1-3 and 13-14; the

@@ -63,8 +63,9 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
-        scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0. On CPU a value
-            that is not finite and > 0 raises; on CUDA values are not looked at (no host synchronisation).
+        scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0, or with
+            scale_floor any finite value. On CPU other values raise; on CUDA values are not looked at (no host
+            synchronisation).
         offset: scale's shape, floating point - real value of code 0; None is 0.
         bits: 1..8 - may change from call to call without a recompile.
         signed: which of the two code ranges.
@@ -83,15 +84,15 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
 
     Gradient, with v = (x - offset) / scale: x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype);
     scale gets grad_factor * sum(grad * (code - v inside | lo below | hi above)); offset gets grad_factor * sum(grad
-    outside). NaN in x gives NaN to scale alone. Sums are deterministic. x, scale,
-    offset, scale_unit and scale_floor are all that is saved (parameters of another dtype than the arithmetic's as their
-    converted copy). scale_unit and scale_floor get none.
+    outside). NaN in x gives NaN to scale alone. Sums are deterministic. scale_unit and scale_floor get no gradient.
+    Saved are x, scale, offset, scale_unit and scale_floor alone (parameters of another dtype than the arithmetic's as
+    converted copies).
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale,
         scale_unit, their product or scale_floor not finite and > 0 (a scale with a floor: not finite); double backward.
 
-    Equivalent to (forward):
+    Equivalent to (forward; scale standing for max(scale * scale_unit, scale_floor)):
         ((x - offset) / scale).round().clamp(lo, hi) * scale + offset
 
     Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153, eq. 1-3; the offset: Bhalgat

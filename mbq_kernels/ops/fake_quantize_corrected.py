@@ -39,19 +39,22 @@ _backward = define(NAME, "fake_quantize_corrected_backward",
 
 
 def _spread(parameters, count: int):
-    """(K, C): a row of one parameter stands for all channels."""
-    return parameters if parameters is None or parameters.shape[1] == count else parameters.expand(-1, count)
+    """Return (K, C): a row of one parameter stands for all channels."""
+    if parameters is None or parameters.shape[1] == count:
+        return parameters
+    return parameters.expand(-1, count)
 
 
 def _rows(x, scales, offsets, scale_units, scale_floors, axis):
-    """All four, spread over the channels of x."""
+    """Return all four, spread over the channels of x."""
     count = 1 if axis is None else x.shape[axis]
     return (_spread(scales, count), _spread(offsets, count), _spread(scale_units, count),
             _spread(scale_floors, count))
 
 
 def _gathered(grad, parameters, grad_factor):
-    """Gradients (K, C) for parameters that may have been spread; LSQ's factor then is for all channels' elements."""
+    """Return gradients (K, C) for parameters that may have been spread: LSQ's factor then is of all channels' elements.
+    """
     if parameters is None or grad.shape == parameters.shape:
         return grad
     factor = 1 / math.sqrt(max(grad.shape[1], 1)) if grad_factor is None else 1.0
@@ -145,10 +148,11 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
 
 def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
                     scale_unit=None, scale_floor=None):
-    """The scale and offset that make a store of x's codes give back fake_quantize_corrected(x, ...), bit for bit.
+    """Return the scale and offset with which a store of x's codes gives back fake_quantize_corrected(x, ...).
 
-    scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of a channel are one
-    value, scale' stays scale. scale' is 0 only where a channel of the reference is constant and its codes are not.
+    It does so bit for bit. scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of
+    a channel are one value, scale' stays scale. scale' is 0 only where a channel of the reference is constant and its codes are not.
+    scale is max(scale * scale_unit, scale_floor) throughout.
 
     Args: as fake_quantize_corrected.
 
@@ -167,7 +171,7 @@ def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True,
 
 
 def _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed, axis, correct_axis):
-    """(bit-widths, (scales, offsets, units, floors), channel axis): parameters in rows, whatever they were given as."""
+    """Return (bit-widths, (scales, offsets, units, floors), channel axis): all parameters in rows."""
     check.check_x(NAME, x)
     single = isinstance(bits, (int, torch.SymInt))
     if single:
@@ -189,7 +193,7 @@ def _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed,
 
 
 def _beside(rows, x, name, given, axis, widths, single):
-    """As _parameters, in the shape of the scales' rows; of those that are constants, such."""
+    """Return what _parameters does, in the shape of the scales' rows; of those that are constants, such."""
     if given is None:
         return None
     given = _parameters(x, name, given, axis, widths, single)
@@ -198,7 +202,7 @@ def _beside(rows, x, name, given, axis, widths, single):
 
 
 def _parameters(x, name, given, axis, widths, single):
-    """(K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
+    """Return (K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
     if single:
         return check.check_parameter(NAME, name, given, x, axis).reshape(1, -1)
     return check.check_stacked(NAME, f"{name}s", given, x, axis, len(widths))

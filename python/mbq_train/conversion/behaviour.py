@@ -3,12 +3,12 @@
 import copy
 import itertools
 import math
-from collections import OrderedDict
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._errors import first_line
 from ..quantize.bits import same_random_numbers
 
 TOLERANCE = 1e-4  # of the largest value: the same sums in another order differ by less
@@ -17,7 +17,7 @@ _TRIALS = {"": (False, False), " in training mode": (True, False), " once its pa
 
 
 def difference(layer: nn.Module, base: type, args: tuple, kwargs: dict) -> str | None:
-    """How what `layer` computes differs from what its base class would; None where it does not.
+    """Return how what `layer` computes differs from what its base class would; None where it does not.
 
     Outputs are compared in eval mode, in training mode with the same random numbers, and there with other values in
     all Parameters and buffers too: an adapter starts at zeros, a mask at ones. So are the gradients in training mode.
@@ -32,31 +32,28 @@ def difference(layer: nn.Module, base: type, args: tuple, kwargs: dict) -> str |
           same_random_numbers(layer)):
         for when, (training, changed) in _TRIALS.items():
             try:
-                twin = _widened(copy.deepcopy(layer)).train(training).requires_grad_()
+                twin = _in_float32(copy.deepcopy(layer)).train(training).requires_grad_()
                 if changed:
                     _change(twin)
                 ours = _results(twin, args, kwargs)
             except Exception as error:
-                return f"which cannot be compared with it{when} ({_first_line(error)})"
+                return f"which cannot be compared with it{when} ({type(error).__name__}: {first_line(error)})"
             try:
-                text = _told(ours, _results(_as_base(twin, base), args, kwargs))
+                text = _described(ours, _results(_as_base(twin, base), args, kwargs))
             except Exception as error:
-                return f"called as {base.__name__} cannot be ({_first_line(error)})"
+                return f"called as {base.__name__} cannot be ({type(error).__name__}: {first_line(error)})"
             if text:
                 return f"{text}{when}"
     return None
 
 
-def _widened(layer: nn.Module) -> nn.Module:
-    """A copy without hooks, which are those that watch the call, and without half floats."""
-    for name, value in vars(layer).items():
-        if name.endswith("_hooks") and value:
-            setattr(layer, name, OrderedDict())
+def _in_float32(layer: nn.Module) -> nn.Module:
+    """Return `layer`, in float32 where it holds half floats."""
     return layer.float() if any(value.dtype in _NARROW for value in layer.state_dict().values()) else layer
 
 
 def _as_base(layer: nn.Module, base: type) -> nn.Module:
-    """An instance of `base` itself with everything that `layer` holds."""
+    """Return an instance of `base` itself with everything that `layer` holds."""
     plain = base.__new__(base)
     vars(plain).update(vars(layer))
     return plain
@@ -72,7 +69,7 @@ def _change(layer: nn.Module) -> None:
 
 
 def _results(layer: nn.Module, args, kwargs) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs, and the gradients of a random sum of them in inputs and Parameters."""
+    """Return outputs, and the gradients of a random sum of them in inputs and Parameters."""
     leaves = []
 
     def fresh(value):
@@ -94,8 +91,8 @@ def _results(layer: nn.Module, args, kwargs) -> tuple[list[torch.Tensor], list[t
     return [out.detach() for out in outputs], list(gradients)
 
 
-def _told(ours, theirs) -> str | None:
-    """Where and by how much two results differ."""
+def _described(ours, theirs) -> str | None:
+    """Return where and by how much two results differ."""
     for mine, plain in itertools.zip_longest(ours[0], theirs[0], fillvalue=None):
         shapes = [None if value is None else tuple(value.shape) for value in (mine, plain)]
         if shapes[0] != shapes[1]:
@@ -108,7 +105,7 @@ def _told(ours, theirs) -> str | None:
 
 
 def _gap(ours, theirs) -> tuple[float, float]:
-    """(the largest difference, the largest of `theirs`)."""
+    """Return (the largest difference, the largest of `theirs`)."""
     gap = size = 0.0
     for mine, plain in zip(ours, theirs, strict=True):
         if plain.numel():
@@ -116,7 +113,3 @@ def _gap(ours, theirs) -> tuple[float, float]:
             gap = max(gap, torch.where(same, 0, (mine - plain).abs()).nan_to_num(math.inf, math.inf).max().item())
             size = max(size, plain.abs().nan_to_num(0, 0).max().item())
     return gap, size
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -13,7 +13,7 @@ from .behaviour import difference
 
 
 @dataclass
-class Calls:
+class ExampleCalls:
     """Of one forward: order, the names of the layers it calls, by their first call; first, those of them that read the
     network's input, or the one called first where that could not be `followed` to any; differences, for every subclass
     that was compared, how it differs from its base, or None."""
@@ -24,8 +24,8 @@ class Calls:
     differences: dict[str, str | None] = field(default_factory=dict)
 
 
-def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dict[str, type]) -> Calls:
-    """What the calls of `layers` in one forward of `model` show.
+def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dict[str, type]) -> ExampleCalls:
+    """Return what the calls of `layers` in one forward of `model` show.
 
     A layer reads the network's input when its own input comes from a tensor in `example` and from no other layer's
     output. The forward runs in eval mode without gradients; modes and random numbers are afterwards as before.
@@ -54,30 +54,33 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
 
 
 def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[str]:
-    """The names of those `layers` that one forward of `model` calls, in the order of their first call; arguments and
+    """Return the names of those `layers` that one forward of `model` calls, in the order of their first call; arguments and
     errors as for `calls_of`."""
     return _watch(model, layers, example, {}, None).order
 
 
-def _watch(model, layers, example, bases, origins) -> Calls:
-    calls, seen, busy = Calls(), set(), []
+def _watch(model, layers, example, bases, origins) -> ExampleCalls:
+    calls, seen, comparing = ExampleCalls(), set(), False
 
     def before(name, layer, args, kwargs):
-        if busy:
-            return  # inside of a comparison
+        nonlocal comparing
+        if comparing:
+            return
         if name not in calls.order:
             calls.order.append(name)
         if origins is not None and name not in calls.first and origins.reads_input((args, kwargs)):
             calls.first.append(name)
         if name in bases and (call := (name, *_shapes((args, kwargs)))) not in seen:
             seen.add(call)
-            busy.append(name)
-            found = difference(layer, bases[name], args, kwargs)
+            comparing = True
+            try:
+                found = difference(layer, bases[name], args, kwargs)
+            finally:
+                comparing = False
             calls.differences[name] = calls.differences.get(name) or found
-            busy.clear()
 
     def after(out):
-        if origins is not None and not busy:
+        if origins is not None and not comparing:
             origins.of_layers |= _storages(out)
 
     hooks = []
@@ -128,7 +131,7 @@ def _storages(values) -> set[int]:
 
 
 def try_example(function: str, model: nn.Module, example, *modes) -> None:
-    """One forward, as `calls_of` makes it, inside of `modes`. Raises as it does, in the name of `function`."""
+    """Run one forward, as `calls_of` makes it, inside of `modes`; raise as it does, in the name of `function`."""
     args, kwargs = arguments(function, example)
     try:
         with in_mode(model, training=False), torch.no_grad(), same_random_numbers(model):
@@ -142,7 +145,7 @@ def try_example(function: str, model: nn.Module, example, *modes) -> None:
 
 
 def arguments(function: str, example) -> tuple[tuple, dict]:
-    """(args, kwargs) to call a model with. Raises TypeError where `example` is no tensor, tuple or dict."""
+    """Return (args, kwargs) to call a model with. Raises TypeError where `example` is no tensor, tuple or dict."""
     if isinstance(example, torch.Tensor):
         return (example,), {}
     if isinstance(example, tuple):

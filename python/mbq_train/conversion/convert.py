@@ -6,14 +6,14 @@ from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.scales import initialise
-from .call_order import Calls, arguments, calls_of
+from .call_order import ExampleCalls, arguments, calls_of
 from .convertible import (
     base_type,
     check_model,
-    computes_by_itself,
     copied_by_conversion,
-    is_shared_norm,
+    has_running_statistics,
     obstacle,
+    overrides_computation,
     own_parameters,
     parts,
     quant_types,
@@ -109,7 +109,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
     obstacles = {name: why for name, module in modules.items() if (why := obstacle(module) or _tie(module, owners))}
     layers = {name: module for name, module in modules.items() if name and base_type(module)}
     norms = {name: module for name, module in modules.items() if name not in layers and name
-             and (isinstance(module, BATCH_NORMS) or is_shared_norm(module))}
+             and (isinstance(module, BATCH_NORMS) or has_running_statistics(module))}
     options = {"learn_offset": learn_offset, **makers, **_activations(activation_bits)}
     decisions, order = _first_decisions(model, layers, obstacles, example, options, keep_float)
     decisions |= {name: _of_norm(norm, obstacles.get(name), per_bit) for name, norm in norms.items()}
@@ -158,7 +158,7 @@ def _first_decisions(model, layers, obstacles, example, options: dict, keep_floa
              if type(layer) not in quant_types() and name not in obstacles}
     if example is None:
         names, order = list(layers), "by order of registration (no example given)"
-        calls = Calls(names, names[:1])
+        calls = ExampleCalls(names, names[:1])
     else:
         calls, order = calls_of(model, layers, example, bases), "as called with the example"
     decisions = {name: _of_layer(name, layer, obstacles.get(name), calls, dict(options), example is None)
@@ -169,14 +169,14 @@ def _first_decisions(model, layers, obstacles, example, options: dict, keep_floa
     return decisions, order
 
 
-def _of_layer(name: str, layer, why: str | None, calls: Calls, options: dict, untried: bool) -> Decision:
+def _of_layer(name: str, layer, why: str | None, calls: ExampleCalls, options: dict, untried: bool) -> Decision:
     """Of a layer of a supported type or a subclass; why: what hinders its conversion."""
     base = base_type(layer)
     if type(layer) is not base and why is None:
         what = f"subclass of {base.__name__}"
         if calls.differences.get(name):
             why = f"{what}, {calls.differences[name]}"
-        elif name not in calls.differences and computes_by_itself(layer, base):
+        elif name not in calls.differences and overrides_computation(layer, base):
             why = f"{what} with a forward of its own, " + (
                 "give an example to compare them" if untried else "not called with the example")
         elif name not in calls.differences:

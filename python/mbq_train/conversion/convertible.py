@@ -12,7 +12,7 @@ from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransp
 
 _QUANT_TYPES = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d,
                 nn.MultiheadAttention: QuantMultiheadAttention}
-SUPPORTED = "Linear, Conv1d, Conv2d or MultiheadAttention"
+SUPPORTED = "Linear, Conv1d, Conv2d, MultiheadAttention or transformers' Conv1D"
 _COMPUTING = ("forward", "_conv_forward", "merge_masks", "__call__", "__getattr__", "__getattribute__", "weight",
               "bias")
 _OF_ATTENTION = {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k",
@@ -33,12 +33,12 @@ def base_type(module: nn.Module) -> type | None:
     return next((base for base in quant_types() if isinstance(module, base)), None)
 
 
-def computes_by_itself(module: nn.Module, base: type) -> bool:
+def overrides_computation(module: nn.Module, base: type) -> bool:
     """Whether the class of `module`, a subclass of `base`, says how it computes or where its weight comes from."""
     return any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _COMPUTING)
 
 
-def is_shared_norm(module: nn.Module) -> bool:
+def has_running_statistics(module: nn.Module) -> bool:
     """Whether `module` holds running statistics and is no BatchNorm."""
     return not isinstance(module, BATCH_NORMS) and any(name.startswith("running_") and value is not None
                                                        for name, value in module.named_buffers(recurse=False))

@@ -101,7 +101,6 @@ class Conversion:
         leave_to_us(self.model)
         return self.model
 
-
     def _warn(self) -> None:
         """One warning that counts and names what is left without anybody's word."""
         left = [entry for entry in self.entries if entry.left]

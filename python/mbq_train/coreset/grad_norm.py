@@ -17,8 +17,15 @@ from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizers import quantizers
 from .calls import Calls
 from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
-from .layouts import find_layout, loss_weights, says_nothing
-from .passes import detached, eager, profiles_of, run_backward, usable, without_reentrant_checkpoints
+from .layouts import find_layout, loss_weights, is_uninformative
+from .passes import (
+    as_graph_input,
+    detached,
+    profiles_of,
+    run_backward,
+    without_compilation,
+    without_reentrant_checkpoints,
+)
 from .shared import SharedPaths
 from .watch import Watch
 
@@ -107,7 +114,7 @@ class GradNormScorer:
         """
         _check_batch_norms(self.model)
         with torch.inference_mode(False):
-            inputs, targets = (tree_map(usable, value) for value in (inputs, targets))
+            inputs, targets = (tree_map(as_graph_input, value) for value in (inputs, targets))
             key = tuple(tuple(value.shape) for value in tree_iter((inputs, targets)) if isinstance(value, torch.Tensor))
             if key in self._known:
                 norms = self._score(inputs, targets, loss, self._known[key])
@@ -119,7 +126,7 @@ class GradNormScorer:
             return found
 
     def _score(self, inputs, targets, loss, known: "_Known | None", key=None) -> GradNorms | None:
-        """The norms; None where more was found to be shared, or `known` is not what this batch shows."""
+        """Return the norms; None where more was found to be shared, or `known` is not what this batch shows."""
         counted = [p for p in self.model.parameters() if p.requires_grad]  # of all layers: none gets a gradient
         shared = {p: self._names[p] for p in counted if p in self._shared}
         by_hook = {id(p) for p in counted if p in self._names and p not in shared}
@@ -129,7 +136,7 @@ class GradNormScorer:
         try:
             for parameter in counted:
                 parameter.requires_grad_(parameter in shared)
-            with torch.enable_grad(), calls.recorded(), eager(), without_reentrant_checkpoints():
+            with torch.enable_grad(), calls.recorded(), without_compilation(), without_reentrant_checkpoints():
                 with watch or contextlib.nullcontext():
                     outputs = _call(self.model, inputs)
                 losses, el2n = (_cross_entropy if loss is None else _plain(loss))(outputs, targets)
@@ -151,26 +158,28 @@ class GradNormScorer:
                                                tree_map(detached, outputs))
 
     def _look(self, calls: Calls, losses, paths: SharedPaths | None, watch: Watch, signature) -> "_Known | None":
-        """Where the samples lie, from two backwards; None after parameters were added to those that are shared."""
+        """Return where the samples lie, from two backwards; None after parameters were added to those that are shared."""
         by_hook = {id(p): p for p in self._names if id(p) in calls.counted}
         found = {by_hook[i] for i in watch.by_hand if i in by_hook}
         found |= {p for layer in calls.other for p in parameters_of(layer) if p is not None and id(p) in by_hook}
         if found:
-            return self._share(found)
+            self._share(found)
+            return None
         weights = loss_weights(len(losses), losses.device)
         plain, weighted = (profiles_of(calls, losses, paths, factors)
                            for factors in (torch.ones_like(weights), weights))
         layouts = {}
         for (layer, number), (dims, value) in plain[0].items():
             layout = find_layout(value, weighted[0][layer, number][1], weights)
-            if says_nothing(value):
+            if is_uninformative(value):
                 layout = None
             elif layout is None or not form_of(layer).fits(layer, layout, dims):
                 self._check_alike(layer, calls)
                 found |= {p for p in parameters_of(layer) if p is not None and id(p) in by_hook}
             layouts[layer, number] = layout
         if found:
-            return self._share(found)
+            self._share(found)
+            return None
         nodes = []
         if paths is not None:
             nodes = paths.find(plain[1], weighted[1], weights)
@@ -191,7 +200,7 @@ class GradNormScorer:
         self._shared |= parameters
 
     def _count(self, calls: Calls, losses, paths: SharedPaths | None, known: "_Known"):
-        """[(name, squared norms)]; None where a gradient came that `known` does not know."""
+        """Return [(name, squared norms)]; None where a gradient came that `known` does not know."""
         hooks = paths.capture(known.nodes) if paths is not None else []
         try:
             with calls.counting(known.layouts):
@@ -227,15 +236,15 @@ def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
 
 
 def _check_batch_norms(model) -> None:
-    """Of all layers, with parameters that count or without: one that mixes the samples spoils the others' gradients."""
+    """Raise ValueError where BatchNorm mixes the samples, in any layer: that spoils the gradients of the others."""
     for name, module in model.named_modules():
         if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
-            raise ValueError(f"GradNormScorer: BatchNorm must be in eval mode with running statistics, for in training "
-                             f"mode it mixes the samples, got {name}")
+            raise ValueError(f"GradNormScorer: BatchNorm must be in eval mode with running statistics, because in "
+                             f"training mode it mixes the samples, got {name}")
 
 
 def _one_each(losses):
-    """(N,) of (N, ...) losses."""
+    """Return (N,) of (N, ...) losses."""
     if losses.dim() == 0:
         raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce nothing")
     return losses.unsqueeze(-1).flatten(1).sum(dim=1)

@@ -9,7 +9,7 @@ from torch import nn
 
 import mbq_kernels
 
-from ..conversion.convertible import parts
+from ..conversion.convertible import base_type, parts, quant_types
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.layers import QuantTransposedLinear
 from .layouts import Layout
@@ -23,34 +23,34 @@ class LinearForm:
     """
 
     def fits(self, layer, layout: Layout, dims: int) -> bool:
-        """Whether samples that lie so in an output of `dims` dimensions can be told apart."""
+        """Return whether samples that lie so in an output of `dims` dimensions can be told apart."""
         return layout.dim < dims - self.trailing(layer)
 
     def trailing(self, layer) -> int:
-        """Dimensions of the output, the last ones, in which all of it is made of the same x."""
+        """Return the number of dimensions of the output, the last ones, in which all of it is made of the same x."""
         return 1
 
     def arrange(self, layer, x, grad, layout: Layout):
-        """(x, grad, layout) with the samples first, as far as the layer's kind lets them be moved."""
+        """Return (x, grad, layout) with the samples first, as far as the layer's kind lets them be moved."""
         if layout == Layout():
             return x, grad, layout
         return layout.first(x), layout.first(grad), Layout()
 
     def prepare(self, layer, x, out):
-        """What must be kept of x until the gradient is there."""
+        """Return what must be kept of x until the gradient is there."""
         return x.to(out.dtype)
 
     def squares(self, layer, x, grad, *, weight: bool, bias: bool, factor):
-        """(N,) squared norms of the gradients of weight and bias, or of one of them."""
+        """Return (N,) squared norms of the gradients of weight and bias, or of one of them."""
         return mbq_kernels.sample_grad_norm_linear(x, grad, bias=bias, weight_factor=factor)
 
     def matrices(self, layer, x, grad):
-        """(groups, N, T, in), (groups, N, T, out): weight gradients are products over T, one for every group."""
+        """Return (groups, N, T, in), (groups, N, T, out): weight gradients are products over T, one for every group."""
         x, grad = (value.reshape(len(value), -1, value.shape[-1])[None] for value in (x, grad))
         return x, grad
 
     def biases(self, layer, grad):
-        """(N, C) gradients of the bias."""
+        """Return (N, C) gradients of the bias."""
         return grad.reshape(len(grad), -1, grad.shape[-1]).sum(dim=1, dtype=wide_type(grad))
 
 
@@ -137,7 +137,7 @@ class NormForm(LinearForm):
                                                        weight=weight, bias=bias)
 
     def weights(self, layer, x, grad):
-        """(N, C) gradients of the weight."""
+        """Return (N, C) gradients of the weight."""
         return self.biases(layer, wide(grad) * self._normal(layer, x, grad))
 
     def biases(self, layer, grad):
@@ -154,25 +154,25 @@ def _batch_normal(layer, x):
 
 
 LINEAR = LinearForm()
-FORMS = {nn.Linear: LINEAR, QuantTransposedLinear: LINEAR, nn.Conv1d: ConvForm(), nn.Conv2d: ConvForm(),
+_FORM_OF = {nn.Linear: LINEAR, QuantTransposedLinear: LINEAR, nn.Conv1d: ConvForm(), nn.Conv2d: ConvForm(),
          nn.Embedding: EmbeddingForm(),
          nn.LayerNorm: NormForm(lambda layer, x: F.layer_norm(x, layer.normalized_shape, eps=layer.eps)),
          nn.RMSNorm: NormForm(lambda layer, x: F.rms_norm(x, layer.normalized_shape, eps=layer.eps)),
          nn.GroupNorm: NormForm(lambda layer, x: F.group_norm(x, layer.num_groups, eps=layer.eps), channels_first=True),
          **dict.fromkeys(BATCH_NORMS, NormForm(_batch_normal, channels_first=True))}
-_CONV1D = ("transformers.pytorch_utils", "Conv1D")
-SUPPORTED = "Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm or their subclasses"
+SUPPORTED = ("Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm, transformers' Conv1D or "
+             "their subclasses")
 
 
 def form_of(layer: nn.Module):
-    """What knows the gradients of `layer`, None where nothing does."""
-    return next((form for base, form in FORMS.items() if isinstance(layer, base)), None) or (
+    """Return what knows the gradients of `layer`, None where nothing does."""
+    return next((form for base, form in _FORM_OF.items() if isinstance(layer, base)), None) or (
         LINEAR if _transposed_linear(layer) else None)
 
 
 def base_output(layer: nn.Module, x) -> torch.Tensor | None:
-    """What a layer of the supported type would compute where `layer`, a subclass, may do something else."""
-    base = _transposed_linear(layer) or next(base for base in FORMS if isinstance(layer, base))
+    """Return what a layer of the supported type would compute where `layer`, a subclass, may do something else."""
+    base = _transposed_linear(layer) or next(base for base in _FORM_OF if isinstance(layer, base))
     quantizer = getattr(layer, "weight_quantizer", None)
     if type(layer) is base or quantizer is not None:
         return None
@@ -180,19 +180,20 @@ def base_output(layer: nn.Module, x) -> torch.Tensor | None:
 
 
 def _transposed_linear(layer: nn.Module) -> type | None:
-    """The Conv1D of transformers that `layer` is an instance of, without importing it."""
-    return next((base for base in type(layer).__mro__ if (base.__module__, base.__name__) == _CONV1D), None)
+    """Return the Conv1D of transformers where `layer` is an instance of it, without importing it."""
+    base = base_type(layer)
+    return base if quant_types().get(base) is QuantTransposedLinear else None
 
 
 def scored_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Every layer whose gradients are known, with its first name."""
+    """Return every layer whose gradients are known, with its first name."""
     hidden = {part for module in model.modules() for part in parts(module)}
     return {module: name for name, module in model.named_modules()
             if module not in hidden and form_of(module) and any(True for _ in module.parameters(recurse=False))}
 
 
 def explicit_squares(pairs, factors) -> torch.Tensor:
-    """Where quantizers of tied weights differ: sums of factor * gradient, for a few samples at a time."""
+    """Return squared norms where quantizers of tied weights differ: of sums of factor * gradient, a few samples at a time."""
     (groups, samples, _, width), height = pairs[0][0].shape, pairs[0][1].shape[3]
     chunk = max(1, _CHUNK // (groups * height * width))
     squares = []
@@ -206,7 +207,7 @@ def explicit_squares(pairs, factors) -> torch.Tensor:
 
 
 def parameters_of(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """(weight, bias)"""
+    """Return (weight, bias)."""
     return layer.weight, getattr(layer, "bias", None)
 
 

@@ -17,7 +17,7 @@ class Layout:
     minor: bool = False
 
     def first(self, value: torch.Tensor) -> torch.Tensor:
-        """(N, ..., rows, ...) of (..., N * rows, ...): the samples first; without the dimension of rows if it is 1."""
+        """Return (N, ..., rows, ...) of (..., N * rows, ...): the samples first; without the dimension of rows if it is 1."""
         if not value.dim():
             return value[None]
         if self.rows == 1:
@@ -27,7 +27,7 @@ class Layout:
 
 
 def loss_weights(samples: int, device) -> torch.Tensor:
-    """(samples,) float64 powers of two in no order, those of any 8 neighbours different: weights of losses."""
+    """Return (samples,) float64 powers of two in no order, those of any 8 neighbours different: weights of losses."""
     order = [torch.randperm(_EXPONENTS, generator=torch.Generator().manual_seed(i))
              for i in range(-(-samples // _EXPONENTS))]
     exponents = torch.cat([*order, torch.zeros(0, dtype=torch.int64)])[:samples]
@@ -35,7 +35,7 @@ def loss_weights(samples: int, device) -> torch.Tensor:
 
 
 def profile(grad: torch.Tensor, samples: int) -> dict[int, torch.Tensor]:
-    """{dimension that may hold the samples: norms of its slices, float64} of a gradient; the dimension -1: of all."""
+    """Return {dimension that may hold the samples: norms of its slices, float64} of a gradient; the dimension -1: of all."""
     grad = grad.detach()
     found = {d: _norms(grad, d) for d, size in enumerate(grad.shape) if size and size % max(samples, 1) == 0}
     if not grad.dim() and samples == 1:
@@ -48,19 +48,19 @@ def _norms(grad: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.linalg.vector_norm(grad, dim=others, dtype=torch.float64) if others else grad.double().abs()
 
 
-def says_nothing(plain: dict[int, torch.Tensor]) -> bool:
-    """Whether any layout would fit a gradient with this profile: no finite value but 0 in it."""
+def is_uninformative(plain: dict[int, torch.Tensor]) -> bool:
+    """Return whether any layout would fit a gradient with this profile: no finite value but 0 in it."""
     norms = next(iter(plain.values()))
     return not bool((norms.isfinite() & (norms > 0)).any())
 
 
 def find_layout(plain, weighted, weights: torch.Tensor) -> Layout | None:
-    """The layout of a gradient, of which the loss of sample i meets the part of sample i alone.
+    """Return the layout of a gradient, of which the loss of sample i meets the part of sample i alone.
 
     Args:
         plain, weighted: profiles of the gradient of the sum of the losses, and of their sum weighted by `weights`.
 
-    Returns None where there is no such dimension: all samples use the tensor alike, or mix in it.
+    None where there is no such dimension: all samples use the tensor alike, or mix in it.
     """
     samples = len(weights)
     if not samples:

@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -10,8 +12,9 @@ from .calls import Calls
 from .shared import SharedPaths
 
 
-def profiles_of(calls: Calls, losses, paths: SharedPaths | None, factors):
-    """(of layers' outputs, of nodes) from a backward of the weighted losses; the graph stays."""
+def profiles_of(calls: Calls, losses: torch.Tensor, paths: SharedPaths | None,
+                factors: torch.Tensor) -> tuple[dict, dict]:
+    """Return (of layers' outputs, of nodes) from a backward of the weighted losses; the graph stays."""
     nodes = None if paths is None else paths.profiles()
     try:
         with calls.profiled(len(losses)) as profiles:
@@ -22,7 +25,8 @@ def profiles_of(calls: Calls, losses, paths: SharedPaths | None, factors):
     return profiles, {} if nodes is None else nodes.found
 
 
-def run_backward(losses, factors, anchor, paths: SharedPaths | None, retain_graph: bool = False) -> None:
+def run_backward(losses: torch.Tensor, factors: torch.Tensor, anchor: torch.Tensor, paths: SharedPaths | None,
+                 retain_graph: bool = False) -> None:
     """Run the graph from the losses to its beginnings, and leave no gradient anywhere."""
     if not losses.requires_grad:
         return
@@ -34,7 +38,7 @@ def run_backward(losses, factors, anchor, paths: SharedPaths | None, retain_grap
 
 
 @contextlib.contextmanager
-def without_reentrant_checkpoints():
+def without_reentrant_checkpoints() -> Iterator[None]:
     """Let torch's reentrant checkpoints run what they are given once, with a graph, where they would make it again in
     the backward: the inputs of layers are kept anyway, and a graph within a backward is not seen from outside."""
     function = torch.utils.checkpoint.CheckpointFunction
@@ -55,18 +59,19 @@ def without_reentrant_checkpoints():
             function.apply = own
 
 
-def eager():
+def without_compilation() -> contextlib.AbstractContextManager:
     """Let compiled parts run as they are written: their graphs know no hooks."""
     compiled = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
-def detached(value):
+def detached(value: Any) -> Any:
+    """Return `value`, without its graph where it is a tensor."""
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def usable(value):
-    """A tensor of which a graph can begin: an alias, which requires a gradient where `value` does."""
+def as_graph_input(value: Any) -> Any:
+    """Return a tensor of which a graph can begin: an alias, which requires a gradient where `value` does."""
     if not isinstance(value, torch.Tensor):
         return value
     return value.clone() if value.is_inference() else value.detach().requires_grad_(value.requires_grad)

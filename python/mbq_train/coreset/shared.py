@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import Node
 
 from .layer_norms import wide, wide_type
-from .layouts import Layout, find_layout, profile, says_nothing
+from .layouts import Layout, find_layout, profile, is_uninformative
 
 
 class SharedPaths:
@@ -29,21 +29,21 @@ class SharedPaths:
         self._grads = {}
 
     def signature(self) -> tuple:
-        """Equal for graphs of the same nodes, edges and shapes."""
+        """Return what is equal for graphs of the same nodes, edges and shapes."""
         return tuple((node.name(), *(tuple(meta.shape) for meta in _outputs(node)),
                       *((self._place[child], i) for child, i in node.next_functions if child in self._place))
                      for node in self.nodes)
 
     def profiles(self) -> "Profiles":
-        """A hook on all nodes that keeps what the next backward shows of its gradients."""
+        """Hook all nodes, to keep what the next backward shows of their gradients."""
         return Profiles([node for node in self.nodes if not self._is_parameter(node)], self.samples)
 
     def find(self, plain: dict, weighted: dict, weights: torch.Tensor) -> list[dict[int, Layout] | None]:
-        """For every node {output: layout of its gradient}, without those that were 0; None where one has no layout."""
+        """Return for every node {output: layout of its gradient}, without those that were 0; None where one has none."""
         found = []
         for node in self.nodes:
             layouts = {i: find_layout(value, weighted[node][i], weights) for i, value in plain.get(node, {}).items()
-                       if not says_nothing(value)}
+                       if not is_uninformative(value)}
             found.append(None if self._is_parameter(node) or None in layouts.values() else layouts)
         return found
 
@@ -57,11 +57,11 @@ class SharedPaths:
                                    f"{node.name()} between {', '.join(sorted(reached))} and the losses")
 
     def capture(self, layouts: list):
-        """Hooks that keep the gradients which `squares` needs, in the next backward; unknown: one came that `find` has
-        not seen."""
+        """Return hooks that keep the gradients which `squares` needs, in the next backward; unknown: one came that `find`
+        has not seen."""
         self.layouts, self.unknown = layouts, False
         shown = {node: found for node, found in zip(self.nodes, layouts, strict=True) if found is not None}
-        self._frontier = [node for node in shown if any(self._alike(child) for child, _ in node.next_functions)]
+        self._frontier = [node for node in shown if any(self._is_shared(child) for child, _ in node.next_functions)]
         hooks = [node.register_prehook(lambda grads, node=node: self._grads.__setitem__(node, grads))
                  for node in self._frontier]
         return hooks + [node.register_prehook(lambda grads, found=found: self._compare(grads, found))
@@ -73,12 +73,12 @@ class SharedPaths:
 
     @torch.no_grad()
     def squares(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(parameter, (N,) squared norms of the gradients of single samples) for each that the losses reach."""
+        """Return (parameter, (N,) squared norms of the gradients of single samples) for each that the losses reach."""
         whole, alone = defaultdict(int), []
         for node in self._frontier:
             if node not in self._grads:
                 continue
-            edges = [(i, edge) for i, edge in enumerate(node.next_functions) if self._alike(edge[0])]
+            edges = [(i, edge) for i, edge in enumerate(node.next_functions) if self._is_shared(edge[0])]
             parts = {edge: rows_of_edge(node, i, self._grads[node], self.layouts[self._place[node]], _shape(*edge),
                                         self.samples) for i, edge in edges}
             if any(part is None for part in parts.values()):
@@ -98,11 +98,11 @@ class SharedPaths:
         return [(leaf.variable, value) for leaf, value in values.items()]
 
     def _of_sample(self, sample: int, whole: dict, alone: list, inner: list) -> dict:
-        """{leaf: squared norm of the gradient of one sample's loss}"""
+        """Return {leaf: squared norm of the gradient of one sample's loss}"""
         grads = {edge: rows[sample] for edge, rows in whole.items()}
         for node in alone:
             layouts = self.layouts[self._place[node]]
-            parts = [None if i not in layouts else _part(grad, layouts[i], sample, self.samples)
+            parts = [None if i not in layouts else _part(grad, layouts[i], sample)
                      for i, grad in enumerate(self._grads[node])]
             self._send(node, parts, grads)
         norms = {}
@@ -121,12 +121,12 @@ class SharedPaths:
         results = getattr(node, "apply", node)(*outputs)  # a custom Function's node cannot be called
         results = results if isinstance(results, tuple) else (results,)
         for edge, grad in zip(node.next_functions, results, strict=False):
-            if grad is not None and self._alike(edge[0]):
+            if grad is not None and self._is_shared(edge[0]):
                 grad = (grad.to_dense() if grad.is_sparse else grad).sum_to_size(_shape(*edge))  # else the engine does
                 grads[edge] = grads[edge] + grad if edge in grads else grad
 
-    def _alike(self, node) -> bool:
-        """Whether all samples use alike what this node made, and a parameter is below."""
+    def _is_shared(self, node) -> bool:
+        """Return whether all samples use alike what this node made, and a parameter is below."""
         return node in self._place and self.layouts[self._place[node]] is None
 
     def _is_parameter(self, node) -> bool:
@@ -142,7 +142,7 @@ class SharedPaths:
         return list(found)
 
     def _leading_to_parameters(self) -> list[Node]:
-        """All nodes from which a parameter is reached, each before those it leads to; in the same order for equal
+        """Return all nodes from which a parameter is reached, each before those it leads to; in the same order for equal
         graphs."""
         reaches, order, stack = {}, [], [(self.root, False)]
         while stack:
@@ -173,8 +173,8 @@ class Profiles:
 
 
 def rows_of_edge(node, edge: int, grads, layouts: dict[int, Layout], shape, samples: int) -> torch.Tensor | None:
-    """(N, *shape) gradients of single samples in what a node broadcasts over the batch; None if it does another thing.
-    """
+    """Return (N, *shape) gradients of single samples in what a node broadcasts over the batch; None if it does another
+    thing."""
     rule = _RULES.get(node.name())
     if rule is None or len(layouts) != 1 or 0 not in layouts:
         return None
@@ -229,8 +229,8 @@ _RULES = {"AddBackward0": lambda node, edge, grad: _scaled(grad, node._saved_alp
           "NativeLayerNormBackward0": _layer_norm, "NativeBatchNormBackward0": _batch_norm}
 
 
-def _part(grad, layout: Layout, sample: int, samples: int) -> torch.Tensor:
-    """The gradient with 0 where it is another sample's."""
+def _part(grad, layout: Layout, sample: int) -> torch.Tensor:
+    """Return the gradient with 0 where it is another sample's."""
     if not grad.dim():
         return grad
     out = torch.zeros_like(grad)
@@ -239,7 +239,7 @@ def _part(grad, layout: Layout, sample: int, samples: int) -> torch.Tensor:
 
 
 def _outputs(node) -> list:
-    """Shape and type of each thing that the node's operation returned."""
+    """Return shape and type of each thing that the node's operation returned."""
     return [node.variable] if hasattr(node, "variable") else node._input_metadata
 
 

@@ -8,7 +8,7 @@ from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransp
 from .codes import LAYOUTS
 from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
 
-FORMS = {QuantLinear: SwitchedLinear, QuantTransposedLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d,
+_STORED = {QuantLinear: SwitchedLinear, QuantTransposedLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d,
          QuantConv2d: SwitchedConv2d}
 
 
@@ -36,7 +36,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"deploy: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    layers = {module: name for name, module in model.named_modules() if type(module) in FORMS}
+    layers = {module: name for name, module in model.named_modules() if type(module) in _STORED}
     for layer, name in layers.items():
         if getattr(layer.weight_quantizer, "correction", False):
             raise ValueError(f"deploy: {name or 'the model'} must have no weight correction, which differs between "
@@ -50,7 +50,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
     if not layers:
         raise ValueError(f"deploy: model must hold layers made by convert, got {type(model).__name__} without any")
     workspace = Workspace()
-    stored = {layer: FORMS[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
+    stored = {layer: _STORED[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
     replace_modules(model, stored)
     model = stored.get(model, model)
     _offer_all_bits(model, stored.values())

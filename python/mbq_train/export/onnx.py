@@ -8,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from .._errors import first_line
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
 from ..runs.checkpoint import atomic_path, not_dense
@@ -113,7 +114,7 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
     except Exception as error:
         hint = "; dynamic_batch=False allows a model that fixes its batch" if dynamic_batch else ""
         raise ValueError(f"export_onnx: model must be one that torch.onnx.export takes, got {type(frozen).__name__} "
-                         f"({type(error).__name__}: {str(error).partition(chr(10))[0]}{hint})") from error
+                         f"({type(error).__name__}: {first_line(error)}{hint})") from error
 
 
 def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:

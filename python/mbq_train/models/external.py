@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .._errors import first_line
 from ..quantize.bits import in_mode
 
 _WEIGHT_FILES = (".safetensors", ".bin", ".h5", ".msgpack")
@@ -105,7 +106,7 @@ def _naming(name: str, what: str = "a network", hint: str = ""):
     try:
         yield
     except Exception as error:
-        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{hint}"
+        cause = f"{type(error).__name__}: {first_line(error)}{hint}"
         raise ValueError(f"build_model: name must lead to {what}, got {name!r} ({cause})") from error
 
 

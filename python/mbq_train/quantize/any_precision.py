@@ -8,12 +8,12 @@ import torch
 import mbq_kernels
 
 from .bits import FLOAT, BitState
-from .fake_quantizer import _Quantizer, autocast_dtype
+from .fake_quantizer import Quantizer, autocast_dtype
 from .quantizers import WeightQuantizer
 
 
 def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(E tanh(W) / max|tanh W|, E), E = mean|W|: the weight before it is rounded; E and the maximum are constants in
+    """Return (E tanh(W) / max|tanh W|, E), E = mean|W|: the weight before it is rounded; E and the maximum are constants in
     the gradient (the maximum by our choice), and a weight of zeros stays one."""
     squashed = weight.tanh()
     with torch.no_grad():
@@ -24,7 +24,7 @@ def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, grad_factor=None, out_dtype=None):
-    """W_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1), u = tanh(W) / (2 max|tanh W|) + 1/2, E = mean|W|.
+    """Return W_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1), u = tanh(W) / (2 max|tanh W|) + 1/2, E = mean|W|.
 
     Straight through in u. `correction` gives every channel the mean and deviation of E tanh(W) / max|tanh W|. bits: one
     bit-width, or a tuple for a tuple. grad_factor is for learned scales, of which there are none.
@@ -42,7 +42,7 @@ def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, grad_
 
 
 def grid(reach, bits):
-    """(scale, offset) of codes 0..2^b - 1 over [-E, E], (K,) each for several bit-widths."""
+    """Return (scale, offset) of codes 0..2^b - 1 over [-E, E], (K,) each for several bit-widths."""
     reach = reach.to(torch.promote_types(reach.dtype, torch.float32)).clamp_min(torch.finfo(torch.float32).tiny)
     if not isinstance(bits, tuple):
         return _step(reach, bits), -reach
@@ -50,7 +50,7 @@ def grid(reach, bits):
 
 
 def _step(reach, bits):
-    """2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient."""
+    """Return 2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient."""
     step = 2 * reach / (2**bits - 1)
     return torch.nextafter(step, torch.full_like(step, math.inf))
 
@@ -69,11 +69,11 @@ class AnyPrecisionWeight(WeightQuantizer):
         return []
 
     def add(self, bit_widths):
-        """Nothing: every bit-width is there."""
+        """Return nothing: every bit-width is there."""
         return []
 
     def check_initialised(self, bit_widths) -> None:
-        """There is nothing to initialise."""
+        """Do nothing: there is nothing to initialise."""
 
     def current(self):
         return ()
@@ -93,13 +93,13 @@ class AnyPrecisionWeight(WeightQuantizer):
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
-        """As that of WeightQuantizer, with one read of each weight."""
+        """Do as WeightQuantizer does, with one read of each weight."""
         return [any_precision(weight, bits=tuple(bits), correction=quantizer.correction,
                               out_dtype=autocast_dtype(weight))
                 for quantizer, weight in zip(quantizers, weights, strict=True)]
 
 
-class AnyPrecisionActivation(_Quantizer):
+class AnyPrecisionActivation(Quantizer):
     """Activations: round((2^b - 1) clamp(x, 0, 1)) / (2^b - 1); at 32 bits max(x, 0), a plain ReLU.
 
     For inputs after a ReLU: what is negative becomes 0, with a warning where the first training batch shows it.
@@ -122,10 +122,10 @@ class AnyPrecisionActivation(_Quantizer):
         return []
 
     def add(self, bit_widths):
-        """Nothing: every bit-width is there."""
+        """Return nothing: every bit-width is there."""
         return []
 
-    def unit_and_floor(self):
+    def unit_and_floor(self) -> dict:
         """Return nothing: the steps are constants."""
         return {}
 

@@ -63,7 +63,7 @@ class BitBatchNorm(nn.Module):
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """Every BatchNorm in `module`, itself included: a subclass may hold others."""
+    """Return every BatchNorm in `module`, itself included: a subclass may hold others."""
     return [inner for inner in module.modules() if isinstance(inner, BATCH_NORMS)]
 
 

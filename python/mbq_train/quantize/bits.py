@@ -44,6 +44,10 @@ class BitState:
         self.changed, self.thread = self.changed or bits != self.bits, threading.get_ident()
         self.bits, self.index = bits, 0 if bits == FLOAT else self.trained.index(bits)
 
+    def release(self) -> None:
+        """Let held weights go; blocks that run again in backward keep theirs, because the dict is another one."""
+        self.held = {}
+
     def snapshot(self) -> tuple:
         """Return what decides a forward, for `restore`."""
         return self.bits, self.index, self.held
@@ -68,7 +72,7 @@ class set_bits:
     """
 
     def __init__(self, model: nn.Module, bits: int):
-        states = _states("set_bits", model)
+        states = converted_states("set_bits", model)
         if isinstance(bits, bool) or not isinstance(bits, int):
             raise TypeError(f"set_bits: bits must be an integer, got {bits!r}")
         for state in states:
@@ -93,7 +97,7 @@ def get_bits(model: nn.Module) -> int:
     Raises ValueError where no layer of model was converted, and where its parts, converted by several calls of
     `convert`, are at different bit-widths.
     """
-    bits = {state.bits for state in _states("get_bits", model)}
+    bits = {state.bits for state in converted_states("get_bits", model)}
     if len(bits) > 1:
         raise ValueError("get_bits: model must be at one bit-width, got parts at "
                          f"{', '.join(map(str, sorted(bits, reverse=True)))} bits")
@@ -114,19 +118,20 @@ def at_bits(model: nn.Module, bits: int) -> nn.Module:
     Raises:
         TypeError, ValueError: as `set_bits`; a module of model holds what copy.deepcopy cannot copy.
     """
-    _states("at_bits", model)
+    converted_states("at_bits", model)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
         view = copy.deepcopy(model, shared)
     except (TypeError, RuntimeError) as error:
-        raise TypeError(f"at_bits: model must hold modules that copy.deepcopy can copy, got an error ({error})") from error
+        raise TypeError("at_bits: model must hold modules that copy.deepcopy can copy, got an error "
+                        f"({error})") from error
     for original, twin in zip(model.modules(), view.modules(), strict=True):
         twin._parameters, twin._buffers = original._parameters, original._buffers
     set_bits(view, bits)
     return view
 
 
-def _states(function: str, model: nn.Module) -> list[BitState]:
+def converted_states(function: str, model: nn.Module) -> list[BitState]:
     """Return the states of `model`. Raises ValueError where there are none."""
     states = bit_states(model)
     if not states:
@@ -135,13 +140,13 @@ def _states(function: str, model: nn.Module) -> list[BitState]:
 
 
 def bit_states(model: nn.Module) -> list[BitState]:
-    """Every distinct BitState in `model`: one per call of `convert`, none for a float network."""
+    """Return every distinct BitState in `model`: one per call of `convert`, none for a float network."""
     states = (getattr(module, "bit_state", None) for module in model.modules())
     return list({id(state): state for state in states if isinstance(state, BitState)}.values())
 
 
 def switch_bits_of(model: nn.Module, bits: int) -> None:
-    """set_bits, but a float network is its own 32-bit path."""
+    """Call set_bits, but leave a float network as it is at 32 bits: that is its own path."""
     if bits != FLOAT or bit_states(model):
         set_bits(model, bits)
 
@@ -164,19 +169,19 @@ def in_mode(model: nn.Module, *, training: bool):
 
 
 def same_random_numbers(model: nn.Module):
-    """A context after which torch's random numbers are as before, on the CPU and the devices of `model`."""
+    """Return a context after which torch's random numbers are as before, on the CPU and the devices of `model`."""
     devices = {parameter.device for parameter in model.parameters()}
     return torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"])
 
 
 def quantized(bits) -> tuple[int, ...]:
-    """`bits` without that of the float path."""
+    """Return `bits` without that of the float path."""
     return tuple(b for b in bits if b != FLOAT)
 
 
 def check_bit_widths(function: str, bits, *, float_path: bool = False) -> tuple[int, ...]:
-    """`bits` as a tuple, once it is a sequence of different integers in 1..8 from high to low; with `float_path` 32 may
-    be the first."""
+    """Return `bits` as a tuple, once it is a sequence of different integers in 1..8 from high to low; with `float_path`
+    32 may be the first."""
     if isinstance(bits, (str, int)) or not hasattr(bits, "__iter__"):
         raise TypeError(f"{function}: bits must be a sequence of integers, got {bits!r}")
     bits, or_float = tuple(bits), f", or {FLOAT}" if float_path else ""
@@ -191,7 +196,7 @@ def check_bit_widths(function: str, bits, *, float_path: bool = False) -> tuple[
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Lowest and highest code: [-2^(b-1), 2^(b-1) - 1] signed, {-1, +1} signed at 1 bit, [0, 2^b - 1] unsigned."""
+    """Return the lowest and highest code: [-2^(b-1), 2^(b-1) - 1] signed, {-1, +1} signed at 1 bit, [0, 2^b - 1] unsigned."""
     if not signed:
         return 0, 2**bits - 1
     return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -6,8 +6,9 @@ import mbq_kernels
 
 from .bits import BitState
 from .data_parallel import averaged
-from .fake_quantizer import autocast_dtype, first_scale
+from .fake_quantizer import autocast_dtype
 from .quantizers import WeightQuantizer
+from .units import first_scale
 
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 

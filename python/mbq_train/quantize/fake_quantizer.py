@@ -1,4 +1,4 @@
-"""What all fake-quantizers share: parameters per bit-width, their first values, the bit-width in use, the kernel call."""
+"""What all fake-quantizers share: parameters per bit-width, first values, the bit-width in use, the kernel call."""
 
 import math
 
@@ -10,12 +10,11 @@ import mbq_kernels
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
+from .flags import one_of_all, version
 from .units import STEPS_OF_FIRST, Rows, least_scale
 
-SMALLEST_SCALE = 1e-8
 
-
-class _Quantizer(nn.Module):
+class Quantizer(nn.Module):
     """Quantize with scales per bit-width: hold them, give them their first values, call the kernel.
 
     The scales are Parameters from construction, so that an optimizer built at any time sees them; they are NaN until
@@ -67,18 +66,18 @@ class _Quantizer(nn.Module):
 
     @property
     def bits(self) -> int:
-        """The bit-width it computes at: its own, or the one in use."""
+        """Return the bit-width it computes at: its own, or the one in use."""
         return self.own_bits or self.bit_state.bits
 
     @property
     def signed(self) -> bool | None:
-        """Whether codes are signed; None until the first batch has decided it."""
+        """Return whether codes are signed; None until the first batch has decided it."""
         self._look()
         return self._signed
 
     @property
     def missing(self) -> set[int]:
-        """The bit-widths whose scales have no first values yet."""
+        """Return the bit-widths whose scales have no first values yet."""
         self._look()
         return self._missing
 
@@ -97,11 +96,15 @@ class _Quantizer(nn.Module):
             return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
         return super()._apply(keep, recurse)
 
+    def learned(self) -> list[nn.ParameterDict]:
+        """Return the scales and, where there are any, the offsets: Parameters by bit-width."""
+        return [self.scales] if self.offsets is None else [self.scales, self.offsets]
+
     def add(self, bit_widths) -> list[int]:
         """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
         if self.own_bits:
             return []
-        for parameters in filter(None, (self.scales, self.offsets)):
+        for parameters in self.learned():
             for b in bit_widths:
                 parameters[str(b)] = nn.Parameter(torch.empty_like(next(iter(parameters.values()))))
         for rows in (self.scale_units, self.scale_floors):
@@ -189,7 +192,8 @@ class _Quantizer(nn.Module):
         if not kept:
             return
         numbers = torch.stack([scale.isfinite().all() for scale in map(self.scales.__getitem__, map(str, kept))])
-        flags = _one_of_all(torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)]))
+        flags = torch.cat([numbers.to(self.initialised), self.initialised, self.is_signed.reshape(1)])
+        flags = one_of_all(self.layer_name, flags)
         finite, done, signed = flags[:len(kept)], flags[len(kept):-1], flags[-1]
         self._missing = {b for b, flag in zip(kept, done, strict=True) if flag == 0}
         self._spoiled = {b for b, flag, number in zip(kept, done, finite, strict=True) if flag and not number}
@@ -234,41 +238,12 @@ class _Quantizer(nn.Module):
             self.offsets[key].copy_(offset)
 
 
-def first_scale(size, divisor: float):
-    """Return size / divisor, at least 1e-8; a channel of size 0 takes the mean of all channels, and 1 where all are
-    0."""
-    whole = size.mean()
-    spare = torch.where(whole == 0, torch.ones_like(whole), whole)
-    scale = torch.where(size == 0, spare, size) / divisor
-    return torch.where(scale < SMALLEST_SCALE, SMALLEST_SCALE, scale)
-
-
 def autocast_dtype(x) -> torch.dtype | None:
     """Return the dtype that autocast asks for on x's device, None where it is off."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
         return None
     return torch.get_autocast_dtype(device)
-
-
-def version(tensor: torch.Tensor) -> int:
-    """Return the number of writes to `tensor`; -1 for an inference tensor, which does not count them."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _one_of_all(flags: torch.Tensor) -> list[float]:
-    """Return the values of `flags`, which under torch.vmap over an ensemble of models must be those of all of them."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(flags):
-        batch = functorch.maybe_get_bdim(flags)
-        flags = functorch.get_unwrapped(flags)
-        if batch >= 0:
-            first = flags.select(batch, 0)
-            if not torch.equal(flags, first.unsqueeze(batch).expand_as(flags)):
-                raise RuntimeError("set_bits: models of an ensemble must all have first values and signs alike, got "
-                                   "different ones")
-            flags = first
-    return flags.tolist()
 
 
 def _look_again(quantizer, incompatible_keys) -> None:

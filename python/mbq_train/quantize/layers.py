@@ -17,7 +17,7 @@ class _QuantLayer:
     @classmethod
     def from_float(cls, source: nn.Module, bit_state: BitState, *, activations: bool = True, layer_name: str = "layer",
                    weight_quantizer=WeightQuantizer, input_quantizer=ActivationQuantizer, **options):
-        """The quantized form of `source`, over the same Parameter objects and with everything else `source` carries.
+        """Return the quantized form of `source`, over the same Parameter objects and with everything else `source` carries.
 
         `source` must not be used any more. Each layer has an activation quantizer of its own, also where several
         layers read the same tensor.
@@ -42,7 +42,7 @@ class _QuantLayer:
         return layer.train(source.training)
 
     def weight_by_channel(self) -> torch.Tensor:
-        """The float weight with its output channels first, (C, ...): what the weight quantizer takes."""
+        """Return the float weight with its output channels first, (C, ...): what the weight quantizer takes."""
         return self.weight
 
     def quantized_weight(self) -> torch.Tensor:
@@ -66,7 +66,7 @@ class QuantTransposedLinear(_QuantLayer, nn.Module):
     weight stays as it is stored, (in, out); w_hat is that of its transpose, with a scale per output channel.
     """
 
-    def weight_by_channel(self):
+    def weight_by_channel(self) -> torch.Tensor | None:
         return None if self.weight is None else self.weight.t()  # None: a stored weight has taken its place
 
     def forward(self, x):

@@ -11,10 +11,11 @@ import mbq_kernels
 from .. import distributed
 from .bits import BitState, code_range
 from .data_parallel import averaged
-from .fake_quantizer import _Quantizer, autocast_dtype, first_scale
+from .fake_quantizer import Quantizer, autocast_dtype
+from .units import first_scale
 
 
-class WeightQuantizer(_Quantizer):
+class WeightQuantizer(Quantizer):
     """Weights: signed, symmetric, one learned scale per output channel (axis 0) and bit-width.
 
     scale starts at 2 mean|w| / sqrt(hi) of its channel (Esser et al., 2020, arXiv 1902.08153, section 2.1).
@@ -43,7 +44,7 @@ class WeightQuantizer(_Quantizer):
 
     @property
     def held(self) -> dict[int, torch.Tensor]:
-        """What a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one."""
+        """Return what a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one."""
         return self.bit_state.held.get(self, {})
 
     def forward(self, weight):
@@ -55,7 +56,7 @@ class WeightQuantizer(_Quantizer):
         return first_scale(weight.abs().flatten(1).mean(dim=1), math.sqrt(hi) / 2), None
 
     def stored(self, weight, bits: int):
-        """(x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
+        """Return (x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
         return weight, self.scale(bits), None, True
 
     @staticmethod
@@ -73,7 +74,7 @@ class WeightQuantizer(_Quantizer):
                                                  scale_floors=floors, out_dtype=autocast_dtype(weights[0]))
 
 
-class ActivationQuantizer(_Quantizer):
+class ActivationQuantizer(Quantizer):
     """Activations: one learned scale per bit-width for the whole tensor.
 
     scale starts at 2 mean|x - offset| / sqrt(hi) of the first training batch at its bit-width (Huang et al., 2025,
@@ -116,6 +117,6 @@ class ActivationQuantizer(_Quantizer):
         return 1 / math.sqrt(max(1, x.numel() * processes) * code_range(self.bits, self.signed)[1])
 
 
-def quantizers(model: nn.Module) -> list[_Quantizer]:
+def quantizers(model: nn.Module) -> list[Quantizer]:
     """Return every quantizer in `model`, in the order of registration."""
-    return [module for module in model.modules() if isinstance(module, _Quantizer)]
+    return [module for module in model.modules() if isinstance(module, Quantizer)]

@@ -8,19 +8,20 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState, check_bit_widths
-from .fake_quantizer import _one_of_all, autocast_dtype
+from .fake_quantizer import autocast_dtype
+from .flags import one_of_all
 from .quantizers import WeightQuantizer
 
 NORMALISATIONS, FORMS = ("max", "tanh"), ("offset", "sign-magnitude")
 
 
 def round_clamp(x: torch.Tensor, *, bits: int, form: str = FORMS[0]) -> torch.Tensor:
-    """mbq_kernels.round_clamp of a tensor with its own largest value as the limit, a constant to autograd."""
+    """Return mbq_kernels.round_clamp of a tensor with its own largest value as the limit, a constant to autograd."""
     return mbq_kernels.round_clamp(x, bits=bits, limit=largest(x), form=form)
 
 
 def largest(x: torch.Tensor) -> torch.Tensor:
-    """max|x|, a constant to autograd."""
+    """Return max|x|, a constant to autograd."""
     return torch.linalg.vector_norm(x.detach(), math.inf)
 
 
@@ -53,7 +54,7 @@ class RoundClampQuantizer(WeightQuantizer):
 
     @property
     def own_bits(self) -> int | None:
-        """The layer's own bit-width, None where it has none."""
+        """Return the layer's own bit-width, None where it has none."""
         self._look()
         return self._own_bits
 
@@ -62,45 +63,45 @@ class RoundClampQuantizer(WeightQuantizer):
         self._own_bits = bits
 
     def _read(self) -> None:
-        bits, = _one_of_all(self.layer_bits.reshape(1))
+        bits, = one_of_all(self.layer_name, self.layer_bits.reshape(1))
         if bits != int(bits):
             raise RuntimeError(f"{self.layer_name}: layer_bits must be an integer, got {bits:g}, as of an average over "
                                "a training that changed it")
         self._own_bits = int(bits) or None
 
     def kept(self) -> list[int]:
-        """None: nothing is learned."""
+        """Return nothing: nothing is learned."""
         return []
 
     def add(self, bit_widths) -> list[int]:
-        """Nothing. Raises ValueError where the layer has a bit-width of its own."""
+        """Return nothing; raise ValueError where the layer has a bit-width of its own."""
         if self.own_bits and bit_widths:
             raise ValueError(f"{self.layer_name}: bits must be left alone where a layer has a bit-width of its own, "
                              f"{self.own_bits}, got {', '.join(map(str, bit_widths))}")
         return []
 
     def set_own_bits(self, bits: int) -> None:
-        """Compute at `bits` bits from now on, whatever the model's bit-width; but for 32."""
+        """Compute at `bits` bits from now on, whatever the model's bit-width; at 32 stay in float."""
         self.layer_bits.fill_(bits)
         self._look()  # now: compiled graphs do not
 
     def normalised(self, weight: torch.Tensor) -> torch.Tensor:
-        """What is quantized: the weight or its tanh."""
+        """Return what is quantized: the weight or its tanh."""
         return weight.tanh() if self.normalise == "tanh" else weight
 
     def code_bits(self, bits: int) -> int:
-        """Bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them."""
+        """Return the bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them."""
         return bits + (self.form == "sign-magnitude")
 
     @torch.no_grad()
     def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code * scale.
+        """Return (codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code * scale.
 
         Raises ValueError at 8 bits in the sign-magnitude form, whose codes, to 255, int8 does not hold.
         """
         if self.code_bits(bits) > 8:
             raise ValueError(f"{self.layer_name}: bits must be at most 7 to store codes of the form 'sign-magnitude', "
-                             f"which int8 holds no more of, got {bits}")
+                             f"because int8 holds no larger ones, got {bits}")
         x = self.normalised(weight).float()
         limit = largest(x)
         steps = 2.0 ** (bits - 1) if self.form == "offset" else 2.0**bits - 1
@@ -113,21 +114,23 @@ class RoundClampQuantizer(WeightQuantizer):
         return {"bits": self.bits, "form": self.form}
 
     def current(self) -> tuple:
-        """Nothing: no scale, no offset."""
+        """Return nothing: no scale, no offset."""
         return ()
 
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        value = round_clamp(self.normalised(weight), bits=self.bits, form=self.form)
+        return self._value(weight, self.bits)
+
+    def _value(self, weight, bits: int) -> torch.Tensor:
+        value = round_clamp(self.normalised(weight), bits=bits, form=self.form)
         return value.to(autocast_dtype(weight) or weight.dtype)
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
-        """As that of WeightQuantizer; a layer's own bit-width serves all `bits`."""
-        return [[round_clamp(quantizer.normalised(weight), bits=quantizer.own_bits or b, form=quantizer.form).to(
-            autocast_dtype(weight) or weight.dtype) for b in bits]
-            for quantizer, weight in zip(quantizers, weights, strict=True)]
+        """Do as WeightQuantizer does; a layer's own bit-width serves all `bits`."""
+        return [[quantizer._value(weight, quantizer.own_bits or b) for b in bits]
+                for quantizer, weight in zip(quantizers, weights, strict=True)]
 
 
 def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
@@ -149,12 +152,12 @@ def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
 
 
 def own_layer_bits(model: nn.Module) -> dict[str, int]:
-    """What `set_layer_bits` has given to layers of `model`, by their names."""
+    """Return what `set_layer_bits` has given to layers of `model`, by their names."""
     own = {name: layer.weight_quantizer.own_bits for name, layer in round_clamp_layers(model).items()}
     return {name: bits for name, bits in own.items() if bits}
 
 
 def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model` with a RoundClampQuantizer, by name."""
+    """Return the layers of `model` with a RoundClampQuantizer, by name."""
     return {name: module for name, module in model.named_modules()
             if isinstance(getattr(module, "weight_quantizer", None), RoundClampQuantizer)}

@@ -1,9 +1,12 @@
 """The scales of a whole model: their names for optimizers and wrappers, first values, gradients to drop."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
-from .batch_norm import BATCH_NORMS
+from .batch_norm import batch_norms
 from .bits import in_mode, same_random_numbers, set_bits
 from .quantizers import quantizers
 
@@ -29,21 +32,21 @@ def clamp_scales(model: nn.Module) -> None:
         torch._foreach_maximum_(*map(list, zip(*below, strict=True)))
 
 
-def drop_idle_gradients(model: nn.Module, used) -> None:
+def drop_idle_gradients(model: nn.Module, used: Iterable[int]) -> None:
     """Set the gradients of scales and offsets of bit-widths that are not in `used` to None.
 
     A compiled model gives them zeros, and an optimizer with momentum would move them. Call it before the step.
     """
     for quantizer in quantizers(model):
         kept = {str(quantizer.kept_at(b)) for b in used}
-        for parameters in filter(None, (quantizer.scales, quantizer.offsets)):
+        for parameters in quantizer.learned():
             for bits, parameter in parameters.items():
                 if bits not in kept:
                     parameter.grad = None
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, *batch, **named) -> None:
+def initialise(model: nn.Module, *batch: Any, **named: Any) -> None:
     """Give every quantizer that still lacks them its first values from one training batch, at every bit-width.
 
     Runs model(*batch, **named) in training mode without gradients. Afterwards BatchNorm's statistics, the random
@@ -73,7 +76,6 @@ def _forward(model: nn.Module, batch, named) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        for module in model.modules():
-            if isinstance(module, BATCH_NORMS):
-                module.eval()
+        for norm in batch_norms(model):
+            norm.training = False
         model(*batch, **named)

@@ -6,16 +6,29 @@ over a unit of STEPS_OF_FIRST times its first value, and the kernels multiply it
 scale as it would a Parameter that is the scale itself, because they divide the gradient by the unit.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-STEPS_OF_FIRST = 8.0  # a power of two, so that the first value is exact; measured at 4, 8 and 16: 32 carries scales below their floor
+# A power of two, so that the first value is exact; measured at 4, 8 and 16: 32 carries scales below their floor.
+STEPS_OF_FIRST = 8.0
 FLOOR = 2.0**-6  # of the first value: at 8 bits the best scale of usual weights and activations lies above 1/8
+SMALLEST_SCALE = 1e-8
 
 
 def least_scale(first: torch.Tensor) -> torch.Tensor:
     """Return the floor of a scale whose first value is `first`."""
     return first.abs() * FLOOR
+
+
+def first_scale(size: torch.Tensor, divisor: float) -> torch.Tensor:
+    """Return size / divisor, at least 1e-8; a channel of size 0 takes the mean of all channels, and 1 where all are
+    0."""
+    whole = size.mean()
+    spare = torch.where(whole == 0, torch.ones_like(whole), whole)
+    scale = torch.where(size == 0, spare, size) / divisor
+    return torch.where(scale < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
 class Rows(nn.Module):
@@ -47,7 +60,7 @@ class Rows(nn.Module):
         """Write `values` to a row; a graph that has saved other rows stays valid, because its version is the same."""
         self.rows.data[self.names[name]] = values
 
-    def add(self, names) -> None:
+    def add(self, names: Iterable[str]) -> None:
         """Make rows of any values for more bit-widths."""
         before = {name: self[name] for name in self.names}
         order = sorted([*before, *names], key=int, reverse=True)

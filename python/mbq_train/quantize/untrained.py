@@ -7,14 +7,14 @@ from torch import nn
 
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm, batch_norms
-from .bits import bit_states, check_bit_widths, code_range
+from .bits import check_bit_widths, code_range, converted_states
 from .data_parallel import leave_to_us
 from .quantizers import quantizers
 
 
 @torch.no_grad()
 def add_bits(model: nn.Module, bits, batches) -> nn.Module:
-    """A copy of a trained `model` that also computes at `bits`, without training.
+    """Return a copy of a trained `model` that also computes at `bits`, without training.
 
     A scale means a clipping threshold scale * hi; at a new bit-width it is interpolated linearly in the bit-width
     between the thresholds of its trained neighbours, and kept beyond the outermost; an offset likewise. Weights that
@@ -35,10 +35,9 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         rounded twice; model was not converted. RuntimeError: a scale has no value yet.
     """
     bits = check_bit_widths("add_bits", bits)
-    if not bit_states(model):
-        raise ValueError(f"add_bits: model must hold layers made by convert, got {type(model).__name__} without any")
+    converted_states("add_bits", model)
     model, batches = copy.deepcopy(model), list(batches)
-    for state in bit_states(model):
+    for state in converted_states("add_bits", model):
         trained, new = state.trained, [b for b in bits if b not in state.trained]
         own = [quantizer for quantizer in quantizers(model) if quantizer.bit_state is state]
         seen = [quantizer for quantizer in own if quantizer.missing != set(trained)] or own
@@ -79,6 +78,6 @@ def _interpolate(quantizer, b: int, trained) -> None:
 
 
 def _nearest(b: int, trained) -> list[int]:
-    """The trained bit-widths around b, the nearest first (the higher where they are equally near)."""
+    """Return the trained bit-widths around b, the nearest first (the higher where they are equally near)."""
     below, above = [t for t in trained if t < b], [t for t in trained if t > b]
     return sorted([*([max(below)] if below else []), *([min(above)] if above else [])], key=lambda t: (abs(t - b), -t))

@@ -36,7 +36,7 @@ class WeightBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copies that a step holds."""
+        """Return the bytes of the copies that a step holds."""
         return 2 * len(self.bits) * sum(layer.weight.nbytes for group in self.groups for layer in group.values())
 
     def fill(self) -> None:
@@ -67,4 +67,4 @@ class WeightBank:
         """Let the copies go: forwards quantize for themselves again."""
         self._outs = []
         for state in {quantizer.bit_state for group in self.groups for quantizer in group}:
-            state.held = {}  # another one: blocks that run again in backward have the old
+            state.release()

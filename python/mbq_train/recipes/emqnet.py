@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from .._errors import first_line
 from ..coreset.sampling import CoresetSampler, coreset_size
 from ..coreset.scores import GRADIENT_SCORES, TddsScores, averaged, score_images, scorer_of
 from ..quantize.bits import FLOAT, in_mode, switch_bits_of
@@ -40,8 +41,7 @@ class EmqNet(Recipe):
                 switch_bits_of(self.model, FLOAT)
                 scorer_of(self.model, self.data, options.score)(batch.images, batch.labels)
         except Exception as error:  # of the scorer, or whatever a network raises when it is called otherwise
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"train: score must be one that the network allows, got {options.score!r} ({reason}); "
+            raise ValueError(f"train: score must be one that the network allows, got {options.score!r} ({first_line(error)}); "
                              "el2n and tdds need its outputs alone") from error
 
     def images(self, epoch):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .. import distributed
+from .._errors import first_line
 from ..conversion.plan import Conversion
 from ..data import Data
 from ..options import Options
@@ -54,9 +55,9 @@ def _batch_sizes(images: int, batch_size: int, world: int) -> set[int]:
 
 @torch.no_grad()
 def _problem(model: nn.Module, image: torch.Tensor, classes: int, training: bool) -> str:
-    """What is wrong with the network's outputs of one image; nothing where it is right."""
+    """Return what is wrong with the network's outputs of one image; nothing where it is right."""
     try:
         shape = tuple(copy.deepcopy(model).train(training)(image).shape)
     except Exception as error:  # whatever a network raises
-        return str(error).partition("\n")[0]
+        return first_line(error)
     return "" if shape == (1, classes) else f"outputs have the shape {shape}"

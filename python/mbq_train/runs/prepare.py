@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .. import distributed
+from .._errors import first_line
 from ..conversion.convert import plan_conversion
 from ..data import Data, load_data
 from ..models import build_model
@@ -20,8 +21,7 @@ def check_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        first_line = str(error).partition("\n")[0]
-        raise ValueError(f"check_device: device must be usable here, got {name!r} ({first_line})") from None
+        raise ValueError(f"check_device: device must be usable here, got {name!r} ({first_line(error)})") from None
 
 
 @contextlib.contextmanager

@@ -5,23 +5,21 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..quantize.bits import bit_states
+from ..quantize.bits import converted_states
 
 
 def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weight of every layer in `model` that `convert` quantized, by the layer's name.
+    """Return the weight of every layer in `model` that `convert` quantized, by the layer's name.
 
     Raises ValueError when there is none.
     """
-    if not bit_states(model):
-        raise ValueError(f"quantized_weights: model must hold layers made by convert, got {type(model).__name__} "
-                         "without any")
+    converted_states("quantized_weights", model)
     return {name: module.weight for name, module in model.named_modules() if hasattr(module, "weight_quantizer")}
 
 
 @torch.no_grad()
 def perturbations(model: nn.Module) -> dict[str, float]:
-    """||Q(W) - W||^2 of every quantized layer of `model`, at the bit-width in use."""
+    """Return ||Q(W) - W||^2 of every quantized layer of `model`, at the bit-width in use."""
     found = {}
     for name in quantized_weights(model):
         layer = model.get_submodule(name)
@@ -30,7 +28,7 @@ def perturbations(model: nn.Module) -> dict[str, float]:
 
 
 def sensitivities(traces: Mapping, errors: Mapping[str, float]) -> dict[str, float]:
-    """t_l ||Q(W_l) - W_l||^2, t_l the mean trace of layer l's Hessian: how much the loss grows when it is quantized.
+    """Return t_l ||Q(W_l) - W_l||^2, t_l the mean trace of layer l's Hessian: how much the loss grows when it is quantized.
 
     Args:
         traces: of `hessian_traces`, by layer.

@@ -17,7 +17,7 @@ def first_bad_parameter(model: nn.Module) -> str | None:
     Scales without first values, those of layers that are never called, are not looked at.
     """
     empty = {id(parameters[str(b)]) for quantizer in quantizers(model) for b in quantizer.missing
-             for parameters in filter(None, (quantizer.scales, quantizer.offsets))}
+             for parameters in quantizer.learned()}
     bad = (f"parameter {name}" for name, value in model.named_parameters()
            if id(value) not in empty and not torch.isfinite(value).all())
     return next(bad, None)
@@ -25,7 +25,7 @@ def first_bad_parameter(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: torch.Tensor) -> str:
-    """Where NaN or infinity begins: the images, a parameter, or the first layer of a forward whose output has it."""
+    """Return where NaN or infinity begins: the images, a parameter, or the first layer of a forward whose output has it."""
     if not torch.isfinite(images).all():
         return "the images"
     if parameter := first_bad_parameter(model):

@@ -12,7 +12,6 @@ from ..quantize.quantizers import quantizers
 from ..quantize.scales import scales
 
 
-
 def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     """The optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA graph."""
     groups = parameter_groups(model, options.weight_decay, options.scale_rate)

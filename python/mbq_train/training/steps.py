@@ -59,7 +59,7 @@ class Stepper:
         drop_idle_gradients(self.model, bits)
         norm = self._check_gradients(bits)
         self.optimizer.step()
-        clamp_scales(self.model)
+        clamp_scales(self.model)  # a scale far below its floor would take as many steps to come back
         return [torch.where(norm.isfinite(), loss, torch.nan) for loss in losses]
 
     def _check_gradients(self, bits) -> torch.Tensor:

@@ -41,17 +41,17 @@ class LsbBank:
         self.penalty = penalties.sum()
 
     def backward(self) -> None:
-        """Nothing: autograd has carried the gradients to the weights."""
+        """Do nothing: autograd has carried the gradients to the weights."""
 
     def drop(self) -> None:
         """Let the weights go: layers quantize for themselves again."""
         self.penalty = None
         for state in {layer.weight_quantizer.bit_state for layer in self.layers.values()}:
-            state.held = {}
+            state.release()
 
     @torch.no_grad()
     def rates(self) -> dict[str, float]:
-        """The share of each layer's weights whose `low_bits` last bits are in use, of the layers that have some."""
+        """Return the share of each layer's weights whose `low_bits` last bits are in use, of the layers that have some."""
         return dict(zip(self.low_bits, self._call()[2].tolist(), strict=True)) if self.low_bits else {}
 
     def _call(self):

@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from ..._errors import first_line
 from ...quantize.bits import FLOAT
 from ...quantize.round_clamp import own_layer_bits, set_layer_bits
 from ...runs.folder import LAYERS
@@ -46,9 +47,8 @@ class Msq(Recipe):
             try:
                 hessian_traces(self.model, [(batch.images, batch.labels)], probes=2)
             except Exception as error:  # whatever a network raises that cannot be differentiated twice
-                reason = str(error).partition("\n")[0]
                 raise ValueError("train: hessian must be off for a network whose traces cannot be measured, got it on "
-                                 f"({reason})") from error
+                                 f"({first_line(error)})") from error
 
     def bank(self) -> LsbBank:
         """The bank, once the layers' sensitivities are known."""
