@@ -1,6 +1,5 @@
 """Other people's wrappers for many processes: DistributedDataParallel with its defaults, FSDP2."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -9,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from mbq_train import convert, initialise, scales, set_bits
+from mbq_train import convert, drop_idle_gradients, initialise, scales, set_bits
 from networks import one_thread  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = (8, 4, 2)
@@ -23,14 +23,18 @@ X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
 class Network(nn.Module):
     """Its BatchNorm is in eval mode, because each process would see its own part of the batch."""
 
-    def __init__(self, norm=nn.BatchNorm1d, seed=1):
+    def __init__(self, norm=nn.BatchNorm1d, seed=1, checkpoints=False):
         super().__init__()
+        self.checkpoints = checkpoints
         torch.manual_seed(seed)
         self.body = nn.Sequential(nn.Linear(6, 16), norm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
                                   nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
 
     def forward(self, x):
-        return self.body(x)
+        if not self.checkpoints:
+            return self.body(x)
+        x = checkpoint(self.body[1:4], self.body[0](x), use_reentrant=True)
+        return self.body[6:](checkpoint(self.body[4:6], x, use_reentrant=False))
 
     def train(self, mode=True):
         super().train(mode)
@@ -47,6 +51,7 @@ def train(model, x, steps=2):
             set_bits(model, bits)
             optimizer.zero_grad()
             model(x).float().square().mean().backward()
+            drop_idle_gradients(model, [bits])  # zeros, of compiled models
             optimizer.step()
 
 
@@ -67,19 +72,33 @@ def in_ddp(x, rank):
 
 
 def in_ddp_of_a_parent(x, rank):
-    class Parent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = convert(Network().train(), BITS, quantizer="double-rounding")
+    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    train(DistributedDataParallel(nn.Sequential(model)), x)
+    return model
 
-        def forward(self, x):
-            return self.model(x)
 
-    with pytest.raises(RuntimeError, match="find_unused_parameters=True"):
-        train(DistributedDataParallel(Parent()), x)
-    parent = Parent()
-    train(DistributedDataParallel(parent, find_unused_parameters=True), x)
-    return parent.model
+def in_ddp_that_finds_unused(x, rank):
+    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    train(DistributedDataParallel(model, find_unused_parameters=True), x)
+    return model
+
+
+def in_ddp_with_checkpoints(x, rank):
+    model = convert(Network(checkpoints=True).train(), BITS, quantizer="double-rounding")
+    train(DistributedDataParallel(model), x)
+    return model
+
+
+def in_compiled_ddp(x, rank):
+    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    train(torch.compile(DistributedDataParallel(model), backend="eager"), x)
+    return model
+
+
+def in_ddp_of_a_compiled(x, rank):
+    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    train(DistributedDataParallel(torch.compile(model, backend="eager")), x)
+    return model
 
 
 def in_fsdp(x, rank, dtype=torch.float32, **options):
@@ -102,8 +121,41 @@ def in_fsdp_of_mixed_precision(x, rank):
     return in_fsdp(x, rank, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
 
 
-WAYS = {function.__name__: function for function in (in_ddp, in_ddp_of_a_parent, in_fsdp, in_fsdp_of_bfloat16,
-                                                     in_fsdp_of_mixed_precision)}
+WAYS = {function.__name__: function for function in (
+    in_ddp, in_ddp_of_a_parent, in_ddp_that_finds_unused, in_ddp_with_checkpoints, in_compiled_ddp, in_ddp_of_a_compiled,
+    in_fsdp, in_fsdp_of_bfloat16, in_fsdp_of_mixed_precision)}
+
+
+def check_layers_of_one_process():
+    """Processes that use different layers, which is what find_unused_parameters is there for, and no_sync."""
+    class Either(Network):
+        def forward(self, x):
+            return self.body[6:](self.body[(3, 5)[dist.get_rank()]](self.body[:3](x)))
+
+    model = Either().train()
+    convert(model, BITS, example=X, keep_float=())
+    with torch.no_grad():
+        for layer in (model.body[3], model.body[5]):
+            for bits in BITS:
+                with set_bits(model, bits):
+                    layer(torch.rand(8, 16))
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped(X[dist.get_rank()::2]).square().mean().backward()
+    for layer, owner in ((model.body[3], 0), (model.body[5], 1)):
+        for parameter in (layer.bias, layer.weight_quantizer.scales["8"], layer.input_quantizer.scales["8"]):
+            local = [torch.empty_like(parameter.grad) for _ in range(2)]
+            dist.all_gather(local, parameter.grad)
+            assert torch.equal(*local) and parameter.grad.any(), owner
+    model.zero_grad()
+    model = convert(Network().train(), BITS, example=X)
+    wrapped, x = DistributedDataParallel(model), X[dist.get_rank()::2]
+    with wrapped.no_sync():
+        wrapped(x).square().mean().backward()
+    wrapped(x).square().mean().backward()
+    accumulated = model.body[3].weight_quantizer.scales["8"].grad.clone()
+    model.zero_grad()
+    wrapped(x).square().mean().backward()
+    torch.testing.assert_close(accumulated, 2 * model.body[3].weight_quantizer.scales["8"].grad)
 
 
 def values(model):
@@ -118,7 +170,8 @@ def run(folder):
     for name, way in WAYS.items():
         model = way(X.chunk(dist.get_world_size())[dist.get_rank()], dist.get_rank())
         torch.save(values(model), folder / f"{name}.{dist.get_rank()}.pt")
-    gc.collect()  # a wrapper that raised still holds its process group
+    if dist.get_world_size() == 2:
+        check_layers_of_one_process()
     dist.barrier()
     dist.destroy_process_group()
 

@@ -100,12 +100,18 @@ def average_gradients(model: nn.Module) -> None:
     Which parameters have a gradient depends on the bit-width alone, so it is the same in every process.
     DistributedDataParallel is not used: its hooks see neither a bit-width's idle scales nor a WeightBank's weights.
     """
-    if world_size() == 1:
-        return
-    for gradients in _buckets([p.grad for p in model.parameters() if p.grad is not None]):
-        flat = mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    if world_size() > 1:
+        average([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+
+
+@torch.no_grad()
+def average(tensors: list[torch.Tensor], group=None) -> None:
+    """Replace every tensor by its mean over the processes of `group` [default all], in few messages."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket]) / dist.get_world_size(group)
+        dist.all_reduce(flat, group=group)
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def _buckets(tensors):

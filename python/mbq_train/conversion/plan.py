@@ -12,7 +12,6 @@ from torch import nn
 from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
-from ..quantize.data_parallel import leave_to_us
 from .convertible import SUPPORTED, base_type, own_parameters, quant_types, weights
 
 _SHOWN = 3  # of what is left, in a message
@@ -98,7 +97,6 @@ class Conversion:
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
         replace_modules(self.model, new)
         close_fast_paths(self.model)
-        leave_to_us(self.model)
         return self.model
 
     def _warn(self) -> None:

@@ -4,11 +4,8 @@ import copy
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
-from .. import distributed
 from .bits import FLOAT, BitState
-from .data_parallel import averaged
 from .recomputation import runs_at
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # of BatchNorm1d, 2d, 3d, SyncBatchNorm and everybody's subclasses
@@ -43,11 +40,7 @@ class BitBatchNorm(nn.Module):
     def forward(self, *args, **kwargs):
         if not torch.compiler.is_compiling():
             runs_at(self.bit_state, "BitBatchNorm")
-        norm = self.by_bits[str(self.bit_state.bits)]
-        if distributed.world_size() == 1:
-            return norm(*args, **kwargs)
-        own = {name: averaged(parameter, sharded=True) for name, parameter in norm.named_parameters()}
-        return functional_call(norm, own, args, kwargs)
+        return self.by_bits[str(self.bit_state.bits)](*args, **kwargs)
 
     def __getattr__(self, name: str):
         try:

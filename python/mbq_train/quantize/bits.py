@@ -7,6 +7,7 @@ import threading
 import torch
 from torch import nn
 
+from .data_parallel import follow_wrappers
 from .recomputation import follow_recomputation
 
 FLOAT = 32  # the bit-width that stands for the unquantized path
@@ -30,6 +31,7 @@ class BitState:
         state = super().__new__(cls)  # copies and unpickled states too: they do not call __init__
         state.held, state.changed, state.thread = {}, False, threading.get_ident()
         follow_recomputation(state)
+        follow_wrappers()
         return state
 
     def __init__(self, trained):
@@ -79,12 +81,17 @@ class set_bits:
             if bits not in (FLOAT, *state.trained):
                 known = ", ".join(map(str, (FLOAT, *state.trained)))
                 raise ValueError(f"set_bits: bits must be one of {known}, got {bits}")
-        self._before = [(state, state.bits) for state in states]
-        for state in states:
-            state.select(bits)
+        self._states, self._bits = states, bits
+        self._select()
+
+    def _select(self) -> None:
+        self._before = [(state, state.bits) for state in self._states]
+        for state in self._states:
+            state.select(self._bits)
 
     def __enter__(self) -> None:
-        pass
+        if any(state.bits != self._bits for state in self._states):  # entered again, or later than it was called
+            self._select()
 
     def __exit__(self, *error) -> None:
         for state, bits in self._before:

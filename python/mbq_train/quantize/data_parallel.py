@@ -1,9 +1,11 @@
 """Gradients of parameters that only some bit-widths use, where DistributedDataParallel or FSDP2 trains the model.
 
-DistributedDataParallel waits for a gradient of every parameter, and FSDP2 shards no scalars. Both leave the parameters
-of scales, and of a BatchNorm per bit-width, to the functions here.
+DistributedDataParallel waits for a gradient of every parameter, and FSDP2 shards no scalars. The parameters of scales,
+and under DistributedDataParallel of a BatchNorm per bit-width, are therefore left out there and averaged here.
 """
 
+import functools
+import inspect
 import weakref
 
 import torch
@@ -13,7 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed
 
-_seen = weakref.WeakKeyDictionary()  # DistributedDataParallel: the ids of the parameters that it leaves to us
+
+def follow_wrappers() -> None:
+    """Have DistributedDataParallel leave the parameters that only some bit-widths use to `_Averages`.
+
+    Wraps its constructor, once a process. With find_unused_parameters=True it averages them itself.
+    """
+    if not hasattr(DistributedDataParallel.__init__, "_mbq_follows"):
+        DistributedDataParallel.__init__ = _with_averages(DistributedDataParallel.__init__)
+        DistributedDataParallel.__init__._mbq_follows = True
+
+
+def averaged(parameter: torch.Tensor) -> torch.Tensor:
+    """Return `parameter` of a quantizer, with a gradient that is averaged over all processes inside of FSDP2."""
+    if distributed.world_size() == 1 or not parameter.requires_grad or not _inside_fsdp():
+        return parameter
+    return _Averaged.apply(parameter)
 
 
 class _Averaged(torch.autograd.Function):
@@ -32,26 +49,56 @@ class _Averaged(torch.autograd.Function):
         return distributed.mean(grad)
 
 
-def leave_to_us(model: nn.Module) -> None:
-    """Tell DistributedDataParallel, should it wrap `model`, to leave alone what only some bit-widths use."""
-    own = dict(_of_bit_widths(model))
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(own))
+def _with_averages(init):
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def with_averages(self, module, *args, **kwargs):
+        given = signature.bind(self, module, *args, **kwargs).arguments
+        own = {} if given.get("find_unused_parameters") else dict(_of_bit_widths(module))
+        before = list(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+        if own:
+            module._ddp_params_and_buffers_to_ignore = [*before, *own]
+        init(self, module, *args, **kwargs)
+        if own:
+            module._ddp_params_and_buffers_to_ignore = before  # another wrapper may find unused parameters
+            _Averages(self, own.values())
+    return with_averages
 
 
-def averaged(parameter: torch.Tensor, *, sharded: bool = False) -> torch.Tensor:
-    """Return `parameter`, with a gradient that is averaged over processes where a wrapper leaves that to us.
+class _Averages:
+    """Average gradients that `wrapper` leaves alone over its processes, in one message at the end of a backward.
+
+    All processes must use the same parameters, as `wrapper` asks of the others. Construction gives all processes the
+    values of the first, as `wrapper` does with its own.
 
     Args:
-        parameter: of a quantizer, or of a BatchNorm per bit-width.
-        sharded: FSDP2 takes care of it.
-
-    Raises RuntimeError where DistributedDataParallel would wait for gradients that some bit-width does not have.
+        wrapper: a DistributedDataParallel; nothing is averaged once it is gone, nor within its no_sync().
+        tensors: parameters and buffers.
     """
-    if distributed.world_size() == 1 or not torch.is_grad_enabled() or not parameter.requires_grad:
-        return parameter
-    wrapper = DistributedDataParallel._active_ddp_module
-    left = id(parameter) in _left_by(wrapper) if wrapper is not None else not sharded and _inside_fsdp()
-    return _Averaged.apply(parameter) if left else parameter
+
+    def __init__(self, wrapper: DistributedDataParallel, tensors):
+        self.wrapper, self.group = weakref.ref(wrapper), wrapper.process_group
+        self.due, self.task = {}, None  # parameters with gradients to average, in their order; the backward that will
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), torch.distributed.get_global_rank(self.group, 0), self.group)
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(self._note)
+
+    def _note(self, parameter: torch.Tensor) -> None:
+        wrapper = self.wrapper()
+        if wrapper is None:
+            return
+        self.due[parameter] = None
+        task = torch._C._current_graph_task_id()  # of a backward within a backward its own
+        if wrapper.require_backward_grad_sync and self.task != task:
+            self.task = task
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)
+
+    def _average(self) -> None:
+        gradients = [parameter.grad for parameter in self.due if parameter.grad is not None]
+        self.due = {}
+        distributed.average(gradients, self.group)
 
 
 def _of_bit_widths(model: nn.Module):
@@ -61,22 +108,6 @@ def _of_bit_widths(model: nn.Module):
             yield from module.named_parameters(prefix)
             if hasattr(module, "scales"):
                 yield from module.named_buffers(prefix)
-
-
-def _left_by(wrapper: DistributedDataParallel) -> set[int]:
-    """Return the ids of the parameters that `wrapper` leaves to us; at the first call all processes get those of the
-    first, as the wrapper does with its own."""
-    if wrapper not in _seen:
-        own = dict(_of_bit_widths(wrapper.module))
-        left = {name: tensor for name, tensor in own.items() if name in wrapper.parameters_to_ignore}
-        if len(left) < len(own) and not wrapper.find_unused_parameters:
-            raise RuntimeError("convert: DistributedDataParallel must wrap the converted model itself, or be given "
-                               "find_unused_parameters=True, because a bit-width leaves the scales of the others "
-                               "without a gradient, got a model that holds the converted one and False")
-        for tensor in left.values():
-            torch.distributed.broadcast(tensor.detach(), 0, group=wrapper.process_group)
-        _seen[wrapper] = {id(tensor) for tensor in left.values()}
-    return _seen[wrapper]
 
 
 def _inside_fsdp() -> bool:

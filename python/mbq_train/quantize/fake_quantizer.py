@@ -250,10 +250,19 @@ def _look_again(quantizer, incompatible_keys) -> None:
     quantizer._look()  # now: compiled graphs do not
 
 
-def _add_units(quantizer, state_dict, prefix, *_) -> None:
-    """Complete, in the copy that load_state_dict makes, a checkpoint written before there were units and floors."""
+def _add_units(quantizer, state_dict, prefix, *others) -> None:
+    """Complete, in the copy that load_state_dict makes, a checkpoint written before there were units and floors.
+
+    Refuses scales without any buffer, because nothing tells what they count in.
+    """
     keys = [f"{prefix}scales.{b}" for b in quantizer.kept()]
-    if keys and f"{prefix}scale_units.rows" not in state_dict and all(key in state_dict for key in keys):
+    if not keys or f"{prefix}scale_units.rows" in state_dict or any(key not in state_dict for key in keys):
+        return
+    if f"{prefix}initialised" not in state_dict:
+        *_, errors = others
+        errors.append(f"{quantizer.layer_name}: a state with scales must hold their units, scale_units, got Parameters "
+                      "without buffers")
+    else:
         scales = torch.stack([state_dict[key] for key in keys])
         state_dict[f"{prefix}scale_units.rows"] = torch.ones_like(scales)
         state_dict[f"{prefix}scale_floors.rows"] = least_scale(scales)

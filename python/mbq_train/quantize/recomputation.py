@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import threading
 import weakref
 
@@ -34,8 +35,10 @@ def follow_recomputation(state) -> None:
     if not getattr(checkpoint, "_mbq_follows", False):
         checkpoint._mbq_follows = True
         checkpoint.CheckpointFunction.forward = staticmethod(_reentrant(checkpoint.CheckpointFunction.forward))
-        checkpoint._checkpoint_without_reentrant_generator = _without_reentrant(
-            checkpoint._checkpoint_without_reentrant_generator)
+        generator = _without_reentrant(checkpoint._checkpoint_without_reentrant_generator)
+        checkpoint._checkpoint_without_reentrant_generator = generator
+        if (composable := sys.modules.get("torch.distributed._composable.checkpoint_activation")) is not None:
+            composable._checkpoint_without_reentrant_generator = generator  # it took the name before
 
 
 def runs_at(state, layer_name: str) -> None:

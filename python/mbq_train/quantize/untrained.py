@@ -8,7 +8,6 @@ from torch import nn
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm, batch_norms
 from .bits import check_bit_widths, code_range, converted_states
-from .data_parallel import leave_to_us
 from .quantizers import quantizers
 
 
@@ -58,7 +57,6 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         for b in new:
             estimate_statistics(model, b, batches,
                                 [norm for module in norms for norm in batch_norms(module.by_bits[str(b)])])
-    leave_to_us(model)
     return model
 
 
