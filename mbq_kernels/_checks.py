@@ -25,7 +25,7 @@ def check_x(op: str, x, name: str = "x") -> None:
 
 
 def check_entries(op: str, name: str, values, count=None) -> list:
-    """`values`, one per tensor, as a list."""
+    """Return `values`, one per tensor, as a list."""
     if isinstance(values, torch.Tensor) or not hasattr(values, "__iter__"):
         raise TypeError(f"{op}: {name} must be a sequence with an entry per tensor, got {type(values).__name__}")
     values = list(values)
@@ -35,7 +35,7 @@ def check_entries(op: str, name: str, values, count=None) -> list:
 
 
 def check_like_first(op: str, t: int, x, first) -> None:
-    """xs[t], beside the first of xs."""
+    """Check xs[t], beside the first of xs."""
     check_x(op, x, f"xs[{t}]")
     if x.dtype != first.dtype:
         raise TypeError(f"{op}: xs[{t}] must have the dtype of xs[0], {first.dtype}, got {x.dtype}")
@@ -60,7 +60,7 @@ def check_bits(op: str, bits, lowest: int = 1, name: str = "bits") -> None:
 
 
 def check_lsbs(op: str, bits, k) -> None:
-    """k low bits of `bits`, with one or more above them."""
+    """Check that there are k low bits of `bits`, with one or more above them."""
     check_bits(op, bits)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"{op}: k must be an integer, got {k!r}")
@@ -91,7 +91,7 @@ def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
 
 
 def check_form(op: str, form) -> bool:
-    """Whether it is the sign-magnitude form."""
+    """Return whether it is the sign-magnitude form."""
     check_choice(op, "form", form, ("offset", "sign-magnitude"))
     return form == "sign-magnitude"
 
@@ -102,7 +102,7 @@ def check_factor(op: str, grad_factor) -> None:
 
 
 def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
-    """`axis` counted from the front, or None."""
+    """Return `axis` counted from the front, or None."""
     if axis is None:
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
@@ -114,7 +114,8 @@ def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
 
 
 def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
-    """`parameter` (a scale, offset, zero point) in the arithmetic's dtype, once its shape and device fit x, or `of`."""
+    """Return `parameter` (a scale, offset, zero point) in the arithmetic's dtype, once its shape and device fit x, or
+    `of`."""
     if (axis is not None and isinstance(parameter, torch.Tensor) and parameter.dtype == arithmetic_dtype(x)
             and parameter.shape == (x.shape[axis],) and parameter.device == x.device):
         return parameter  # plainly right: half the time of what follows
@@ -132,7 +133,8 @@ def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
 
 
 def check_limit(op: str, limit, x, axis, name: str = "limit"):
-    """(limit as a constant in the dtype of the arithmetic, the axis it needs); (None, None) where there is none"""
+    """Return (limit as a constant in the dtype of the arithmetic, the axis it needs); (None, None) where there is none
+    """
     axis = check_axis(op, x, axis)
     if limit is None:
         return None, None
@@ -141,7 +143,7 @@ def check_limit(op: str, limit, x, axis, name: str = "limit"):
 
 
 def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torch.Tensor]:
-    """One parameter per bit-width of (count,), (count, C) or a sequence, as check_parameter gives them."""
+    """Return one parameter per bit-width of (count,), (count, C) or a sequence, as check_parameter gives them."""
     if isinstance(parameters, torch.Tensor) and parameters.dim() == 0:
         raise ValueError(f"{op}: {name} must be ({count},), ({count}, C) or a sequence, got a 0-dim tensor")
     if not isinstance(parameters, (torch.Tensor, list, tuple, torch.nn.ParameterList)):
@@ -156,7 +158,7 @@ def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torc
 
 
 def check_stacked(op: str, name: str, parameters, x, axis, count: int) -> torch.Tensor:
-    """check_rows' parameters as (count, C) or (count, 1); a tensor needs no copy for that."""
+    """Return check_rows' parameters as (count, C) or (count, 1); a tensor needs no copy for that."""
     if isinstance(parameters, torch.Tensor) and parameters.dim() and len(parameters) == count:
         check_parameter(op, f"{name}[0]", parameters[0], x, axis)
         return to_arithmetic(parameters, x).reshape(count, -1).contiguous()
@@ -164,7 +166,7 @@ def check_stacked(op: str, name: str, parameters, x, axis, count: int) -> torch.
 
 
 def check_beside(op: str, name: str, parameter, scale, x, axis):
-    """A unit or floor of `scale`, which is checked, as a constant in the dtype of the arithmetic; None stays."""
+    """Return a unit or floor of `scale`, which is checked, as a constant in the dtype of the arithmetic; None stays."""
     if parameter is None:
         return None
     if not is_like(parameter, scale):
@@ -175,7 +177,7 @@ def check_beside(op: str, name: str, parameter, scale, x, axis):
 
 
 def check_stacked_beside(op: str, name: str, parameters, scales, x, axis):
-    """As check_beside, of `scales` as check_stacked gives them."""
+    """Do as check_beside, for `scales` as check_stacked gives them."""
     if parameters is None:
         return None
     if not is_like(parameters, scales):
@@ -185,7 +187,8 @@ def check_stacked_beside(op: str, name: str, parameters, scales, x, axis):
 
 
 def is_like(parameter, scale) -> bool:
-    """Whether `parameter` plainly goes with a checked `scale`: that takes a quarter of the time of the checks."""
+    """Return whether `parameter` plainly goes with a checked `scale`: that takes a quarter of the time of the checks.
+    """
     return (isinstance(parameter, torch.Tensor) and parameter.dtype == scale.dtype and parameter.shape == scale.shape
             and parameter.device == scale.device)
 
@@ -199,7 +202,7 @@ def arithmetic_dtype(x) -> torch.dtype:
 
 
 def to_arithmetic(parameter, x):
-    """`parameter` in the dtype of the arithmetic on x."""
+    """Return `parameter` in the dtype of the arithmetic on x."""
     return parameter.to(arithmetic_dtype(x))
 
 
@@ -210,7 +213,7 @@ def check_pair(op: str, names: tuple[str, str], first, second) -> None:
 
 
 def check_integers(op: str, name: str, tensor, dtype: torch.dtype) -> None:
-    """`tensor` holds codes, or what they are packed into."""
+    """Check that `tensor` holds codes, or what they are packed into."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype != dtype:
@@ -220,7 +223,7 @@ def check_integers(op: str, name: str, tensor, dtype: torch.dtype) -> None:
 
 
 def check_switch(op: str, names: tuple[str, str], from_bits, to_bits) -> None:
-    """1 bit has no code for 0, so that nothing can be switched to or from it."""
+    """Refuse 1 bit, which has no code for 0, so that nothing can be switched to or from it."""
     for name, bits in zip(names, (from_bits, to_bits), strict=True):
         check_bits(op, bits, 2, name)
     if to_bits > from_bits:
@@ -228,14 +231,14 @@ def check_switch(op: str, names: tuple[str, str], from_bits, to_bits) -> None:
 
 
 def check_rounding(op: str, rounding) -> bool:
-    """Whether it is half to even."""
+    """Return whether it is half to even."""
     if rounding not in ("half_even", "half_up"):
         raise ValueError(f"{op}: rounding must be 'half_even' or 'half_up', got {rounding!r}")
     return rounding == "half_even"
 
 
 def check_shape(op: str, shape) -> list[int]:
-    """The shape of codes, with a last axis."""
+    """Return the shape of codes, with a last axis."""
     if not isinstance(shape, (list, tuple)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
         raise TypeError(f"{op}: shape must be a sequence of integers, got {shape!r}")
     if not shape or any(n < 0 for n in shape):
@@ -244,7 +247,7 @@ def check_shape(op: str, shape) -> list[int]:
 
 
 def check_logits(op: str, logits, targets, ignore_index) -> None:
-    """Rows of logits along the last axis, and the class of each."""
+    """Check rows of logits along the last axis, and the class of each."""
     check_x(op, logits, "logits")
     if not isinstance(targets, torch.Tensor):
         raise TypeError(f"{op}: targets must be a tensor, got {type(targets).__name__}")
@@ -262,7 +265,7 @@ def check_logits(op: str, logits, targets, ignore_index) -> None:
 
 
 def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> None:
-    """`second` is on first's device, and float64 exactly when it is."""
+    """Check that `second` is on first's device, and float64 exactly when it is."""
     if second.device != first.device:
         raise ValueError(f"{op}: {names[1]} must be on {names[0]}'s device {first.device}, got {second.device}")
     if (first.dtype == torch.float64) != (second.dtype == torch.float64):
@@ -271,7 +274,7 @@ def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> Non
 
 
 def check_samples(op: str, activations, grad_outputs, bias) -> None:
-    """Activations and gradients of a batch of samples that go together, whatever their shapes."""
+    """Check that activations and gradients of a batch of samples go together, whatever their shapes."""
     check_x(op, activations, "activations")
     check_x(op, grad_outputs, "grad_outputs")
     check_flag(op, "bias", bias)
@@ -279,7 +282,7 @@ def check_samples(op: str, activations, grad_outputs, bias) -> None:
 
 
 def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
-    """The factor in the arithmetic's dtype, once its shape and device fit; None stays."""
+    """Return the factor in the arithmetic's dtype, once its shape and device fit; None stays."""
     if weight_factor is None:
         return None
     check_float(op, "weight_factor", weight_factor)
@@ -292,7 +295,7 @@ def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
 
 
 def check_normalized(op: str, normalized, grad_outputs, weight, bias) -> None:
-    """What the norms of a normalization layer's gradients are computed from."""
+    """Check what the norms of a normalization layer's gradients are computed from."""
     check_x(op, normalized, "normalized")
     check_x(op, grad_outputs, "grad_outputs")
     check_pair(op, ("normalized", "grad_outputs"), normalized, grad_outputs)

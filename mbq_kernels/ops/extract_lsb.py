@@ -17,7 +17,7 @@ _forward = define(NAME, "extract_lsb_forward",
 
 
 def extract_lsb(x, *, bits, k=1, limit=None, axis=None, form="offset"):
-    """The signed residual between the codes of round_clamp at `bits` and at `bits` - k bits.
+    """Return the signed residual between the codes of round_clamp at `bits` and at `bits` - k bits.
 
     B = c_bits(u) - 2^k c_(bits-k)(u), u and c as in round_clamp: in [-2^(k-1), 2^(k-1)], up to 2^k - 1 in the top bin,
     where the coarser code is clamped. Where B = 0 all over a layer, it needs k bits less. In the sign-magnitude form

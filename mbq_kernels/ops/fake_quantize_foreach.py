@@ -29,7 +29,7 @@ _backward = define(NAME, "fake_quantize_foreach_backward",
 
 
 def _split(tensors, count, levels, given):
-    """(xs, scales, offsets, units, floors) of a flat list; `given`: which of the last three are in it."""
+    """Return (xs, scales, offsets, units, floors) of a flat list; `given`: which of the last three are in it."""
     parts, first = [tensors[:count]], count
     for there in (True, *given):
         last = first + (count * levels if there else 0)
@@ -39,7 +39,8 @@ def _split(tensors, count, levels, given):
 
 
 def _gradients(tensors, given, bits, signed, axes, grad_factor):
-    """Gradients of all xs, scales and offsets, flat as they are in `tensors`, before which come the upstream ones."""
+    """Return gradients of all xs, scales and offsets, flat as they are in `tensors`, before which come the upstream
+    ones."""
     outputs = len(axes) * len(bits)
     return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits), given),
                                         bits, signed, axes, grad_factor) for grad in grads]
@@ -138,7 +139,7 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
 
 
 def _beside(scales, name, parameters, xs, axes, count):
-    """Parameters that go with the scales, in one flat list."""
+    """Return parameters that go with the scales, in one flat list."""
     parameters = _parameters(name, parameters, xs, axes, count)
     for t, (rows, others) in enumerate(zip(scales, parameters, strict=True)):
         if rows[0].numel() != others[0].numel():
@@ -155,7 +156,8 @@ def _parameters(name, parameters, xs, axes, count):
 
 
 def _ready(rows, x, axis, count) -> bool:
-    """Whether `rows` plainly are what check_rows would give: that takes 2 us a parameter, a third of the call."""
+    """Return whether `rows` plainly are what check_rows would give: that takes 2 us a parameter, a third of the call.
+    """
     if not isinstance(rows, (list, tuple)) or len(rows) != count:
         return False
     dtype, device, shape = check.arithmetic_dtype(x), x.device, (1,) if axis is None else (x.shape[axis],)

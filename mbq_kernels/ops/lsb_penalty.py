@@ -53,7 +53,7 @@ class LsbPenalty(torch.autograd.Function):
 
 
 def lsb_penalty(x, *, bits, k=1, limit=None, axis=None, form="offset", unit_gradient=False):
-    """The sum of |B| over x and the share of elements whose B is not 0, from one read; B = extract_lsb(x, ...).
+    """Return the sum of |B| over x and the share of elements whose B is not 0, from one read; B = extract_lsb(x, ...).
 
     Args:
         x, limit, axis, form: as in round_clamp. An all-zero layer, which has limit 0, has penalty, rate and gradient 0.

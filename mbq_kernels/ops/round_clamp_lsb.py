@@ -53,7 +53,7 @@ class RoundClampLsb(torch.autograd.Function):
 
 
 def round_clamp_lsb(x, *, bits, k=1, limit=None, axis=None, form="offset", unit_gradient=False):
-    """round_clamp and lsb_penalty of x from one read, with one backward that adds their gradients.
+    """Return round_clamp and lsb_penalty of x from one read, with one backward that adds their gradients.
 
     Args:
         x, limit, axis, form: as in round_clamp.

@@ -28,7 +28,7 @@ _backward = define(NAME, "round_clamp_lsb_foreach_backward",
 
 
 def _gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, tensors):
-    """Gradients of all xs; `tensors` are the upstream ones, xs and limits."""
+    """Return gradients of all xs; `tensors` are the upstream ones, xs and limits."""
     count = len(bits)
     return _backward(tensors[:count], grad_penalties, tensors[count:2 * count], tensors[2 * count:], bits, k, axes,
                      sign_magnitude, unit_gradient)
@@ -67,7 +67,7 @@ class RoundClampLsbForeach(torch.autograd.Function):
 
 
 def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, form="offset", unit_gradient=False):
-    """round_clamp_lsb of T tensors, each with its own bits and k, in one call: one launch forward, one backward.
+    """Return round_clamp_lsb of T tensors, each with its own bits and k, in one call: one launch forward, one backward.
 
     values[t], penalties[t], rates[t] = round_clamp_lsb(xs[t], bits=bits[t], k=k[t], limit=limits[t], ...), the same
     bits. For the weights of a network, where a call per layer takes longer than its arithmetic. On CPU threads share
@@ -130,7 +130,7 @@ def _limit(t, limit, limits, x, axis):
 
 
 def _each(name, given, count) -> list:
-    """`given` for every tensor."""
+    """Return `given` for every tensor."""
     if isinstance(given, (int, torch.SymInt)):
         return [given] * count
     if not hasattr(given, "__iter__"):

@@ -103,7 +103,7 @@ def _check_store(store, in_features, high_bits, bits, half_up) -> None:
 
 
 def _check_vector(name, vector, x, counts) -> torch.Tensor:
-    """A scale or bias in float32, once its size and device fit."""
+    """Return a scale or bias in float32, once its size and device fit."""
     check.check_float(NAME, name, vector)
     if vector.device != x.device:
         raise ValueError(f"{NAME}: {name} must be on x's device {x.device}, got {vector.device}")

@@ -8,12 +8,12 @@ from .quant_math import effective_scale
 
 
 def widen(x):
-    """x in the dtype of the arithmetic: float64 stays, everything else becomes float32."""
+    """Return x in the dtype of the arithmetic: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def per_channel(parameter, x, axis: int | None):
-    """A scale or offset in a shape that broadcasts against x."""
+    """Return a scale or offset in a shape that broadcasts against x."""
     if axis is None:
         return parameter.reshape(())
     shape = [1] * x.dim()
@@ -22,8 +22,8 @@ def per_channel(parameter, x, axis: int | None):
 
 
 def channel_sum(terms, parameter, axis: int | None, factor: float, unit=None):
-    """factor * the sum of `terms` over everything but the channel, over the parameter's unit where it has one, in
-    float64; shaped and typed as `parameter`."""
+    """Return factor * the sum of `terms` over everything but the channel, over the parameter's unit where it has one,
+    in float64; shaped and typed as `parameter`."""
     other = [d for d in range(terms.dim()) if d != axis]
     total = terms.double().sum(dim=other) if other else terms.double()
     total = (total * factor).reshape(parameter.shape)
@@ -31,17 +31,18 @@ def channel_sum(terms, parameter, axis: int | None, factor: float, unit=None):
 
 
 def per_unit(gradient, unit):
-    """Gradients in float64 of scales that are computed with, as those of scales in units, where there are units."""
+    """Return gradients in float64 of scales that are computed with, as those of scales in units, where there are units.
+    """
     return gradient if unit is None else gradient / unit.reshape(gradient.shape).double()
 
 
 def channel_size(x, axis: int | None) -> int:
-    """How many elements of x share one scale."""
+    """Return how many elements of x share one scale."""
     return x.numel() if axis is None or x.numel() == 0 else x.numel() // x.shape[axis]
 
 
 def effective(scale, unit, floor):
-    """The scale that is computed with, in scale's shape; there may be no unit and no floor."""
+    """Return the scale that is computed with, in scale's shape; there may be no unit and no floor."""
     if unit is None and floor is None:
         return scale
     return effective_scale(scale, 1.0 if unit is None else unit.reshape(scale.shape),
@@ -49,8 +50,8 @@ def effective(scale, unit, floor):
 
 
 def check_scale(op: str, scale, unit=None, floor=None, where: str = ""):
-    """effective(scale, unit, floor), once the values are looked at: on the CPU alone, because elsewhere that would stop
-    the host until the device answers."""
+    """Return effective(scale, unit, floor), once the values are looked at: on the CPU alone, because elsewhere that
+    would stop the host until the device answers."""
     size = effective(scale, unit, floor)
     if scale.device.type != "cpu":
         return size

@@ -12,17 +12,17 @@ def form(limit, sign_magnitude) -> tuple[float, float, float, float]:
 
 
 def slope_factor(limit, bits, sign_magnitude, unit_gradient) -> float:
-    """What lsb_slope multiplies by: du/d|x| is half / limit"""
+    """Return what lsb_slope multiplies by: du/d|x| is half / limit"""
     return form(limit, sign_magnitude)[0] * (1.0 if unit_gradient else 2.0**bits)
 
 
 def limit_of(x, limit, axis):
-    """limit so that it broadcasts against x; 1 where there is none"""
+    """Return limit so that it broadcasts against x; 1 where there is none"""
     return widen(x).new_ones(()) if limit is None else per_channel(limit, x, axis)
 
 
 def position(op: str, x, limit, axis, sign_magnitude, where: str = ""):
-    """u in [0, 1], x and limit looked at on the CPU alone: elsewhere that would stop the host"""
+    """Return u in [0, 1], x and limit looked at on the CPU alone: elsewhere that would stop the host"""
     u = qm.unit_position(widen(x), limit_of(x, limit, axis), form(limit, sign_magnitude))
     if x.device.type == "cpu":
         _check_limit(op, limit, where)
@@ -42,7 +42,7 @@ def _check_limit(op, limit, where):
 
 
 def value(x, u, limit, bits, axis, sign_magnitude):
-    """What the code of u stands for, in x's memory order and dtype"""
+    """Return what the code of u stands for, in x's memory order and dtype"""
     steps, form_ = 2.0**bits, form(limit, sign_magnitude)
     code = qm.round_clamp_signed(qm.round_clamp_code(u, steps), x, steps, form_)
     return torch.empty_like(x).copy_(code * qm.round_clamp_scale(limit_of(x, limit, axis), steps, form_))
@@ -53,7 +53,7 @@ def residual(u, bits, k):
 
 
 def counts(x, u, bits, k):
-    """(sum of |B|, share of B that is not 0) in the dtype of the arithmetic; both come from exact integers"""
+    """Return (sum of |B|, share of B that is not 0) in the dtype of the arithmetic; both come from exact integers"""
     lsbs = residual(u, bits, k)
     penalty, nonzero = lsbs.abs().long().sum(), (lsbs != 0).sum()
     dtype = widen(x).dtype
@@ -61,7 +61,7 @@ def counts(x, u, bits, k):
 
 
 def gradient(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
-    """grad + grad_penalty * 2^bits (or 1) * sign(B) * du/dx, in x's memory order and dtype"""
+    """Return grad + grad_penalty * 2^bits (or 1) * sign(B) * du/dx, in x's memory order and dtype"""
     limit_, form_ = limit_of(x, limit, axis), form(limit, sign_magnitude)
     u = qm.within_unit(qm.unit_position(widen(x), limit_, form_))
     slope = qm.lsb_slope(grad_penalty, limit_, slope_factor(limit, bits, sign_magnitude, unit_gradient))

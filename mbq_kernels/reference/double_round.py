@@ -7,7 +7,7 @@ from ._channels import channel_size, channel_sum, check_scale, per_channel, per_
 
 
 def _codes(x, scale, high_bits, b, half_up):
-    """(v at b bits, its code, 2^D)"""
+    """Return (v at b bits, its code, 2^D)"""
     ratio = 2.0 ** (high_bits - b)
     v = qm.scaled(x, scale, 0)
     code = qm.second_encode(qm.encode(v, *qm.bounds(high_bits, True)), ratio, half_up, *qm.bounds(b, True))

@@ -15,19 +15,20 @@ def stacked(parameters, count, levels):
 
 
 def _each(xs, parameters, levels, axes):
-    """(x, its scales, offsets, units and floors, its axis) for every x"""
+    """Return (x, its scales, offsets, units and floors, its axis) for every x"""
     return zip(xs, zip(*(stacked(rows, len(xs), levels) for rows in parameters), strict=True),
                [None if axis < 0 else axis for axis in axes], strict=True)
 
 
 def forward_each(multi, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, out_dtype):
-    """`multi`, a fake_quantize_multi_forward, of every tensor: one flat list."""
+    """Return `multi`, a fake_quantize_multi_forward, of every tensor: one flat list."""
     return [out for x, rows, axis in _each(xs, (scales, offsets, scale_units, scale_floors), len(bits), axes)
             for out in multi(x, *rows, bits, signed, axis, out_dtype)]
 
 
 def backward_each(multi, grads, xs, scales, offsets, scale_units, scale_floors, bits, signed, axes, grad_factor):
-    """`multi`, a fake_quantize_multi_backward, of every tensor: flat lists of gradients of xs, scales and offsets."""
+    """Return `multi`, a fake_quantize_multi_backward, of every tensor: flat lists of gradients of xs, scales and
+    offsets."""
     grad_xs, grad_scales, grad_offsets = [], [], []
     for t, (x, rows, axis) in enumerate(_each(xs, (scales, offsets, scale_units, scale_floors), len(bits), axes)):
         grad_x, grad_scale, grad_offset = multi(grads[t * len(bits):(t + 1) * len(bits)], x, *rows, bits, signed, axis,

@@ -7,7 +7,7 @@ from .fake_quantize import fake_quantize_backward, fake_quantize_forward
 
 
 def levels_of(bits, *parameters):
-    """(its row of each of the parameters, None where there is none, and bits) for every bit-width"""
+    """Return (its row of each of the parameters, None where there is none, and bits) for every bit-width"""
     return zip(*([None] * len(bits) if rows is None else rows for rows in parameters), bits, strict=True)
 
 

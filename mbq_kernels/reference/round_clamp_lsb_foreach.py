@@ -7,7 +7,7 @@ from ._lsb import counts, gradient, position, value
 
 
 def rows(xs, limits, bits, k, axes, sign_magnitude):
-    """(x, limit, bits, k, axis, sign_magnitude) of every tensor"""
+    """Return (x, limit, bits, k, axis, sign_magnitude) of every tensor"""
     limits = limits or [None] * len(xs)
     axes = [None if axis < 0 else axis for axis in axes]
     return zip(xs, limits, bits, k, axes, [sign_magnitude] * len(axes), strict=True)

@@ -63,7 +63,7 @@ def _numbers(limit, bits, k, sign_magnitude) -> dict:
 
 
 def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=False, counts=False):
-    """(value, residual, penalty, rate), None where not asked for"""
+    """Return (value, residual, penalty, rate), None where not asked for"""
     _check_dtype(x)
     x = dense(x)
     tiling = Tiling(x, axis, torch.int8 if residual else None)
@@ -81,7 +81,7 @@ def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=Fa
 
 
 def backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
-    """The gradient of the penalty, added to `grad` where there is one"""
+    """Return the gradient of the penalty, added to `grad` where there is one"""
     _check_dtype(x)
     x = dense(x)
     grad_x = torch.empty_like(x)

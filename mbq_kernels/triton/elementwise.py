@@ -133,12 +133,12 @@ class Tiling:
 
 
 def _memory_order(x) -> list[int]:
-    """Dimensions from the slowest to the fastest; those of size 0 and 1 have no place and come first."""
+    """Return dimensions from the slowest to the fastest; those of size 0 and 1 have no place and come first."""
     return sorted(range(x.dim()), key=lambda d: (x.shape[d] >= 2, -x.stride(d) if x.shape[d] >= 2 else 0))
 
 
 def _layout(x, axis) -> tuple[int, int, int]:
-    """(outer, channels, inner) of a dense x"""
+    """Return (outer, channels, inner) of a dense x"""
     channels = 1 if axis is None else x.shape[axis]
     if channels < 2:
         return 1, channels, x.numel()
@@ -148,7 +148,7 @@ def _layout(x, axis) -> tuple[int, int, int]:
 
 
 def dense(x):
-    """x, or a copy whose elements fill one block of memory, with the strides of torch.empty_like."""
+    """Return x, or a copy whose elements fill one block of memory, with the strides of torch.empty_like."""
     expected = 1
     for d in reversed(_memory_order(x)):
         if x.shape[d] >= 2 and x.stride(d) != expected:
@@ -168,7 +168,7 @@ def _check_dtype(x):
 
 
 def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, units=None, floors=None):
-    """One result per entry of `levels`, in x's memory order.
+    """Return one result per entry of `levels`, in x's memory order.
 
     scales, their units and floors, and shifts: K rows of C, in any shape, of all but shifts also one row for all K;
     levels: what `value` takes, K tuples of as many floats.
@@ -187,7 +187,7 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, units=None
 
 
 def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad_scales=None, units=None, floors=None):
-    """(grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements.
+    """Return (grad_x, grad_scales, grad_shifts): the last two in the shapes of scales and shifts, or no elements.
 
     units, floors: like scales. grad_scales: like scales - what the upstream gradients are multiplied by first.
     """
@@ -214,7 +214,7 @@ def _contiguous(parameter):
 
 
 def _one_scale(scales, tiling) -> bool:
-    """Whether all levels share one row of scales."""
+    """Return whether all levels share one row of scales."""
     return scales.numel() == tiling.channels
 
 

@@ -38,7 +38,7 @@ def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, unit_ptr, floor_ptr, pivo
 
 
 def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bool, units=None, floors=None):
-    """Moments of the codes of every level, (K, C), and, if asked for, of x itself, (C,), from one read of x."""
+    """Return moments of the codes of every level, (K, C), and, if asked for, of x itself, (C,), from one read of x."""
     x = dense(x)
     tiling, count = Tiling(x, axis), len(levels) + with_values
     before, after = tiling.sums

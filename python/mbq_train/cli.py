@@ -254,7 +254,7 @@ def _print_dry_run(plan: DryRun, options: Options) -> None:
 
 
 def main() -> None:
-    """The command, which finds modules beside it: `--model my_networks:factory`."""
+    """Run the command, which finds modules beside it: `--model my_networks:factory`."""
     sys.path.insert(0, os.getcwd())
     app()
 

@@ -12,23 +12,24 @@ _BUCKET = 32 * 2**20  # bytes averaged in one message
 
 
 def world_size() -> int:
-    """How many processes train together, 1 without a process group."""
+    """Return how many processes train together, 1 without a process group."""
     return dist.get_world_size() if _AVAILABLE and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """Return this process's number among them, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is torchrun's first process, or the only one; with or without a process group."""
+    """Return whether this is torchrun's first process, or the only one; with or without a process group."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager
 def process_group(device: str):
-    """The process group that torchrun's environment describes, inside the block; none where it describes one process.
+    """Yield the process group that torchrun's environment describes, inside the block; none where it describes one
+    process.
 
     Yields the name of this process's device: with several, 'cuda' becomes that of its LOCAL_RANK.
     """
@@ -46,22 +47,22 @@ def process_group(device: str):
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes."""
+    """Return the mean of a tensor over all processes."""
     return value if world_size() == 1 else _reduced(value / world_size(), dist.ReduceOp.SUM)
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes."""
+    """Return the sum of a tensor over all processes."""
     return value if world_size() == 1 else _reduced(value, dist.ReduceOp.SUM)
 
 
 def minimum(value: torch.Tensor) -> torch.Tensor:
-    """The smallest of a tensor's values over all processes."""
+    """Return the smallest of a tensor's values over all processes."""
     return value if world_size() == 1 else _reduced(value, dist.ReduceOp.MIN)
 
 
 def largest(values: list[int], device) -> list[int]:
-    """The largest of each value over all processes."""
+    """Return the largest of each value over all processes."""
     return values if world_size() == 1 else (-minimum(-torch.tensor(values, device=device))).tolist()
 
 
@@ -115,7 +116,7 @@ def average(tensors: list[torch.Tensor], group=None) -> None:
 
 
 def _buckets(tensors):
-    """`tensors` in their order, cut where the dtype changes or a bucket is full."""
+    """Yield `tensors` in their order, cut where the dtype changes or a bucket is full."""
     bucket, size = [], 0
     for tensor in tensors:
         if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.nbytes > _BUCKET):

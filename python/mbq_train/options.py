@@ -23,7 +23,7 @@ FORMS = ("offset", "sign-magnitude")
 
 
 def _option(default, help, **limits):
-    """limits: choices, low, high, above, below; recipe: the only one it belongs to."""
+    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to."""
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -183,16 +183,18 @@ class Options:
 
     @classmethod
     def for_recipe(cls, recipe: str, **given):
-        """The options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no option."""
+        """Return the options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no
+        option."""
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
-        """A JSON object from which `from_json` makes the same options."""
+        """Return a JSON object from which `from_json` makes the same options."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict):
-        """The options in a JSON object. Raises ValueError for one that is missing, unknown or of another type."""
+        """Return the options in a JSON object. Raises ValueError for one that is missing, unknown or of another type.
+        """
         known = {option.name: option for option in fields(cls)}
         for kind, names in (("lack", known.keys() - values.keys()), ("have unknown", values.keys() - known.keys())):
             if names:
@@ -201,7 +203,8 @@ class Options:
 
 
 def _typed(option, value):
-    """`value` in the option's type where that loses nothing: an int as a float, a list as a tuple, a path as text."""
+    """Return `value` in the option's type where that loses nothing: an int as a float, a list as a tuple, a path as
+    text."""
     kind = type(option.default)
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(value)

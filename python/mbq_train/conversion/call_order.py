@@ -54,8 +54,8 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
 
 
 def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[str]:
-    """Return the names of those `layers` that one forward of `model` calls, in the order of their first call; arguments and
-    errors as for `calls_of`."""
+    """Return the names of those `layers` that one forward of `model` calls, in the order of their first call; arguments
+    and errors as for `calls_of`."""
     return _watch(model, layers, example, {}, None).order
 
 

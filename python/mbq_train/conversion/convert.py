@@ -123,7 +123,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, example=None, rules=(),
 
 
 def _activations(bits: int | None) -> dict:
-    """The options of `from_float` that give all activations one bit-width."""
+    """Return the options of `from_float` that give all activations one bit-width."""
     if bits is None:
         return {}
     check_bit_widths("convert", (bits,), float_path=True)
@@ -131,7 +131,7 @@ def _activations(bits: int | None) -> dict:
 
 
 def _modules(model) -> dict[str, nn.Module]:
-    """Every module of `model` by its first name, without the parts of layers."""
+    """Return every module of `model` by its first name, without the parts of layers."""
     hidden = {part for module in model.modules() for part in parts(module)}
     return {name: module for name, module in model.named_modules() if module not in hidden}
 
@@ -146,14 +146,15 @@ def _owners(modules) -> dict[int, list[str]]:
 
 
 def _tie(module, owners) -> str | None:
-    """Why a module stays in float whose Parameters would be untied from another module's; None when it need not."""
+    """Return why a module stays in float whose Parameters would be untied from another module's; None when it need not.
+    """
     if any(len(owners[id(parameter)]) > 1 for parameter in copied_by_conversion(module)):
         return "it shares a Parameter that would have to be copied"
     return None
 
 
 def _first_decisions(model, layers, obstacles, example, options: dict, keep_float) -> tuple[dict[str, Decision], str]:
-    """What is done with `layers` before the rules, and how the first and the last of them were found."""
+    """Return what is done with `layers` before the rules, and how the first and the last of them were found."""
     bases = {name: base_type(layer) for name, layer in layers.items()
              if type(layer) not in quant_types() and name not in obstacles}
     if example is None:
@@ -170,7 +171,7 @@ def _first_decisions(model, layers, obstacles, example, options: dict, keep_floa
 
 
 def _of_layer(name: str, layer, why: str | None, calls: ExampleCalls, options: dict, untried: bool) -> Decision:
-    """Of a layer of a supported type or a subclass; why: what hinders its conversion."""
+    """Return what is done with a layer of a supported type or a subclass; why: what hinders its conversion."""
     base = base_type(layer)
     if type(layer) is not base and why is None:
         what = f"subclass of {base.__name__}"
@@ -191,7 +192,8 @@ def _of_layer(name: str, layer, why: str | None, calls: ExampleCalls, options: d
 
 
 def _of_norm(norm, why: str | None, per_bit: bool) -> Decision:
-    """Of a BatchNorm, or of another norm with running statistics; why: what hinders its conversion."""
+    """Return what is done with a BatchNorm, or another norm with running statistics; why: what hinders its conversion.
+    """
     if not isinstance(norm, BATCH_NORMS):
         return Decision("float", "normalisation with running statistics, but no BatchNorm", left=per_bit)
     if why is not None:

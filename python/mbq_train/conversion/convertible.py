@@ -23,29 +23,31 @@ _WRAPPERS = {"OptimizedModule": "torch.compile", "DistributedDataParallel": "wra
 
 
 def quant_types() -> dict[type, type]:
-    """The supported types, and what each becomes; transformers' Conv1D among them once somebody has imported it."""
+    """Return the supported types, and what each becomes; transformers' Conv1D among them once somebody has imported it.
+    """
     transposed = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return _QUANT_TYPES | ({} if transposed is None else {transposed: QuantTransposedLinear})
 
 
 def base_type(module: nn.Module) -> type | None:
-    """The supported type that `module` is, or is a subclass of."""
+    """Return the supported type that `module` is, or is a subclass of."""
     return next((base for base in quant_types() if isinstance(module, base)), None)
 
 
 def overrides_computation(module: nn.Module, base: type) -> bool:
-    """Whether the class of `module`, a subclass of `base`, says how it computes or where its weight comes from."""
+    """Return whether the class of `module`, a subclass of `base`, says how it computes or where its weight comes from.
+    """
     return any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _COMPUTING)
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether `module` holds running statistics and is no BatchNorm."""
+    """Return whether `module` holds running statistics and is no BatchNorm."""
     return not isinstance(module, BATCH_NORMS) and any(name.startswith("running_") and value is not None
                                                        for name, value in module.named_buffers(recurse=False))
 
 
 def parts(module: nn.Module) -> list[nn.Module]:
-    """Modules that belong to a layer and are not layers of their own."""
+    """Return modules that belong to a layer and are not layers of their own."""
     inner = [module.out_proj] if isinstance(module, nn.MultiheadAttention) else []
     inner += [part for part in module.modules() if part is not module] if isinstance(module, BATCH_NORMS) else []
     inner += module.parametrizations.modules() if parametrize.is_parametrized(module) else []
@@ -54,12 +56,12 @@ def parts(module: nn.Module) -> list[nn.Module]:
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The Parameters of a layer and its parts, or those that another module holds directly."""
+    """Return the Parameters of a layer and its parts, or those that another module holds directly."""
     return [parameter for part in (module, *parts(module)) for parameter in part.parameters(recurse=False)]
 
 
 def weights(module: nn.Module) -> list[nn.Parameter]:
-    """The Parameters of a layer that its quantized form quantizes."""
+    """Return the Parameters of a layer that its quantized form quantizes."""
     own = [getattr(module, "weight", None)]
     if isinstance(module, nn.MultiheadAttention):
         own = [module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight,
@@ -68,7 +70,7 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Why a layer of a supported type, or a BatchNorm, cannot be converted as it stands; None when it can."""
+    """Return why a layer of a supported type, or a BatchNorm, cannot be converted as it stands; None when it can."""
     for part in (module, *parts(module)):
         if parametrize.is_parametrized(part):
             return f"{', '.join(part.parametrizations)} is parametrized: remove_parametrizations first"
@@ -93,14 +95,14 @@ def obstacle(module: nn.Module) -> str | None:
 
 
 def copied_by_conversion(module: nn.Module) -> list[nn.Parameter]:
-    """The Parameters that conversion copies: where they are shared with another module, it would untie them."""
+    """Return the Parameters that conversion copies: where they are shared with another module, it would untie them."""
     if isinstance(module, nn.MultiheadAttention):
         return [parameter for parameter in (module.in_proj_weight, module.in_proj_bias) if parameter is not None]
     return list(module.parameters()) if isinstance(module, BATCH_NORMS) else []
 
 
 def why_unsupported(module: nn.Module) -> str:
-    """Why a module that holds Parameters, and is no layer to quantize, stays in float."""
+    """Return why a module that holds Parameters, and is no layer to quantize, stays in float."""
     names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
     if isinstance(module, BATCH_NORMS):
         return "a BatchNorm, which a rule can keep 'float' only"

@@ -52,17 +52,17 @@ class Conversion:
 
     @property
     def parameters(self) -> int:
-        """Elements of the float model's Parameters; shared ones count once."""
+        """Return the number of elements of the float model's Parameters; shared ones count once."""
         return _count(parameter for entry in self.entries for parameter in own_parameters(entry.module))
 
     @property
     def quantized_parameters(self) -> int:
-        """Elements of the weights to quantize; shared ones count once."""
+        """Return the number of elements of the weights to quantize; shared ones count once."""
         return _count(weight for entry in self.entries if entry.action == "quantize"
                       for weight in weights(entry.module))
 
     def table(self) -> Table:
-        """The entries and totals, for rich."""
+        """Return the entries and totals, for rich."""
         share = self.quantized_parameters / max(self.parameters, 1)
         table = Table(*_COLUMNS, title=f"Conversion to {', '.join(map(str, self.bits))} bits",
                       caption=f"{self.quantized_parameters:,} of {self.parameters:,} parameters quantized "
@@ -100,7 +100,7 @@ class Conversion:
         return self.model
 
     def _warn(self) -> None:
-        """One warning that counts and names what is left without anybody's word."""
+        """Give one warning that counts and names what is left without anybody's word."""
         left = [entry for entry in self.entries if entry.left]
         layers = [entry for entry in left if base_type(entry.module)]
         norms = [entry for entry in left if entry not in layers]
@@ -130,14 +130,14 @@ def _converted(entry: Entry, state: BitState) -> nn.Module:
 
 
 def _named(entries) -> str:
-    """The first entries and why they are left."""
+    """Return the first entries and why they are left."""
     shown = ", ".join(f"{entry.name} ({entry.type}: {entry.why.removeprefix('not converted: ')})"
                       for entry in entries[:_SHOWN])
     return f"{shown} and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else shown
 
 
 def _reasons(entries) -> str:
-    """Why the first three modules are not quantized."""
+    """Return why the first three modules are not quantized."""
     shown = "; ".join(f"{entry.name or 'model'} ({entry.type}): {entry.why}" for entry in entries[:3])
     return f"with {shown}{'; ...' if len(entries) > 3 else ''}" if entries else "without parameters"
 

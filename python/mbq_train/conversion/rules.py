@@ -83,7 +83,7 @@ def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], no
 
 
 def _matches(match, name: str, layer: nn.Module, action, decision: Decision) -> bool:
-    """Whether the rule is for this layer. A subclass of which nothing is known needs one that means exactly it.
+    """Return whether the rule is for this layer. A subclass of which nothing is known needs one that means exactly it.
 
     Raises ValueError where a rule means exactly a layer that cannot be quantized.
     """
@@ -100,7 +100,7 @@ def _fits(match, name: str, layer: nn.Module) -> bool:
 
 
 def _checked(rules):
-    """`rules`, each of them once it has the right form."""
+    """Yield `rules`, each of them once it has the right form."""
     if isinstance(rules, (str, dict)) or not hasattr(rules, "__iter__"):
         raise TypeError(f"convert: rules must be a sequence of (match, action) pairs, got {rules!r}")
     for rule in rules:

@@ -15,7 +15,7 @@ _ROUNDINGS = ("half_even", "half_up")
 
 def layer_quantizers(name: str, bits, *, correction: bool, rounding: str, scale_chain: bool, shared_sum: bool,
                      normalise: str, form: str) -> dict:
-    """What makes the quantizers of layers: the arguments weight_quantizer and input_quantizer of `from_float`.
+    """Return what makes the quantizers of layers: the arguments weight_quantizer and input_quantizer of `from_float`.
 
     Raises TypeError, ValueError: as plan_conversion for its arguments of these names.
     """

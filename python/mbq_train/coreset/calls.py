@@ -26,7 +26,8 @@ class _Call:
     layout: Layout = Layout()
 
     def used(self) -> None:
-        """One parameter is done. The graph holds this object until the backward ends, but not what was in it."""
+        """Say that one parameter is done. The graph holds this object until the backward ends, but not what was in it.
+        """
         self.needed -= 1
         if not self.needed:
             self.x = self.grad = None
@@ -87,13 +88,13 @@ class Calls:
                 hook.remove()
 
     def end_forward(self) -> tuple:
-        """What is equal for forwards that call the same layers with the same shapes. From now on calls are those of
-        checkpoints, in the backward."""
+        """Return what is equal for forwards that call the same layers with the same shapes. From now on calls are those
+        of checkpoints, in the backward."""
         self._forward = False
         return tuple(self._seen)
 
     def made_of_inputs(self, layer: nn.Module) -> bool:
-        """Whether the input of a watched call of `layer` was made of the network's inputs."""
+        """Return whether the input of a watched call of `layer` was made of the network's inputs."""
         return any(call.from_inputs for p in parameters_of(layer) for call in self.calls.get(id(p), ())
                    if call.layer is layer)
 
@@ -209,7 +210,7 @@ class Calls:
         self.squares.append((self.layers[layer], value))
 
     def _of_several(self, calls):
-        """Of one weight in several calls: the gradients are added before they are squared."""
+        """Return the squared norms of one weight in several calls: the gradients are added before they are squared."""
         if isinstance(form_of(calls[0].layer), NormForm):
             return sum(map(_norm_gradients, calls)).square().sum(dim=1)
         factors = [self._factor(call.layer) for call in calls]
@@ -222,7 +223,8 @@ class Calls:
                                   factor=None if factor is None else factor[i]) for i in range(len(x)))
 
     def _factor(self, layer) -> torch.Tensor | None:
-        """d quantized weight / d float weight, elementwise: the clip mask and what the weight is multiplied by."""
+        """Return d quantized weight / d float weight, elementwise: the clip mask and what the weight is multiplied by.
+        """
         quantizer = getattr(layer, "weight_quantizer", None)
         if not self.latent or quantizer is None:
             return None
@@ -234,22 +236,22 @@ class Calls:
 
 
 def _bias_gradients(call: _Call) -> torch.Tensor:
-    """(N, C)"""
+    """Return (N, C)"""
     return _added(call, form_of(call.layer).biases(call.layer, call.grad))
 
 
 def _norm_gradients(call: _Call) -> torch.Tensor:
-    """(N, C) of a normalisation's weight."""
+    """Return (N, C) of a normalisation's weight."""
     return _added(call, form_of(call.layer).weights(call.layer, call.x, call.grad))
 
 
 def _added(call: _Call, rows):
-    """(N, C) of (N * rows, C)"""
+    """Return (N, C) of (N * rows, C)"""
     return rows if call.layout.rows == 1 else call.layout.first(rows).sum(dim=1)
 
 
 def _matrices(call: _Call):
-    """What a form's `matrices` returns, with all rows of a sample along T."""
+    """Return what a form's `matrices` returns, with all rows of a sample along T."""
     pair = form_of(call.layer).matrices(call.layer, call.x, call.grad)
     if call.layout.rows == 1:
         return pair

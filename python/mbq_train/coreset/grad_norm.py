@@ -98,7 +98,7 @@ class GradNormScorer:
                           f"{', '.join(missing.values())}", RuntimeWarning, stacklevel=2)
 
     def __call__(self, inputs, targets: torch.Tensor, *, loss: Callable | None = None) -> GradNorms:
-        """The norms for a batch.
+        """Return the norms for a batch.
 
         Args:
             inputs: a tensor, tuple of arguments or dict of keyword arguments for the model.
@@ -158,7 +158,8 @@ class GradNormScorer:
                                                tree_map(detached, outputs))
 
     def _look(self, calls: Calls, losses, paths: SharedPaths | None, watch: Watch, signature) -> "_Known | None":
-        """Return where the samples lie, from two backwards; None after parameters were added to those that are shared."""
+        """Return where the samples lie, from two backwards; None after parameters were added to those that are shared.
+        """
         by_hook = {id(p): p for p in self._names if id(p) in calls.counted}
         found = {by_hook[i] for i in watch.by_hand if i in by_hook}
         found |= {p for layer in calls.other for p in parameters_of(layer) if p is not None and id(p) in by_hook}

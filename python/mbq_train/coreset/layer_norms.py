@@ -193,7 +193,8 @@ def scored_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def explicit_squares(pairs, factors) -> torch.Tensor:
-    """Return squared norms where quantizers of tied weights differ: of sums of factor * gradient, a few samples at a time."""
+    """Return squared norms where quantizers of tied weights differ: of sums of factor * gradient, a few samples at a
+    time."""
     (groups, samples, _, width), height = pairs[0][0].shape, pairs[0][1].shape[3]
     chunk = max(1, _CHUNK // (groups * height * width))
     squares = []

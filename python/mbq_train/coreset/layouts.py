@@ -17,7 +17,8 @@ class Layout:
     minor: bool = False
 
     def first(self, value: torch.Tensor) -> torch.Tensor:
-        """Return (N, ..., rows, ...) of (..., N * rows, ...): the samples first; without the dimension of rows if it is 1."""
+        """Return (N, ..., rows, ...) of (..., N * rows, ...): the samples first; without the dimension of rows if it is
+        1."""
         if not value.dim():
             return value[None]
         if self.rows == 1:
@@ -35,7 +36,8 @@ def loss_weights(samples: int, device) -> torch.Tensor:
 
 
 def profile(grad: torch.Tensor, samples: int) -> dict[int, torch.Tensor]:
-    """Return {dimension that may hold the samples: norms of its slices, float64} of a gradient; the dimension -1: of all."""
+    """Return {dimension that may hold the samples: norms of its slices, float64} of a gradient; the dimension -1: of
+    all."""
     grad = grad.detach()
     found = {d: _norms(grad, d) for d, size in enumerate(grad.shape) if size and size % max(samples, 1) == 0}
     if not grad.dim() and samples == 1:

@@ -22,7 +22,8 @@ _WINDOW, _DECAY = 10, 0.9  # of TDDS
 
 def score_images(model: nn.Module, data: Data, bits, *, score: str = "grand", batch_size: int = 256,
                  autocast: bool = False) -> dict[int, torch.Tensor]:
-    """A score for every training image at each of `bits`, of `model` as it stands, in eval mode, without augmentation.
+    """Return a score for every training image at each of `bits`, of `model` as it stands, in eval mode, without
+    augmentation.
 
     grand: norm of the loss's gradient in all parameters, the float weights behind quantized ones (GradNormScorer);
     last_layer: in those of the last layer; el2n: norm of softmax - onehot (Paul et al., 2021, arXiv 2107.07075).
@@ -78,20 +79,20 @@ class TddsScores:
             self.tables[f"{b}.log"] = now.clamp_min(-60).half()
 
     def scores(self, bits) -> dict[int, torch.Tensor]:
-        """{bits: (train_size,)}. Raises ValueError before the third update."""
+        """Return {bits: (train_size,)}. Raises ValueError before the third update."""
         if f"{bits[0]}.score" not in self.tables:
             raise ValueError("TddsScores: at least 3 epochs must have been seen, got fewer")
         return {b: self.tables[f"{b}.score"] for b in bits}
 
 
 def averaged(scores: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """One score for all bit-widths: the mean of theirs, each brought to mean 1 (our choice)."""
+    """Return one score for all bit-widths: the mean of theirs, each brought to mean 1 (our choice)."""
     whole = torch.stack([score / score.mean().clamp_min(torch.finfo(score.dtype).tiny) for score in scores.values()])
     return dict.fromkeys(scores, whole.mean(dim=0))
 
 
 def scorer_of(model, data: Data, score: str) -> GradNormScorer:
-    """What computes a score of GRADIENT_SCORES."""
+    """Return what computes a score of GRADIENT_SCORES."""
     if score == "grand":
         return GradNormScorer(model, weights="latent")
     example = next(data.test_batches(1)).images
@@ -101,7 +102,7 @@ def scorer_of(model, data: Data, score: str) -> GradNormScorer:
 
 @torch.no_grad()
 def _of_all(model, data: Data, bits, rows_of, batch_size: int, autocast: bool) -> dict[int, torch.Tensor]:
-    """rows_of(batch), (n, ...), of all training images at every bit-width."""
+    """Return rows_of(batch), (n, ...), of all training images at every bit-width."""
     out = {}
     distributed.share_from_first(model)  # each process has its own running statistics
     region = torch.autocast(data.device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
@@ -117,7 +118,7 @@ def _of_all(model, data: Data, bits, rows_of, batch_size: int, autocast: bool) -
 
 
 def _gathered(found, values, data: Data) -> torch.Tensor:
-    """The rows of all processes in their places."""
+    """Return the rows of all processes in their places."""
     shape = values[0].shape[1:] if values else ()
     table = torch.zeros(data.train_size, *shape, device=data.device)
     if values:

@@ -39,7 +39,8 @@ class SharedPaths:
         return Profiles([node for node in self.nodes if not self._is_parameter(node)], self.samples)
 
     def find(self, plain: dict, weighted: dict, weights: torch.Tensor) -> list[dict[int, Layout] | None]:
-        """Return for every node {output: layout of its gradient}, without those that were 0; None where one has none."""
+        """Return for every node {output: layout of its gradient}, without those that were 0; None where one has none.
+        """
         found = []
         for node in self.nodes:
             layouts = {i: find_layout(value, weighted[node][i], weights) for i, value in plain.get(node, {}).items()
@@ -57,8 +58,8 @@ class SharedPaths:
                                    f"{node.name()} between {', '.join(sorted(reached))} and the losses")
 
     def capture(self, layouts: list):
-        """Return hooks that keep the gradients which `squares` needs, in the next backward; unknown: one came that `find`
-        has not seen."""
+        """Return hooks that keep the gradients which `squares` needs, in the next backward; unknown: one came that
+        `find` has not seen."""
         self.layouts, self.unknown = layouts, False
         shown = {node: found for node, found in zip(self.nodes, layouts, strict=True) if found is not None}
         self._frontier = [node for node in shown if any(self._is_shared(child) for child, _ in node.next_functions)]
@@ -142,8 +143,8 @@ class SharedPaths:
         return list(found)
 
     def _leading_to_parameters(self) -> list[Node]:
-        """Return all nodes from which a parameter is reached, each before those it leads to; in the same order for equal
-        graphs."""
+        """Return all nodes from which a parameter is reached, each before those it leads to; in the same order for
+        equal graphs."""
         reaches, order, stack = {}, [], [(self.root, False)]
         while stack:
             node, done = stack.pop()

@@ -32,7 +32,7 @@ class Watch(TorchFunctionMode):
             self._note(value)
 
     def depends_on_inputs(self, value) -> bool:
-        """Whether a tensor, or the result of a node of the graph, was computed from the inputs."""
+        """Return whether a tensor, or the result of a node of the graph, was computed from the inputs."""
         return value in self._nodes if isinstance(value, torch.autograd.graph.Node) else value in self._from_inputs
 
     def __enter__(self):

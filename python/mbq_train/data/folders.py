@@ -13,12 +13,13 @@ _LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir",
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether `folder` holds a folder train or training."""
+    """Return whether `folder` holds a folder train or training."""
     return _split_folder(folder, TRAIN_FOLDERS) is not None
 
 
 def read_image_folder(folder: Path) -> Source:
-    """Classes are the folders in train, in the order of their names; images are in them at any depth.
+    """Read a folder whose classes are the folders in train, in the order of their names; images are in them at any
+    depth.
 
     Names of the two parts are those of TRAIN_FOLDERS and TEST_FOLDERS, in small or large letters. At every depth names
     that begin with a dot and what operating systems leave behind (Thumbs.db, desktop.ini, __MACOSX) are passed over,
@@ -40,7 +41,8 @@ def read_image_folder(folder: Path) -> Source:
 
 
 def class_files(folders: list[Path]) -> FileSplit:
-    """All images in `folders`, the first of which holds those of class 0. Raises DataError for one without any."""
+    """Return all images in `folders`, the first of which holds those of class 0. Raises DataError for one without any.
+    """
     paths, labels = [], []
     for label, folder in enumerate(folders):
         found = image_files(folder)
@@ -50,7 +52,7 @@ def class_files(folders: list[Path]) -> FileSplit:
 
 
 def image_files(folder: Path) -> list[str]:
-    """The images in `folder` at any depth, in the order of their paths. Raises DataError when there are none."""
+    """Return the images in `folder` at any depth, in the order of their paths. Raises DataError when there are none."""
     suffixes, paths = _image_suffixes(), sorted(_files(folder, ()))
     for path in paths:
         if os.path.splitext(path)[1].lower() not in suffixes:
@@ -61,7 +63,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def _files(folder, above: tuple[str, ...]):
-    """Paths of the files in `folder` and below; above: the real paths of the folders that it lies in."""
+    """Yield paths of the files in `folder` and below; above: the real paths of the folders that it lies in."""
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"image_files: links must not lead to a folder they lie in, got {folder}")
@@ -76,7 +78,7 @@ def _files(folder, above: tuple[str, ...]):
 
 
 def _entries(folder) -> list[os.DirEntry]:
-    """What lies in a folder, in the order of the names, without what is passed over."""
+    """Return what lies in a folder, in the order of the names, without what is passed over."""
     try:
         with os.scandir(folder) as entries:
             kept = sorted((entry for entry in entries if not passed_over(entry.name)), key=lambda entry: entry.name)
@@ -90,12 +92,12 @@ def _entries(folder) -> list[os.DirEntry]:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a name in a folder of images is hidden, or an operating system's."""
+    """Return whether a name in a folder of images is hidden, or an operating system's."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
 def _split_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first folder of these names that holds folders, or just the first; names as they are before others."""
+    """Return the first folder of these names that holds folders, or just the first; names as they are before others."""
     found = [entry for entry in _entries(folder) if entry.is_dir() and entry.name.lower() in names]
     found.sort(key=lambda entry: (names.index(entry.name.lower()), entry.name not in names, entry.name))
     with_classes = [entry for entry in found if any(inner.is_dir() for inner in _entries(entry.path))]

@@ -11,7 +11,8 @@ DEEP_MODES = ("I", "F")  # Pillow clips them to 8 bits without a word; I;16 and 
 
 
 def decode_image(raw: bytes | np.ndarray, where: str):
-    """The Pillow image in `raw`, in RGB, or as it is when `raw` is an array of pixels, (H, W) or (H, W, 3) uint8.
+    """Return the Pillow image in `raw`, in RGB, or as it is when `raw` is an array of pixels, (H, W) or (H, W, 3)
+    uint8.
 
     Grayscale and palettes become RGB; transparency is dropped; an image is turned as its EXIF orientation says. Raises
     DataError with `where` for bytes that are no image, a truncated one, or one of more than 8 bits a channel.
@@ -34,7 +35,7 @@ def decode_image(raw: bytes | np.ndarray, where: str):
 
 
 def _orientation(image) -> int:
-    """How the image was held, 1..8 of EXIF; 1, upright, where that cannot be read."""
+    """Return how the image was held, 1..8 of EXIF; 1, upright, where that cannot be read."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # of broken EXIF, which leaves the pixels as they are
@@ -50,13 +51,14 @@ def _upright(image, orientation: int):
 
 
 def pixels(image) -> torch.Tensor:
-    """(C, H, W) uint8 of a Pillow image."""
+    """Return (C, H, W) uint8 of a Pillow image."""
     array = torch.from_numpy(np.array(image))
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 def fit(image, size: tuple[int, int], *, enlarge: float = 1.0):
-    """The centre of `image`, (height, width) `size`, after scaling it until it just covers `enlarge` times that."""
+    """Return the centre of `image`, (height, width) `size`, after scaling it until it just covers `enlarge` times that.
+    """
     height, width = size
     if enlarge == 1.0 and image.size == (width, height):
         return image
@@ -67,7 +69,7 @@ def fit(image, size: tuple[int, int], *, enlarge: float = 1.0):
 
 
 def crop_resized(image, box: tuple[int, int, int, int], size: tuple[int, int]):
-    """The part `box` (left, top, right, bottom) of `image`, scaled to (height, width) `size`."""
+    """Return the part `box` (left, top, right, bottom) of `image`, scaled to (height, width) `size`."""
     return image.resize(size[::-1], _bilinear(), box=box)
 
 

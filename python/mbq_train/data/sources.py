@@ -20,7 +20,7 @@ LAYOUTS = (  # in this order: TinyImageNet has a folder train too
 
 
 def open_source(name) -> Source:
-    """The Source of `digits`, of a folder, or of the folder of that name under MBQ_DATA, in this order.
+    """Return the Source of `digits`, of a folder, or of the folder of that name under MBQ_DATA, in this order.
 
     Raises ValueError for an unknown name, with the nearest one; DataError for a folder of no known layout.
     """

@@ -8,12 +8,13 @@ from .splits import FileSplit, Source, check_source
 
 
 def is_tiny_imagenet(folder: Path) -> bool:
-    """Whether `folder` holds wnids.txt or val/val_annotations.txt."""
+    """Return whether `folder` holds wnids.txt or val/val_annotations.txt."""
     return (folder / "wnids.txt").is_file() or (folder / "val" / "val_annotations.txt").is_file()
 
 
 def read_tiny_imagenet(folder: Path) -> Source:
-    """Classes are the WordNet ids of wnids.txt, sorted; their names are from words.txt where it is there.
+    """Read TinyImageNet: classes are the WordNet ids of wnids.txt, sorted; their names are from words.txt where it is
+    there.
 
     val is for testing: the images in test have no labels. Raises DataError, naming the file and line, for an unknown
     WordNet id, an annotation without its image, an image without its annotation, or a class without images.
@@ -31,7 +32,8 @@ def read_tiny_imagenet(folder: Path) -> Source:
 
 
 def _annotated(folder: Path, label_of: dict[str, int]) -> FileSplit:
-    """The images in folder/images with the labels in val_annotations.txt: name, WordNet id and a box on a line."""
+    """Return the images in folder/images with the labels in val_annotations.txt: name, WordNet id and a box on a line.
+    """
     annotations, labels = folder / "val_annotations.txt", {}
     images = set(image_files(folder / "images"))
     for number, line in enumerate(_lines(annotations), start=1):

@@ -58,7 +58,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
 
 
 def _offer_all_bits(model, layers) -> None:
-    """Where activations and BatchNorm do not depend on the bit-width, every one that the codes have can be chosen."""
+    """Let every bit-width that the codes have be chosen, where activations and BatchNorm do not depend on it."""
     bound = {id(module.bit_state) for module in model.modules()
              if hasattr(module, "bit_state") and module not in set(layers)}
     for layer in layers:

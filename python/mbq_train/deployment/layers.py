@@ -20,7 +20,7 @@ class Workspace:
         self.memory = None
 
     def take(self, shape, like: torch.Tensor) -> torch.Tensor:
-        """An uninitialised tensor of `shape` in the dtype and on the device of `like`; the previous one is lost.
+        """Return an uninitialised tensor of `shape` in the dtype and on the device of `like`; the previous one is lost.
 
         New memory where something would still need the previous one: autograd, or a compiler that plans by itself.
         """
@@ -44,7 +44,7 @@ class _SwitchedLayer(nn.Module):
 
     @classmethod
     def from_quantized(cls, layer: nn.Module, *, layout: str = "codes", workspace: Workspace | None = None):
-        """The stored form of `layer`, which computes at the bit-width of the same BitState.
+        """Return the stored form of `layer`, which computes at the bit-width of the same BitState.
 
         Args:
             layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `stored`, `high_bits` and
@@ -73,7 +73,7 @@ class _SwitchedLayer(nn.Module):
         self.weight_shape, self.high_bits, self.rounding = tuple(weight.shape), high_bits, rounding
 
     def _apply(self, fn, recurse=True):
-        """What .to(), .half() and the like do: the scale stays in float32."""
+        """Return what .to(), .half() and the like do: the scale stays in float32."""
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != scale.dtype:
@@ -81,7 +81,7 @@ class _SwitchedLayer(nn.Module):
         return self
 
     def bits(self) -> int:
-        """The bit-width in use; ValueError for 32."""
+        """Return the bit-width in use; ValueError for 32."""
         bits = self.bit_state.bits
         if bits > self.high_bits:
             raise ValueError(f"{self.layer_name}: bits must be between 2 and {self.high_bits}, got {bits}: "
@@ -89,7 +89,7 @@ class _SwitchedLayer(nn.Module):
         return bits
 
     def weight_at(self, bits: int, like: torch.Tensor) -> torch.Tensor:
-        """The weight at `bits` bits in the dtype and on the device of `like`; good until the next call."""
+        """Return the weight at `bits` bits in the dtype and on the device of `like`; good until the next call."""
         out = self.workspace.take((self.weight_shape[0], math.prod(self.weight_shape[1:])), like)
         return dequantize(self.store, self.scale, high_bits=self.high_bits, bits=bits, rounding=self.rounding,
                           columns=out.shape[1], out=out).view(self.weight_shape)

@@ -11,7 +11,7 @@ from ..quantize.round_clamp import RoundClampQuantizer
 
 
 def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model` with a quantized weight, by each name they have.
+    """Return the layers of `model` with a quantized weight, by each name they have.
 
     Raises ValueError where there is none, TypeError for float64, whose products float32 scales do not give.
     """
@@ -28,9 +28,9 @@ def quantized_layers(function: str, model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or at the
-    bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with. A weight correction is
-    folded in.
+    """Return (codes int8 or uint8, scale float32 (C,), offset float32 (C,) or None) of the layer's weight at `bits`, or
+    at the bit-width that `set_layer_bits` gave it: code * scale + offset is what it computes with. A weight correction
+    is folded in.
 
     Raises RuntimeError where the scale has no value yet, ValueError for double rounding with a weight correction and
     for 8 bits in round-clamp's sign-magnitude form.
@@ -57,7 +57,8 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def code_bits(layer: nn.Module, bits: int) -> int:
-    """The bit-width of what `codes_of` gives, which in round-clamp's sign-magnitude form has a sign beside the bits."""
+    """Return the bit-width of what `codes_of` gives, which in round-clamp's sign-magnitude form has a sign beside the
+    bits."""
     quantizer = layer.weight_quantizer
     bits = quantizer.own_bits or bits
     return quantizer.code_bits(bits) if isinstance(quantizer, RoundClampQuantizer) else bits

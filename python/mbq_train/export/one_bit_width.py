@@ -17,7 +17,7 @@ DEQUANTIZE = ("mbq", "Dequantize")  # codes * scale: domain and name of an opera
 
 
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
-    """A copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
+    """Return a copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
 
     Raises ValueError where nothing is quantized and for any-precision quantizers, and as codes_of, RuntimeError where a
     scale has no value yet.
@@ -41,7 +41,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
 
 
 def packed_codes(frozen: nn.Module) -> set[str]:
-    """Names of the codes in what `at_one_bit_width` returned of which two fit a byte."""
+    """Return names of the codes in what `at_one_bit_width` returned of which two fit a byte."""
     return {f"{name}.codes" for name, module in frozen.named_modules()
             if isinstance(module, _StoredWeight) and module.bits <= 4}
 
@@ -92,10 +92,10 @@ class _RoundedInput(nn.Module):
         return code.float() * self.scale
 
     def _sign(self, x):
-        """1 bit: the code 0 that rounding could give does not exist."""
+        """Return x at 1 bit, its sign times the scale: the code 0 that rounding could give does not exist."""
         return torch.where(x / self.scale < 0, -self.scale, self.scale)
 
 
 def _onnx(operator: str, *inputs, like: torch.Tensor, dtype: torch.dtype, **attributes) -> torch.Tensor:
-    """One node of the exported graph, with the shape of `like`."""
+    """Return one node of the exported graph, with the shape of `like`."""
     return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape, version=OPSET)

@@ -90,7 +90,7 @@ def _check_tensors(model: nn.Module) -> None:
 
 
 def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
-    """The network as an ONNXProgram of torch.onnx, whose nodes are the operators in `frozen`."""
+    """Return the network as an ONNXProgram of torch.onnx, whose nodes are the operators in `frozen`."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not tensors or not len(tensors[0]):
         raise ValueError("export_onnx: example must hold a batch of at least one, got none")

@@ -90,7 +90,8 @@ def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> m
 
 
 def _array(name: str, value, rest: str):
-    """An entry of the rest for mbq_store. numpy knows neither bfloat16 nor float8, all of which bfloat16 holds."""
+    """Return an entry of the rest for mbq_store. numpy knows neither bfloat16 nor float8, all of which bfloat16 holds.
+    """
     check_storable("export_store", name, value)
     value = value.detach().cpu().contiguous()
     is_short = value.dtype == torch.bfloat16 or (value.is_floating_point() and value.itemsize == 1)

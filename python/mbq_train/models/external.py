@@ -16,7 +16,7 @@ _WEIGHT_FILES = (".safetensors", ".bin", ".h5", ".msgpack")
 
 
 def build_external(name: str, *, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """The network at the address `name`, in training mode, tried on one image; see build_model."""
+    """Return the network at the address `name`, in training mode, tried on one image; see build_model."""
     source, _, rest = name.partition(":")
     build = _SOURCES.get(source)
     if build is not None:
@@ -83,7 +83,7 @@ def _from_factory(name, **arguments):
 
 
 def _check_logits(name, model, classes, in_channels, image_size) -> None:
-    """ValueError unless the network turns one image into (1, classes)."""
+    """Raise ValueError unless the network turns one image into (1, classes)."""
     device = next((parameter.device for parameter in model.parameters()), None)
     image = torch.zeros(1, in_channels, *image_size, device=device)
     what = f"a network for images of {in_channels} x {image_size[0]} x {image_size[1]}"

@@ -32,7 +32,7 @@ def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
 
 
 def estimate_statistics(model: nn.Module, bits: int, batches, norms) -> None:
-    """What adapt_bn does, for `norms` alone."""
+    """Do what adapt_bn does, for `norms` alone."""
     norms = [norm for norm in norms if norm.running_mean is not None]
     before = [(norm, norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
     seen = 0

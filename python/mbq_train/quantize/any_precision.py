@@ -13,8 +13,8 @@ from .quantizers import WeightQuantizer
 
 
 def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (E tanh(W) / max|tanh W|, E), E = mean|W|: the weight before it is rounded; E and the maximum are constants in
-    the gradient (the maximum by our choice), and a weight of zeros stays one."""
+    """Return (E tanh(W) / max|tanh W|, E), E = mean|W|: the weight before it is rounded; E and the maximum are
+    constants in the gradient (the maximum by our choice), and a weight of zeros stays one."""
     squashed = weight.tanh()
     with torch.no_grad():
         reach = weight.abs().mean()
@@ -50,7 +50,8 @@ def grid(reach, bits):
 
 
 def _step(reach, bits):
-    """Return 2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient."""
+    """Return 2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient.
+    """
     step = 2 * reach / (2**bits - 1)
     return torch.nextafter(step, torch.full_like(step, math.inf))
 

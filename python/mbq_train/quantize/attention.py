@@ -34,7 +34,7 @@ class QuantMultiheadAttention(nn.Module):
 
     @classmethod
     def from_float(cls, attention: nn.MultiheadAttention, bit_state: BitState, *, layer_name: str = "layer", **options):
-        """A QuantMultiheadAttention with the values of `attention`; `options` as for QuantLinear.from_float."""
+        """Return a QuantMultiheadAttention with the values of `attention`; `options` as for QuantLinear.from_float."""
         layer = cls()
         for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first", "add_zero_attn"):
             setattr(layer, name, getattr(attention, name))
@@ -48,7 +48,7 @@ class QuantMultiheadAttention(nn.Module):
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):
-        """(output, weights or None), with the arguments of nn.MultiheadAttention; see there.
+        """Return (output, weights or None), with the arguments of nn.MultiheadAttention; see there.
 
         Raises ValueError for shapes that do not fit, and for is_causal without attn_mask; TypeError for nested tensors
         and for masks that are neither bool nor floating point.
@@ -81,7 +81,8 @@ class QuantMultiheadAttention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1)
 
     def _heads(self, q, k, v):
-        """The three as (N, heads, length, head_dim); keys and values with bias_k, bias_v and the zeros at their end."""
+        """Return the three as (N, heads, length, head_dim); keys and values with bias_k, bias_v and the zeros at their
+        end."""
         if self.bias_k is not None:
             k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], -1, -1)], dim=1)
             v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], -1, -1)], dim=1)
@@ -90,7 +91,8 @@ class QuantMultiheadAttention(nn.Module):
         return (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
 
     def _mask(self, attn_mask, key_padding_mask, dtype):
-        """What is added to the scores, in a shape that broadcasts to (N, heads, L, S and what was added), or None."""
+        """Return what is added to the scores, in a shape that broadcasts to (N, heads, L, S and what was added), or
+        None."""
         masks = []
         if attn_mask is not None:
             heads = 1 if attn_mask.dim() == 2 else self.num_heads
@@ -124,7 +126,7 @@ def close_fast_paths(model: nn.Module) -> None:
 
 
 def _projections(attention: nn.MultiheadAttention) -> dict[str, nn.Linear]:
-    """The four projections as nn.Linear."""
+    """Return the four projections as nn.Linear."""
     weights = [getattr(attention, f"{x}_proj_weight") for x in _INPUTS]
     if attention.in_proj_weight is not None:
         weights = _split(attention.in_proj_weight)
@@ -156,7 +158,7 @@ def _split_packed_keys(module, state_dict, prefix, *_) -> None:
 
 
 def _additive(name: str, mask, dtype):
-    """`mask` as numbers to add: a bool mask is -inf where True."""
+    """Return `mask` as numbers to add: a bool mask is -inf where True."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
     if not mask.is_floating_point():
@@ -177,7 +179,7 @@ def _check_inputs(query, key, value, is_causal: bool, attn_mask) -> None:
 
 
 def _check_sizes(query, key, attn_mask, key_padding_mask, heads: int, batched: bool) -> None:
-    """query and key are (N, length, features) here."""
+    """Check the sizes of query and key, which are (N, length, features) here."""
     (n, target), source = query.shape[:2], key.shape[1]
     if key.shape[0] != n:
         raise ValueError(f"QuantMultiheadAttention: key must have the batch size of query, {n}, got {key.shape[0]}")

@@ -203,7 +203,8 @@ def check_bit_widths(function: str, bits, *, float_path: bool = False) -> tuple[
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Return the lowest and highest code: [-2^(b-1), 2^(b-1) - 1] signed, {-1, +1} signed at 1 bit, [0, 2^b - 1] unsigned."""
+    """Return the lowest and highest code: [-2^(b-1), 2^(b-1) - 1] signed, {-1, +1} signed at 1 bit, [0, 2^b - 1]
+    unsigned."""
     if not signed:
         return 0, 2**bits - 1
     return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -14,7 +14,7 @@ LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
 
 def corrected_double_round(x, scale, **options):
-    """double_round of x, with the mean and deviation of x in every channel; a tuple for several bit-widths."""
+    """Return double_round of x, with the mean and deviation of x in every channel; a tuple for several bit-widths."""
     rounded = mbq_kernels.double_round(x, scale, **options)
     if isinstance(rounded, tuple):
         return tuple(mbq_kernels.correct_weight_bias(x_hat, x) for x_hat in rounded)
@@ -57,7 +57,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         return self.high_bits
 
     def add(self, bit_widths) -> list[int]:
-        """Nothing: every bit-width from 2 to the highest is in the codes. Raises ValueError for others."""
+        """Return nothing: every bit-width from 2 to the highest is in the codes. Raises ValueError for others."""
         self._check(self.layer_name, bit_widths, self.high_bits)
         return []
 
@@ -65,7 +65,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         return {**self._common(), "bits": self.bit_state.bits}
 
     def current(self) -> tuple[torch.Tensor, ...]:
-        """(scale in units,), for all bit-widths."""
+        """Return (scale in units,), for all bit-widths."""
         scale = averaged(self._pick(self.scales))
         if self.shared_sum:  # the same values; a change of one scale counts as one of all, whatever their units
             unit = self._pick(self.scale_units)
@@ -84,7 +84,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
-        """As that of WeightQuantizer, with one read of each weight."""
+        """Do as WeightQuantizer does, with one read of each weight."""
         return [quantizer.kernel(weight, *quantizer.current(), **quantizer._common(), bits=bits,
                                  out_dtype=autocast_dtype(weight))
                 for quantizer, weight in zip(quantizers, weights, strict=True)]

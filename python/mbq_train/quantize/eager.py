@@ -105,7 +105,8 @@ def round_clamp(x, *, bits, form="offset"):
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=None):
-    """fake_quantize, then every channel (axis 0) with the mean and deviation of x (Kim et al., 2025, arXiv 2510.20673).
+    """Return fake_quantize of x with the mean and deviation of x in every channel (axis 0) (Kim et al., 2025, arXiv
+    2510.20673).
 
     Statistics are constants in the gradient. The same numbers as mbq_kernels.fake_quantize_corrected to rounding.
     """
@@ -113,19 +114,19 @@ def fake_quantize_corrected(x, scale, offset=None, *, bits, signed=True, axis=No
 
 
 def corrected_double_round(x, scale, **options):
-    """double_round, then as fake_quantize_corrected."""
+    """Return double_round of x, corrected as in fake_quantize_corrected."""
     return corrected(double_round(x, scale, **options), x)
 
 
 def any_precision(weight, *, bits, correction=False):
-    """quantize.any_precision.any_precision, from the same normalised weight."""
+    """Return quantize.any_precision.any_precision, from the same normalised weight."""
     x, reach = normalised(weight)
     quantize = fake_quantize_corrected if correction else fake_quantize
     return quantize(x, *grid(reach, bits), bits=bits, signed=False)
 
 
 def corrected(x_hat, x):
-    """sd(x) / sd(x_hat) * (x_hat - mean(x_hat)) + mean(x) in every channel; a constant one becomes mean(x)."""
+    """Return sd(x) / sd(x_hat) * (x_hat - mean(x_hat)) + mean(x) in every channel; a constant one becomes mean(x)."""
     rows, wanted = x_hat.flatten(1), x.detach().flatten(1)
     deviation, mean = torch.std_mean(rows.detach(), dim=1, keepdim=True)
     wanted_deviation, wanted_mean = torch.std_mean(wanted, dim=1, keepdim=True)
@@ -135,7 +136,7 @@ def corrected(x_hat, x):
 
 
 def _per_channel(parameter, x, axis):
-    """A scale or offset in a shape that broadcasts against x, in float32 (float64 with float64 x)."""
+    """Return a scale or offset in a shape that broadcasts against x, in float32 (float64 with float64 x)."""
     parameter = parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if axis is None or parameter.numel() == 1:
         return parameter.reshape([1] * x.dim())
@@ -145,16 +146,16 @@ def _per_channel(parameter, x, axis):
 
 
 def _grad_scale(x, factor):
-    """x exactly, with its gradient multiplied by factor."""
+    """Return x exactly, with its gradient multiplied by factor."""
     y = x * factor
     return x.detach() + (y - y.detach())
 
 
 def _round_pass(x):
-    """round(x), straight through."""
+    """Return round(x), straight through."""
     return (x.round() - x).detach() + x
 
 
 def _sign_pass(x):
-    """The sign of x with 0 -> +1, straight through."""
+    """Return the sign of x with 0 -> +1, straight through."""
     return (torch.where(x >= 0, 1.0, -1.0).to(x.dtype) - x).detach() + x

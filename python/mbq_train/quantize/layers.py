@@ -17,7 +17,8 @@ class _QuantLayer:
     @classmethod
     def from_float(cls, source: nn.Module, bit_state: BitState, *, activations: bool = True, layer_name: str = "layer",
                    weight_quantizer=WeightQuantizer, input_quantizer=ActivationQuantizer, **options):
-        """Return the quantized form of `source`, over the same Parameter objects and with everything else `source` carries.
+        """Return the quantized form of `source`, over the same Parameter objects and with everything else `source`
+        carries.
 
         `source` must not be used any more. Each layer has an activation quantizer of its own, also where several
         layers read the same tensor.

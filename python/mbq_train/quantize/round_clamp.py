@@ -90,12 +90,14 @@ class RoundClampQuantizer(WeightQuantizer):
         return weight.tanh() if self.normalise == "tanh" else weight
 
     def code_bits(self, bits: int) -> int:
-        """Return the bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them."""
+        """Return the bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them.
+        """
         return bits + (self.form == "sign-magnitude")
 
     @torch.no_grad()
     def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code * scale.
+        """Return (codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code *
+        scale.
 
         Raises ValueError at 8 bits in the sign-magnitude form, whose codes, to 255, int8 does not hold.
         """

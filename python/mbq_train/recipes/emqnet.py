@@ -80,7 +80,7 @@ class EmqNet(Recipe):
         self._make_samplers()
 
     def _due(self, done: int) -> bool:
-        """Whether there are new scores after `done` epochs."""
+        """Return whether there are new scores after `done` epochs."""
         since, every = done - self.options.score_epochs, self.options.rescore_every
         return since == 0 or (every > 0 and since > 0 and since % every == 0 and done < self.epochs)
 

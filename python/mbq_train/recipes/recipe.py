@@ -39,9 +39,9 @@ class Recipe:
         anything is trained, with first values missing; must not change the network."""
 
     def bank(self) -> WeightBank | None:
-        """What quantizes all weights before the forwards of a step, if anything does: its `fill` is called before them,
-        `backward` after the losses' backward, then `drop`. Called once, where the training stands before its first
-        step."""
+        """Return what quantizes all weights before the forwards of a step, if anything does: its `fill` is called
+        before them, `backward` after the losses' backward, then `drop`. Called once, where the training stands before
+        its first step."""
         wanted = self.options.weight_bank and bit_states(self.model)
         return WeightBank(self.model, self.bits) if wanted else None
 
@@ -50,19 +50,20 @@ class Recipe:
         return self.data.train_size
 
     def steps(self, epoch: int) -> int:
-        """Batches of epoch `epoch`."""
+        """Return batches of epoch `epoch`."""
         return self.data.steps(self.options.batch_size, images=self.images(epoch), world=distributed.world_size())
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, ...]]:
-        """What the steps of an epoch train on, from step `start` on: one batch for all bit-widths, or one for each.
+        """Return what the steps of an epoch train on, from step `start` on: one batch for all bit-widths, or one for
+        each.
 
         A pure function of its arguments and of what the recipe keeps in `state`.
         """
         return zip(self._batches(epoch, start))
 
     def penalty(self, bits: int) -> torch.Tensor | None:
-        """A scalar to add to the loss of a step at `bits` bits, differentiable; None for nothing. The losses that the
-        metrics show are without it."""
+        """Return a scalar to add to the loss of a step at `bits` bits, differentiable; None for nothing. The losses
+        that the metrics show are without it."""
         return None
 
     def end_epoch(self, epoch: int) -> dict:
@@ -70,20 +71,20 @@ class Recipe:
         return {}
 
     def summary(self) -> dict:
-        """What the result of a run says of the recipe, as a JSON object."""
+        """Return what the result of a run says of the recipe, as a JSON object."""
         return {}
 
     def plot(self, records: list[dict]) -> None:
         """Draw pictures of a finished run into `folder`, from the lines of its metrics."""
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """What a checkpoint must hold so that the recipe goes on exactly: tensors by name, and a JSON object."""
+        """Return what a checkpoint must hold so that the recipe goes on exactly: tensors by name, and a JSON object."""
         return {}, {}
 
     def load_state(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
         """Stand where `state` was taken; in a run that begins it is not called."""
 
     def _batches(self, epoch: int, start: int, rows: torch.Tensor | None = None) -> Iterator[Batch]:
-        """This process's batches of an epoch over the training images `rows` [all]."""
+        """Return this process's batches of an epoch over the training images `rows` [all]."""
         return self.data.train_batches(self.options.batch_size, seed=self.options.seed, epoch=epoch, start=start,
                                        rows=rows, rank=distributed.rank(), world=distributed.world_size())

@@ -25,7 +25,7 @@ _STORABLE = {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, 
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """A path in the same folder to write to; on success it replaces `path`, on any error it is removed."""
+    """Yield a path in the same folder to write to; on success it replaces `path`, on any error it is removed."""
     path = Path(path)
     for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
         left.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def check_storable(function: str, name: str, value) -> None:
 
 
 def not_dense(tensor: torch.Tensor) -> str | None:
-    """What `tensor` is where it has no memory with an element for each place."""
+    """Return what `tensor` is where it has no memory with an element for each place."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
     if tensor.is_meta:
@@ -114,7 +114,7 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_metadata(path) -> dict:
-    """The metadata that `save_checkpoint` wrote. Raises CheckpointError as `load_checkpoint` does."""
+    """Return the metadata that `save_checkpoint` wrote. Raises CheckpointError as `load_checkpoint` does."""
     with _opened("load_metadata", path) as file:
         return _metadata_of("load_metadata", path, file)
 
@@ -162,7 +162,7 @@ def load_json(path) -> dict:
 
 
 def _some(names) -> str:
-    """The first three names and how many more there are."""
+    """Return the first three names and how many more there are."""
     first = sorted(names)[:3]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(first) + more

@@ -17,7 +17,7 @@ from .prepare import example_images, plan_of
 
 
 def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
-    """The plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
+    """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
     Raises ValueError where the network cannot be converted or saved, where the recipe cannot use it (scores, traces),
     or where it takes no batch of one image and the last batch of an epoch or of the test is one.
@@ -32,7 +32,8 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
 
 
 def _check_single_images(options: Options, data: Data, model: nn.Module, recipe: Recipe) -> None:
-    """BatchNorm needs several values of a channel, and a squeeze() loses the dimension of the samples."""
+    """Refuse batches of one image: BatchNorm needs several values of a channel, and a squeeze() loses the dimension of
+    the samples."""
     world, image = distributed.world_size(), example_images(data, 1)
     counts = {data.train_size, *(recipe.images(epoch) for epoch in range(options.epochs))}
     alone = [images for images in sorted(counts) if 1 in _batch_sizes(images, options.batch_size, world)]
@@ -48,7 +49,7 @@ def _check_single_images(options: Options, data: Data, model: nn.Module, recipe:
 
 
 def _batch_sizes(images: int, batch_size: int, world: int) -> set[int]:
-    """How many images a process has in the batches of an epoch."""
+    """Return how many images a process has in the batches of an epoch."""
     full, rest = divmod(images, batch_size)
     return ({batch_size // world} if full else set()) | ({rest // world} if rest >= world else set())
 

@@ -45,7 +45,7 @@ class DryRun:
 
 
 def dry_run(options: Options, *, device: str = "cpu", folder=None, overwrite: bool = False) -> DryRun:
-    """What `train_run` would do, in `folder` if one is given, without training or writing. Raises as it does."""
+    """Return what `train_run` would do, in `folder` if one is given, without training or writing. Raises as it does."""
     if folder is not None:
         check_free(Path(folder), overwrite)
     data, model = prepare(options, check_device(device))
@@ -81,7 +81,7 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
 
 
 def load_quantized(folder) -> tuple[nn.Module, Data]:
-    """The network of a run as it was at its last checkpoint, in eval mode on the CPU, and its data.
+    """Return the network of a run as it was at its last checkpoint, in eval mode on the CPU, and its data.
 
     Raises as `evaluate_run`.
     """
@@ -90,7 +90,7 @@ def load_quantized(folder) -> tuple[nn.Module, Data]:
 
 
 def load_data_and_network(folder, device: str = "cpu") -> tuple[Options, Data, nn.Module]:
-    """A run's options, its data, and its network as it was at its last checkpoint. Raises as `evaluate_run`."""
+    """Return a run's options, its data, and its network as it was at its last checkpoint. Raises as `evaluate_run`."""
     folder = Path(folder)
     options = load_options(folder / CONFIG)
     data, model = prepare(options, check_device(device))

@@ -31,7 +31,7 @@ class MemoryEstimate:
 
 def estimate_memory(model: nn.Module, images: torch.Tensor, options: Options, *, train_size: int,
                     classes: int) -> MemoryEstimate:
-    """What a training of the converted `model` holds at once in each process, for batches of options.batch_size.
+    """Return what a training of the converted `model` holds at once in each process, for batches of options.batch_size.
 
     The tensors that autograd keeps are counted in two forwards of a copy of the model at the highest bit-width, on a
     half and on all of `images` (an even number), and continued to the batch on a straight line. The data, workspaces
@@ -55,7 +55,7 @@ def estimate_memory(model: nn.Module, images: torch.Tensor, options: Options, *,
 
 
 def _kept_for_backward(model: nn.Module, images: torch.Tensor, options: Options) -> int:
-    """Bytes that autograd keeps after a forward, beside parameters and buffers."""
+    """Return bytes that autograd keeps after a forward, beside parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 

@@ -15,7 +15,7 @@ from ..quantize.bits import quantized
 
 
 def check_device(name: str) -> torch.device:
-    """torch.device(name), once tensors can be made there. Raises ValueError otherwise."""
+    """Return torch.device(name), once tensors can be made there. Raises ValueError otherwise."""
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"check_device: device must be cpu, cuda or cuda:N, got {name!r}")
     try:
@@ -26,18 +26,18 @@ def check_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def processes(device: str):
-    """The device of this process, in torchrun's process group where there is one."""
+    """Yield the device of this process, in torchrun's process group where there is one."""
     with distributed.process_group(device) as name:
         yield check_device(name)
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run's files: the first of them."""
+    """Return whether this process writes the run's files: the first of them."""
     return distributed.rank() == 0
 
 
 def prepare(options: Options, device: torch.device) -> tuple[Data, nn.Module]:
-    """The data and a float network on `device`."""
+    """Return the data and a float network on `device`."""
     if options.cuda_graph and device.type != "cuda":
         raise ValueError(f"train: cuda_graph must be off without a CUDA device, got {device}")
     data = load_data(options.data, augment=options.augment, train_limit=options.train_limit or None,
@@ -51,12 +51,12 @@ def prepare(options: Options, device: torch.device) -> tuple[Data, nn.Module]:
 
 
 def example_images(data: Data, images: int = 2) -> torch.Tensor:
-    """A few test images."""
+    """Return a few test images."""
     return next(data.test_batches(min(images, data.test_size))).images
 
 
 def plan_of(options: Options, data: Data, model: nn.Module, bits=None):
-    """What the options make of `model`, at their bit-widths or others."""
+    """Return what the options make of `model`, at their bit-widths or others."""
     return plan_conversion(model, bits or quantized(options.bits), example=example_images(data),
                            batch_norm=options.batch_norm, keep_float=options.keep_float,
                            learn_offset=options.learn_offset, quantizer=options.quantizer,

@@ -43,7 +43,7 @@ class _Call:
     corrected: bool
 
     def run(self, eager: bool):
-        """(x_hat, gradients of x, scale and offset as far as they are wanted)"""
+        """Return (x_hat, gradients of x, scale and offset as far as they are wanted)"""
         inputs = [tensor for tensor in self.arguments if tensor is not None and tensor.requires_grad]
         x_hat = (_EAGER[self.kernel] if eager else self.kernel)(*self.arguments, **self.options)
         return x_hat, torch.autograd.grad(x_hat, inputs, self.grad) if inputs else ()
@@ -70,7 +70,7 @@ def quantization_time(model: nn.Module, images: torch.Tensor, *, repeats: int = 
 
 
 def _record(model, images) -> list[_Call]:
-    """What every quantizer is called with for one batch at every trained bit-width."""
+    """Return what every quantizer is called with for one batch at every trained bit-width."""
     calls = []
     hooks = [quantizer.register_forward_pre_hook(lambda quantizer, args: calls.append(_call(quantizer, *args)))
              for quantizer in quantizers(model)]

@@ -180,7 +180,7 @@ class _Run:
             "float_accuracy": self.float_accuracy, "parallel": _parallel(), **self._made_from()})
 
     def _made_from(self) -> dict:
-        """What must not change between two parts of a run, as JSON has it."""
+        """Return what must not change between two parts of a run, as JSON has it."""
         data = self.data
         facts = {"name": data.name, "classes": data.classes, "train_size": data.train_size, "test_size": data.test_size}
         return {"options": json.loads(json.dumps(self.options.to_json())), "data": facts}
@@ -207,7 +207,7 @@ class _Run:
 
 
 def _changed(now: dict, before: dict) -> str:
-    """The first entry that differs."""
+    """Return the first entry that differs."""
     name = next(name for name in {**now, **before} if now.get(name) != before.get(name))
     return f"{name} {now.get(name)!r} instead of {before.get(name)!r}"
 

@@ -30,7 +30,8 @@ class Sensitivities:
 
 
 def sensitivity_of_run(folder, *, bits=None, device: str = "cpu", on_probe=None) -> Sensitivities:
-    """The sensitivities of a run's float network at `bits` [default: the run's, or 8, 4 and 2 where it has only one].
+    """Return the sensitivities of a run's float network at `bits` [default: the run's, or 8, 4 and 2 where it has only
+    one].
 
     Scales are those that the run's quantizer begins with. Traces are kept in the run's sensitivity.json, a picture goes
     to sensitivity.png. Raises ValueError, naming the file, where the run has no float network yet.
@@ -54,7 +55,7 @@ def sensitivity_of_run(folder, *, bits=None, device: str = "cpu", on_probe=None)
 
 def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path | None = None,
                  on_probe=None) -> dict[str, Trace]:
-    """hessian_traces of a converted `model` on options.hessian_images training images, as options say.
+    """Return hessian_traces of a converted `model` on options.hessian_images training images, as options say.
 
     With a folder they are kept there, in sensitivity.json, with what they were measured on; a file of the same weights,
     data and options is read instead. Of several processes each measures the same, and all get their mean.
@@ -73,7 +74,7 @@ def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path
 
 
 def _shared(traces: dict[str, Trace], device) -> dict[str, Trace]:
-    """The same in every process, which may round differently: they decide on bit-widths."""
+    """Return the same in every process, which may round differently: they decide on bit-widths."""
     rows = [[trace.value, trace.error] for trace in traces.values()]
     numbers = torch.tensor(rows, dtype=torch.float64, device=device)
     return {name: replace(trace, value=value, error=error) for (name, trace), (value, error) in
@@ -81,14 +82,14 @@ def _shared(traces: dict[str, Trace], device) -> dict[str, Trace]:
 
 
 def _batches(data: Data, options: Options) -> list:
-    """(images, labels) of the first options.hessian_images training images of the first epoch, in batches."""
+    """Return (images, labels) of the first options.hessian_images training images of the first epoch, in batches."""
     left = range(options.hessian_images, 0, -_BATCH)  # at every batch
     batches = data.train_batches(_BATCH, seed=options.seed, epoch=0)
     return [(batch.images[:most], batch.labels[:most]) for most, batch in zip(left, batches, strict=False)]
 
 
 def _read(path: Path, made_from: dict) -> dict[str, Trace] | None:
-    """What the file at `path` holds, None where it is not there, damaged or made from something else."""
+    """Return what the file at `path` holds, None where it is not there, damaged or made from something else."""
     try:
         kept = load_json(path)
         if kept["made_from"] == made_from:
@@ -99,7 +100,7 @@ def _read(path: Path, made_from: dict) -> dict[str, Trace] | None:
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 of the state of the network's 32-bit path."""
+    """Return the SHA-256 of the state of the network's 32-bit path."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         other_norm = ".by_bits." in name and f".by_bits.{FLOAT}." not in name

@@ -28,7 +28,8 @@ def perturbations(model: nn.Module) -> dict[str, float]:
 
 
 def sensitivities(traces: Mapping, errors: Mapping[str, float]) -> dict[str, float]:
-    """Return t_l ||Q(W_l) - W_l||^2, t_l the mean trace of layer l's Hessian: how much the loss grows when it is quantized.
+    """Return t_l ||Q(W_l) - W_l||^2, t_l the mean trace of layer l's Hessian: how much the loss grows when it is
+    quantized.
 
     Args:
         traces: of `hessian_traces`, by layer.

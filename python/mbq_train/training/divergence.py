@@ -25,7 +25,8 @@ def first_bad_parameter(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: torch.Tensor) -> str:
-    """Return where NaN or infinity begins: the images, a parameter, or the first layer of a forward whose output has it."""
+    """Return where NaN or infinity begins: the images, a parameter, or the first layer of a forward whose output has
+    it."""
     if not torch.isfinite(images).all():
         return "the images"
     if parameter := first_bad_parameter(model):

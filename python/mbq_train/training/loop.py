@@ -81,7 +81,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training; in each, every bit-width sees one batch."""
+        """Return steps of the whole training; in each, every bit-width sees one batch."""
         return self._first_steps[-1]
 
     def run(self, *, on_epoch=None, on_batch=None, save=None, save_every: float = 300.0,
@@ -122,7 +122,7 @@ class Training:
         return bool(due)
 
     def _epoch(self, on_batch):
-        """The rest of the epoch; yields after every batch whose losses have been looked at."""
+        """Yield the rest of the epoch; yields after every batch whose losses have been looked at."""
         state, options = self.state, self.options
         state.losses = state.losses or dict.fromkeys(self.bits, 0.0)
         if self.soft_targets is not None:
@@ -221,7 +221,7 @@ class Training:
 
 
 def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those whose names begin with `prefix`, without it."""
+    """Return those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

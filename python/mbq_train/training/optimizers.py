@@ -13,7 +13,8 @@ from ..quantize.scales import scales
 
 
 def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """The optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA graph."""
+    """Return the optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA
+    graph."""
     groups = parameter_groups(model, options.weight_decay, options.scale_rate)
     for group in groups:  # each its own: a tensor that groups share has one value
         group["lr"] = _rate_holder(options, model)
@@ -54,7 +55,7 @@ def _biases_and_norms(model: nn.Module):
 
 
 def rate_at(options: Options, *, step: int, steps: int) -> float:
-    """The learning rate of step `step` out of `steps`, both over all epochs of a phase.
+    """Return the learning rate of step `step` out of `steps`, both over all epochs of a phase.
 
     cosine: from learning_rate to 0 (Loshchilov and Hutter, 2017, arXiv 1608.03983, eq. 5, one period); step: a tenth
     after each of rate_epochs, counted in options.epochs (the float phase falls at the same fractions); constant.
@@ -76,7 +77,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimizer's state by name, `<parameter>:<key>`."""
+    """Return the optimizer's state by name, `<parameter>:<key>`."""
     return {f"{name}:{key}": torch.as_tensor(value) for name, parameter in model.named_parameters()
             for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
 

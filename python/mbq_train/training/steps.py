@@ -103,7 +103,8 @@ class Stepper:
 
     @contextlib.contextmanager
     def _bad_parameters_named(self):
-        """A quantizer refuses a scale that is NaN, before there is a loss."""
+        """Name the parameter that is bad inside the block: a quantizer refuses a scale that is NaN, before there is a
+        loss."""
         try:
             yield
         except RuntimeError as error:
@@ -124,5 +125,5 @@ class Stepper:
 
 
 def one_for_each(values, bits) -> tuple:
-    """`values`, one for each of `bits`: a single one is that of all."""
+    """Return `values`, one for each of `bits`: a single one is that of all."""
     return tuple(values) * len(bits) if len(values) == 1 else tuple(values)

@@ -51,7 +51,8 @@ class LsbBank:
 
     @torch.no_grad()
     def rates(self) -> dict[str, float]:
-        """Return the share of each layer's weights whose `low_bits` last bits are in use, of the layers that have some."""
+        """Return the share of each layer's weights whose `low_bits` last bits are in use, of the layers that have some.
+        """
         return dict(zip(self.low_bits, self._call()[2].tolist(), strict=True)) if self.low_bits else {}
 
     def _call(self):

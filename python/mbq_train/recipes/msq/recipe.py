@@ -51,7 +51,7 @@ class Msq(Recipe):
                                  f"({first_line(error)})") from error
 
     def bank(self) -> LsbBank:
-        """The bank, once the layers' sensitivities are known."""
+        """Return the bank, once the layers' sensitivities are known."""
         if self.traces is None:
             self._measure()
         self._set_penalty()
@@ -76,7 +76,7 @@ class Msq(Recipe):
         return {"layer_bits": dict(pruner.bits), "lsb_rates": rates, "compression": pruner.compression}
 
     def summary(self) -> dict:
-        """Bit-widths and compression at the end."""
+        """Return Bit-widths and compression at the end."""
         weights = {layer.weight for layer in self.lsb_bank.layers.values()}
         others = sum(parameter.numel() for name, parameter in self.model.named_parameters() if parameter not in weights
                      and "_quantizer." not in name and f".by_bits.{FLOAT}." not in name)
@@ -91,7 +91,7 @@ class Msq(Recipe):
             plot_layers(self.folder / LAYERS, records)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """The bit-widths are in the model."""
+        """Return the traces and sensitivities; the bit-widths are in the model."""
         traces = {name: vars(trace) for name, trace in self.traces.items()}
         return {}, {"traces": traces, "sensitivities": self.pruner.sensitivities}
 
@@ -101,7 +101,7 @@ class Msq(Recipe):
         self.pruner.set_sensitivities(values["sensitivities"])
 
     def _measure(self) -> None:
-        """Traces of the network as it is, and from them the layers' sensitivities."""
+        """Measure the traces of the network as it is, and from them the layers' sensitivities."""
         self.traces = {}
         if self.options.hessian:
             self.traces = float_traces(self.model, self.data, self.options, folder=self.folder, on_probe=self.on_probe)
