@@ -380,3 +380,39 @@ def test_timm_layers_with_another_padding_are_named():
     assert {entry.name for entry in plan.entries if entry.left} == own - {"conv_stem"} and len(own) > 2
     with pytest.warns(RuntimeWarning, match=rf"stay in float, {len(own) - 1} in all: blocks.* and {len(own) - 4} more"):
         plan.apply()
+
+
+class Gain(nn.Linear):
+    """Computes what Linear does while its gain is 1."""
+
+    gain = 1.0
+
+    def forward(self, x, factor=1.0):
+        return super().forward(x) * self.gain * factor
+
+
+class CallsTwice(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.a, self.b, self.c = call, nn.Linear(6, 16), Gain(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        self.b.gain = 1.0
+        return self.c(self.call(self.b, self.b(self.a(x))))
+
+
+def with_another_gain(layer, x):
+    layer.gain = 3.0
+    return layer(x)
+
+
+@pytest.mark.parametrize("call", [with_another_gain, lambda layer, x: layer(x, factor=2.0)], ids=["state", "keyword"])
+def test_every_call_of_a_subclass_is_compared(call):
+    model, x = CallsTwice(call), torch.randn(8, 6)
+    expected = model(x)
+    with pytest.warns(RuntimeWarning, match="b .Gain"):
+        with pytest.raises(ValueError, match="must hold"):
+            convert(model, (8, 2), example=x)
+        convert(model, (8, 2), example=x, keep_float=("last",))
+    set_bits(model, 32)
+    torch.testing.assert_close(model(x), expected)

@@ -159,7 +159,7 @@ RAW = {
         lambda x, s: ([x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2], [0, -1], True),
     "round_clamp_lsb_foreach_backward":
         lambda x, s: ([x * 2, x[2:]], s[:2], [x, x[:2]], [bounded(x)[1], x.new_full((1,), 9.0)], [4, 8], [1, 2],
-                      [0, -1], False),
+                      [0, -1], True, False),
     "double_round_forward": lambda x, s: (x, s, s + 1, None, 8, [4, 2], 0, True, torch.bfloat16),
     "double_round_backward": lambda x, s: ([x, x * 2], x, s, s + 1, s * 2, 8, [4, 2], 0, False, None, True),
 }

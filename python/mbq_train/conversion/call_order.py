@@ -34,7 +34,7 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
         model: any module.
         layers: modules in it, by name.
         example: a tensor, a tuple of arguments, or a dict of keyword arguments - what `model` is called with.
-        bases: the class to compare each of these layers with, once for every shape of its inputs.
+        bases: the class to compare each of these layers with, at every call.
 
     Raises:
         TypeError: example is none of these. ValueError: the forward fails; its error is the cause.
@@ -70,13 +70,13 @@ def _watch(model, layers, example, bases, origins) -> ExampleCalls:
             calls.order.append(name)
         if origins is not None and name not in calls.first and origins.reads_input((args, kwargs)):
             calls.first.append(name)
-        if name in bases and (call := (name, *_shapes((args, kwargs)))) not in seen:
-            seen.add(call)
-            comparing = True
+        if name in bases:
+            call, comparing = (name, *_shapes((args, kwargs))), True
             try:
-                found = difference(layer, bases[name], args, kwargs)
+                found = difference(layer, bases[name], args, kwargs, again=call in seen)
             finally:
                 comparing = False
+            seen.add(call)
             calls.differences[name] = calls.differences.get(name) or found
 
     def after(out):
