@@ -50,3 +50,14 @@ def test_print_shows_bit_widths_and_not_every_parameter():
     text = repr(converted(example=IMAGES, learn_offset=True)[3])
     assert "WeightQuantizer(bits=8, 4, 2, signed, axis=0)" in text and text.count("\n") <= 4
     assert "ActivationQuantizer(bits=8, 4, 2, unsigned, per tensor, offset)" in text
+
+
+def test_a_context_of_set_bits_can_be_entered_again_and_later():
+    model = trained()
+    set_bits(model, 8)
+    context = set_bits(model, 4)
+    set_bits(model, 2)
+    for _ in range(2):
+        with context:
+            assert get_bits(model) == 4
+        assert get_bits(model) == 2

@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from mbq_train import set_bits
+from mbq_train.quantize.fake_quantizer import Quantizer
+from mbq_train.quantize.quantizers import quantizers
 from networks import one_thread  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, step, trained
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -119,3 +121,25 @@ def test_checkpoints_of_before_there_were_units_still_load():
     fresh = converted()
     fresh.load_state_dict(old)
     assert torch.equal(outputs(fresh), outputs(model))
+
+
+def test_scales_without_their_units_are_refused():
+    model, other = converted(example=IMAGES), converted(example=20 * IMAGES)
+    with pytest.raises(RuntimeError, match="3: a state with scales must hold their units, scale_units, got Parameters"):
+        other.load_state_dict(dict(model.named_parameters()), strict=False)
+
+
+def test_flags_are_read_only_after_they_were_written(monkeypatch):
+    reads = []
+    read = Quantizer._read
+    monkeypatch.setattr(Quantizer, "_read", lambda quantizer: reads.append(quantizer) or read(quantizer))
+    model = trained()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    outputs(model.train())
+    reads.clear()
+    step(model.train(), optimizer)
+    outputs(model)
+    assert not reads
+    model.load_state_dict(trained().state_dict())
+    outputs(model)
+    assert {id(quantizer) for quantizer in reads} == {id(quantizer) for quantizer in quantizers(model)}
