@@ -133,13 +133,13 @@ def test_flags_are_read_only_after_they_were_written(monkeypatch):
     reads = []
     read = Quantizer._read
     monkeypatch.setattr(Quantizer, "_read", lambda quantizer: reads.append(quantizer) or read(quantizer))
-    model = trained()
+    model, other = trained(), trained()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     outputs(model.train())
     reads.clear()
     step(model.train(), optimizer)
     outputs(model)
     assert not reads
-    model.load_state_dict(trained().state_dict())
+    model.load_state_dict(other.state_dict())
     outputs(model)
     assert {id(quantizer) for quantizer in reads} == {id(quantizer) for quantizer in quantizers(model)}
