@@ -5,8 +5,9 @@ import sys
 import torch
 
 import mbq_kernels as mbq
-from mbq_kernels import (backends, double_round, extract_lsb, fake_quantize, fake_quantize_affine, fake_quantize_foreach,
-                         fake_quantize_multi, lsb_penalty, round_clamp, round_clamp_lsb_foreach, use_backend)
+from mbq_kernels import (backends, double_round, extract_lsb, fake_quantize, fake_quantize_affine,
+                         fake_quantize_foreach, fake_quantize_multi, lsb_penalty, round_clamp, round_clamp_lsb_foreach,
+                         use_backend)
 
 SHAPES = ((1,), (7,), (257,), (4099,), (3, 5, 7), (2, 33, 9, 9), (5, 0), (64, 1031))
 MATRICES = ((1, 8), (3, 40), (65, 200), (7, 1000), (33, 4104))
@@ -42,7 +43,8 @@ def run(x, axis):
 def run_lsb(x, axis):
     other = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
     limit = x.detach().abs().float()
-    limit = torch.full((1 if axis is None else x.shape[axis],), 9.0, device="cuda") if 0 in x.shape else limit.amax(other)
+    count = 1 if axis is None else x.shape[axis]
+    limit = torch.full((count,), 9.0, device="cuda") if 0 in x.shape else limit.amax(other)
     options = {"limit": limit, "axis": axis, "form": "sign-magnitude"}
     values, penalties, _ = round_clamp_lsb_foreach([x] * 300, bits=8, k=2, limits=[limit] * 300, axis=axis)
     outputs = [round_clamp(x, bits=4, **options), lsb_penalty(x, bits=4, **options)[0], values[299], penalties]

@@ -11,8 +11,8 @@
 
 namespace mbq {
 
-// One x, dense, with one limit a channel or none, in one of round_clamp's two forms; k = 0 where only its value is asked
-// for.
+// One x, dense, with one limit a channel or none, in one of round_clamp's two forms; k = 0 where only its value is
+// asked for.
 struct __attribute__((visibility("hidden"))) Weight {
   const char* op;
   Tensor x;

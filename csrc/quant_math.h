@@ -179,8 +179,9 @@ MBQ_HD Int switch_code(Int code, Switch s) {
   return static_cast<Int>(static_cast<Int>(kept + added) >> s.shift);
 }
 
-// How x becomes u in [0, 1], and codes become values: the offset form of a weight in [-limit, limit] is {1/2, 1/2, 0, 1},
-// its sign-magnitude form {1, 0, 1, -1}; of u itself, with limit 1, they are {1, 0, 0, 1} and {1, 0, 1, 1}.
+// How x becomes u in [0, 1], and codes become values: the offset form of a weight in [-limit, limit] is
+// {1/2, 1/2, 0, 1}, its sign-magnitude form {1, 0, 1, -1}; of u itself, with limit 1, they are {1, 0, 0, 1} and
+// {1, 0, 1, 1}.
 template <class T>
 struct UnitForm {
   T half, centre, less, mirror;  // less: steps fewer than 2^bits; mirror: what negative x are multiplied by

@@ -56,7 +56,8 @@ class Run:
         tensors = (self.x, grad_x, self.scales, self.shifts, self.units, self.floors, self.lo, self.hi,
                    *self.sums)
         values = [PTR() if t is None else PTR(t.data_ptr()) for t in tensors]
-        arguments = Arguments(values[0], ctypes.cast(pointers, PTR), *values[1:], *self.shape, len(others), self.lanes, self.aligned)
+        arguments = Arguments(values[0], ctypes.cast(pointers, PTR), *values[1:], *self.shape,
+                              len(others), self.lanes, self.aligned)
         getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
 
     def forward(self, kind):

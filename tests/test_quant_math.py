@@ -15,7 +15,8 @@ STATEMENTS = {
     "cpp": (ROOT / "csrc/quant_math.h", r"^(?:MBQ_HD|inline) [\w<>]+ (\w+)\("),
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
-SHARED = ["effective_scale", "scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode", "affine_decode",
+SHARED = ["effective_scale", "scaled", "encode", "decode", "gradient_terms", "affine_zero_point", "affine_encode",
+          "affine_decode",
           "affine_gradient_terms", "second_encode", "double_decode", "switch_code", "unit_position",
           "within_unit", "round_clamp_code", "round_clamp_scale", "round_clamp_signed", "lsb_residual", "lsb_slope",
           "lsb_gradient"]

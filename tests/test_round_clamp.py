@@ -59,7 +59,7 @@ def test_ties_and_ends(device, dtype, bits, form):
 
 @forms
 def test_values_are_symmetric_around_an_exact_zero(device, form):
-    """In the offset form but for the lowest, as two's complement is: in [-limit, limit)."""
+    """In the offset form all except the lowest, as two's complement is: in [-limit, limit)."""
     limit = torch.tensor(0.7310585975646973, device=device)
     for bits in range(1, 9):
         x = torch.linspace(-1, 1, 8 * 2**bits + 1, device=device) * limit
@@ -78,7 +78,8 @@ def test_values_are_symmetric_around_an_exact_zero(device, form):
 def test_one_bit(device):
     """Two values in the offset form, none beyond the limit; three in the other."""
     x = torch.tensor([-3.0, -1.5, -1.4, -0.8, -0.75, 0.0, 0.75, 0.8, 3.0], device=device)
-    for form, wanted in (("offset", [-3, -3, 0, 0, 0, 0, 0, 0, 0]), ("sign-magnitude", [-3, -3, -3, -3, 0, 0, 0, 3, 3])):
+    for form, wanted in (("offset", [-3, -3, 0, 0, 0, 0, 0, 0, 0]),
+                         ("sign-magnitude", [-3, -3, -3, -3, 0, 0, 0, 3, 3])):
         value = mbq.round_clamp(x, bits=1, limit=torch.tensor(3.0, device=device), form=form)
         assert value.tolist() == wanted and not value[value == 0].signbit().any()
 

@@ -139,7 +139,8 @@ def test_bits_depend_neither_on_threads_nor_on_instruction_set():
 ERRORS = [
     ({"xs": torch.ones(2, 3)}, TypeError, "xs must be a sequence with an entry per tensor, got Tensor"),
     ({"xs": []}, ValueError, "xs must have a tensor at least, got none"),
-    ({"xs": [torch.ones(3), torch.ones(3).half()]}, TypeError, r"xs\[1\] must have the dtype of xs\[0\], torch.float32"),
+    ({"xs": [torch.ones(3), torch.ones(3).half()]}, TypeError,
+     r"xs\[1\] must have the dtype of xs\[0\], torch.float32"),
     ({"xs": [torch.ones(3), torch.ones(3, device="meta")]}, ValueError, r"xs\[1\] must be on the device of xs\[0\]"),
     ({"bits": [4]}, ValueError, r"bits must have one entry per tensor \(2\), got 1"),
     ({"bits": 4.0}, TypeError, "bits must be an integer or a sequence of integers, got 4"),

@@ -138,7 +138,8 @@ def test_is_the_op_at_the_raised_scale(device, op, shape, axis):
 
 @every_op
 @pytest.mark.parametrize("walk, dtype, floored", [
-    (0, torch.float32, True), (1, torch.float32, False), (2, torch.bfloat16, True), (0, torch.bfloat16, False)], ids=str)
+    (0, torch.float32, True), (1, torch.float32, False), (2, torch.bfloat16, True),
+    (0, torch.bfloat16, False)], ids=str)
 def test_units_are_the_op_at_the_product(device, op, walk, dtype, floored):
     """Bit for bit; the gradient of the scale is that of the product over the unit, rounded once."""
     shape, axis = WALKS[walk]
@@ -192,8 +193,10 @@ def test_a_floor_below_all_scales_changes_nothing(device, op):
 @pytest.mark.parametrize("op", [single, multi, foreach, double])
 @pytest.mark.parametrize("start", [-0.5, 0.0])
 def test_a_dead_scale_comes_back(device, op, start):
-    """The error falls where the step grows: that is the sign of the gradient, and steps along it leave the floor. Not of
-    the corrected ops: the correction undoes what a step too small does."""
+    """The error falls where the step grows: that is the sign of the gradient, and steps along it leave the floor.
+
+    Not of the corrected ops: the correction undoes what a step too small does.
+    """
     x, scale = torch.randn(2, 300, device=device), torch.full((2,), start, device=device).requires_grad_()
     floor = torch.full((2,), 0.002, device=device)
     while (scale <= floor).all():

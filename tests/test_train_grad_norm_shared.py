@@ -153,7 +153,8 @@ class Block(nn.Module):
 
 
 def subclasses():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), FunctionalNorm(4), ChannelsNorm(4), Standardised(4, 4, 3), Block(), nn.Flatten(),
+    return nn.Sequential(nn.Conv2d(1, 4, 3), FunctionalNorm(4), ChannelsNorm(4), Standardised(4, 4, 3), Block(),
+                         nn.Flatten(),
                          nn.utils.parametrizations.weight_norm(nn.Linear(64, 3)))
 
 

@@ -267,7 +267,8 @@ def test_the_form_of_a_run(tiny_run, tmp_path):
     train_run(replace(tiny_run, form="sign-magnitude"), tmp_path / "run")
     options, _, model = load_data_and_network(tmp_path / "run")
     layers = round_clamp_layers(model)
-    assert options.form == "sign-magnitude" and {layer.weight_quantizer.form for layer in layers.values()} == {options.form}
+    assert options.form == "sign-magnitude"
+    assert {layer.weight_quantizer.form for layer in layers.values()} == {options.form}
     stored = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--store", str(tmp_path / "store")])
     assert stored.exit_code == 0, stored.output
     with mbq_store.open(tmp_path / "store") as store:

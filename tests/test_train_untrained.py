@@ -69,5 +69,5 @@ def test_what_cannot_be_widened_is_an_error():
         add_bits(convert(tiny_model(), BITS), (3,), [])
     model = convert(tiny_model(), BITS)
     initialise(model, torch.randn(4, 1, 8, 8))
-    with pytest.raises(ValueError, match="add_bits: batches must hold images for the statistics of BatchNorm, got none"):
+    with pytest.raises(ValueError, match="add_bits: batches must hold images for the statistics of BatchNorm, got"):
         add_bits(model, (3,), iter(()))

@@ -1,6 +1,6 @@
 // round_clamp on the CPU: in the offset form limit * (2 c - 2^bits) / 2^bits, c = min(rint(2^bits u), 2^bits - 1),
-// u = x / limit / 2 + 1/2; in the sign-magnitude form sign(x) limit c / (2^bits - 1), u = |x| / limit (Han et al., 2025,
-// arXiv 2507.22349).
+// u = x / limit / 2 + 1/2; in the sign-magnitude form sign(x) limit c / (2^bits - 1), u = |x| / limit
+// (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.h"
 
 namespace mbq {

@@ -1,5 +1,5 @@
-// round_clamp_lsb on the CPU: the value of round_clamp with the penalty and rate of lsb_penalty from one read, and the sum of
-// their gradients in one pass (Han et al., 2025, arXiv 2507.22349).
+// round_clamp_lsb on the CPU: the value of round_clamp with the penalty and rate of lsb_penalty from one read, and the
+// sum of their gradients in one pass (Han et al., 2025, arXiv 2507.22349).
 #include "lsb.h"
 
 namespace mbq {

@@ -1,4 +1,5 @@
-// round_clamp_lsb_foreach on the CPU: round_clamp_lsb of many tensors, each with its own bits and k, all in one parallel loop.
+// round_clamp_lsb_foreach on the CPU: round_clamp_lsb of many tensors, each with its own bits and k, all in one
+// parallel loop.
 #include "lsb.h"
 
 namespace mbq {

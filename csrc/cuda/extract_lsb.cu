@@ -1,4 +1,5 @@
-// extract_lsb on CUDA: B = c_bits(u) - 2^k c_(bits-k)(u), c the code of round_clamp (Han et al., 2025, arXiv 2507.22349).
+// extract_lsb on CUDA: B = c_bits(u) - 2^k c_(bits-k)(u), c the code of round_clamp (Han et al., 2025, arXiv
+// 2507.22349).
 #include "lsb.cuh"
 
 namespace mbq::cuda {

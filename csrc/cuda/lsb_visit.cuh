@@ -1,5 +1,5 @@
-// Round-clamp and its least significant bits on the GPU: visits of the walks of walk.cuh. Host code too, where the tests
-// run it.
+// Round-clamp and its least significant bits on the GPU: visits of the walks of walk.cuh. Host code too, where the
+// tests run it.
 #pragma once
 
 #include "walk.cuh"
@@ -60,8 +60,8 @@ struct RoundClampVisit {
   }
 };
 
-// grad_x = grad + slope sign(B) d|x|/dx, grad 0 where there is none; slope from the gradient of the penalty, which lies on the
-// device.
+// grad_x = grad + slope sign(B) d|x|/dx, grad 0 where there is none; slope from the gradient of the penalty, which lies
+// on the device.
 template <class T>
 struct LsbGradientJob {
   Walk walk;

@@ -151,8 +151,8 @@ def fold_correction(x, scale, offset=None, *, reference=None, bits, signed=True,
     """Return the scale and offset with which a store of x's codes gives back fake_quantize_corrected(x, ...).
 
     It does so bit for bit. scale' = factor * scale, offset' = mean(reference) - scale' * mean(code); where all codes of
-    a channel are one value, scale' stays scale. scale' is 0 only where a channel of the reference is constant and its codes are not.
-    scale is max(scale * scale_unit, scale_floor) throughout.
+    a channel are one value, scale' stays scale. scale' is 0 only where a channel of the reference is constant and its
+    codes are not. scale is max(scale * scale_unit, scale_floor) throughout.
 
     Args: as fake_quantize_corrected.
 

@@ -38,7 +38,8 @@ def _check_limit(op, limit, where):
     bad = None if limit is None else ~((limit >= 0) & limit.isfinite())
     if bad is not None and bad.any():
         index = int(bad.flatten().nonzero()[0])
-        raise RuntimeError(f"{op}: limit must be finite and >= 0, got {limit.flatten()[index]:g} (element {index}{where})")
+        raise RuntimeError(f"{op}: limit must be finite and >= 0, got {limit.flatten()[index]:g} "
+                           f"(element {index}{where})")
 
 
 def value(x, u, limit, bits, axis, sign_magnitude):

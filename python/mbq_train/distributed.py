@@ -28,7 +28,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def process_group(device: str):
-    """Yield the process group that torchrun's environment describes, inside the block; none where it describes one
+    """Have the process group that torchrun's environment describes inside the block; none where it describes one
     process.
 
     Yields the name of this process's device: with several, 'cuda' becomes that of its LOCAL_RANK.

@@ -108,9 +108,9 @@ class GradNormScorer:
 
         Raises:
             ValueError: BatchNorm in training mode; losses that are one value, or depend on no parameter.
-            RuntimeError: samples mix, or lie along no one dimension; a layer's input was changed in place; all samples use
-            a parameter alike, and a checkpoint that is not torch's calls layers in the backward. NaN or infinite gradients are NaN or
-            infinite norms.
+            RuntimeError: samples mix, or lie along no one dimension; a layer's input was changed in place; all samples
+            use a parameter alike, and a checkpoint that is not torch's calls layers in the backward. NaN or infinite
+            gradients are NaN or infinite norms.
         """
         _check_batch_norms(self.model)
         with torch.inference_mode(False):

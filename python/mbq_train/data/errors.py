@@ -12,5 +12,5 @@ class DataError(ValueError):
 
 
 def printable(text: str) -> str:
-    """`text` with \\udcNN for every byte NN of a name that is not UTF-8."""
+    """Return `text` with \\udcNN for every byte NN of a name that is not UTF-8."""
     return text.encode(errors="backslashreplace").decode()

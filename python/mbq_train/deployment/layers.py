@@ -73,7 +73,7 @@ class _SwitchedLayer(nn.Module):
         self.weight_shape, self.high_bits, self.rounding = tuple(weight.shape), high_bits, rounding
 
     def _apply(self, fn, recurse=True):
-        """Return what .to(), .half() and the like do: the scale stays in float32."""
+        """Do what .to(), .half() and the like do: the scale stays in float32."""
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != scale.dtype:

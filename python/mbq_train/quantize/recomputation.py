@@ -51,7 +51,8 @@ def runs_at(state, layer_name: str) -> None:
         snapshots.setdefault(state, state.snapshot())
     if state.changed and torch._C._current_graph_task_id() != -1 and not _running.again:
         raise RuntimeError(f"{layer_name}: a forward within backward must be a recomputation of "
-                           "torch.utils.checkpoint, because others do not keep the bit-width of the first forward, got another one")
+                           "torch.utils.checkpoint, because others do not keep the bit-width of the first forward, "
+                           "got another one")
 
 
 def _reentrant(forward):

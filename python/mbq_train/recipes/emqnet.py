@@ -41,8 +41,8 @@ class EmqNet(Recipe):
                 switch_bits_of(self.model, FLOAT)
                 scorer_of(self.model, self.data, options.score)(batch.images, batch.labels)
         except Exception as error:  # of the scorer, or whatever a network raises when it is called otherwise
-            raise ValueError(f"train: score must be one that the network allows, got {options.score!r} ({first_line(error)}); "
-                             "el2n and tdds need its outputs alone") from error
+            raise ValueError(f"train: score must be one that the network allows, got {options.score!r} "
+                             f"({first_line(error)}); el2n and tdds need its outputs alone") from error
 
     def images(self, epoch):
         return self.data.train_size if epoch < self.options.score_epochs else self.size

@@ -55,7 +55,7 @@ def estimate_memory(model: nn.Module, images: torch.Tensor, options: Options, *,
 
 
 def _kept_for_backward(model: nn.Module, images: torch.Tensor, options: Options) -> int:
-    """Return bytes that autograd keeps after a forward, beside parameters and buffers."""
+    """Return how many bytes autograd keeps after a forward, beside parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 

@@ -81,7 +81,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Return steps of the whole training; in each, every bit-width sees one batch."""
+        """Return the number of steps of the whole training; in each, every bit-width sees one batch."""
         return self._first_steps[-1]
 
     def run(self, *, on_epoch=None, on_batch=None, save=None, save_every: float = 300.0,
@@ -122,7 +122,7 @@ class Training:
         return bool(due)
 
     def _epoch(self, on_batch):
-        """Yield the rest of the epoch; yields after every batch whose losses have been looked at."""
+        """Train the rest of the epoch; yield after every batch whose losses have been looked at."""
         state, options = self.state, self.options
         state.losses = state.losses or dict.fromkeys(self.bits, 0.0)
         if self.soft_targets is not None:

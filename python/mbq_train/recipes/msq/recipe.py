@@ -76,7 +76,7 @@ class Msq(Recipe):
         return {"layer_bits": dict(pruner.bits), "lsb_rates": rates, "compression": pruner.compression}
 
     def summary(self) -> dict:
-        """Return Bit-widths and compression at the end."""
+        """Return bit-widths and compression at the end."""
         weights = {layer.weight for layer in self.lsb_bank.layers.values()}
         others = sum(parameter.numel() for name, parameter in self.model.named_parameters() if parameter not in weights
                      and "_quantizer." not in name and f".by_bits.{FLOAT}." not in name)
