@@ -91,6 +91,13 @@ def test_an_ensemble_of_models_runs_under_vmap():
     torch.testing.assert_close(together, torch.stack([model(IMAGES) for model in models]))
 
 
+def test_an_ensemble_of_models_with_other_flags_is_refused():
+    models = [converted(**options, batch_norm="shared").eval() for options in ({"example": IMAGES}, {})]
+    parameters, buffers = torch.func.stack_module_state(models)
+    with pytest.raises(RuntimeError, match="^3: models of an ensemble must all have first values and signs alike, got"):
+        torch.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (IMAGES,)))(parameters, buffers)
+
+
 @pytest.mark.parametrize("save", [False, True], ids=["itself", "saved and loaded"])
 @pytest.mark.parametrize("decay", [None, 0.9], ids=["mean", "exponential"])
 def test_an_average_that_began_before_the_first_values_is_refused(decay, save):
