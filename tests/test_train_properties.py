@@ -34,7 +34,7 @@ from mbq_train.conversion import call_order
 from mbq_train.export import store
 from mbq_train.export.codes import codes_of, quantized_layers
 from mbq_train.quantize.bits import BitState
-from mbq_train.quantize.fake_quantizer import _Quantizer
+from mbq_train.quantize.fake_quantizer import Quantizer
 from mbq_train.quantize.quantizers import quantizers
 from network_outputs import alike, alike_at_all_bits, close, ends, gradients, outputs, same, told, train, trained
 from networks import one_thread  # noqa: F401
@@ -70,7 +70,7 @@ def test_onnx_in_a_default_session_computes_what_was_trained(case):
 
 FAULTS = {  # (where, name, what takes its place, what is said of it)
     "recomputation": (BitState, "restore", lambda state, snapshot: None, "gradient of"),
-    "flags": (_Quantizer, "_read", lambda quantizer: None, "must have seen a training batch"),
+    "flags": (Quantizer, "_read", lambda quantizer: None, "must have seen a training batch"),
     "codes": (store, "codes_of", lambda *args: (codes_of(*args)[0] ^ 1, *codes_of(*args)[1:]), "store of stem"),
     "subclass": (call_order, "difference", lambda *args: None, "32 bits"),
 }

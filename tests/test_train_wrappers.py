@@ -122,8 +122,8 @@ def in_fsdp_of_mixed_precision(x, rank):
 
 
 WAYS = {function.__name__: function for function in (
-    in_ddp, in_ddp_of_a_parent, in_ddp_that_finds_unused, in_ddp_with_checkpoints, in_compiled_ddp, in_ddp_of_a_compiled,
-    in_fsdp, in_fsdp_of_bfloat16, in_fsdp_of_mixed_precision)}
+    in_ddp, in_ddp_of_a_parent, in_ddp_that_finds_unused, in_ddp_with_checkpoints, in_compiled_ddp,
+    in_ddp_of_a_compiled, in_fsdp, in_fsdp_of_bfloat16, in_fsdp_of_mixed_precision)}
 
 
 def check_layers_of_one_process():
