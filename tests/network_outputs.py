@@ -144,6 +144,6 @@ def told(model, function: str, *, expected: bool, about: str = ""):
         yield
     except (TypeError, ValueError, RuntimeError) as error:
         found = HOUSE_WORDING.fullmatch(str(error))
-        names = {name for name, _ in model.named_modules()} | {function, "codes_of"}
+        names = {name for name, _ in model.named_modules()} | {function, "export"}
         if not expected or not found or found["who"] not in names or about not in str(error):
             raise
