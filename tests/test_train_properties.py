@@ -72,7 +72,7 @@ FAULTS = {  # (where, name, what takes its place, what is said of it)
     "recomputation": (BitState, "restore", lambda state, snapshot: None, "gradient of"),
     "flags": (Quantizer, "_read", lambda quantizer: None, "must have seen a training batch"),
     "codes": (store, "codes_of", lambda *args: (codes_of(*args)[0] ^ 1, *codes_of(*args)[1:]), "store of stem"),
-    "subclass": (call_order, "difference", lambda *args: None, "32 bits"),
+    "subclass": (call_order, "difference", lambda *args, **options: None, "32 bits"),
 }
 
 
