@@ -46,8 +46,8 @@ def codes_of(layer: nn.Module, bits: int) -> tuple[torch.Tensor, torch.Tensor, t
     codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
     if quantizer.correction:
         if isinstance(quantizer, DoubleRoundingQuantizer):
-            raise ValueError(f"export: {quantizer.layer_name} must have no weight correction, because codes that are "
-                             "rounded twice have one scale for all bit-widths, got it on; convert without "
+            raise ValueError(f"export: {quantizer.layer_name} must have no weight correction, which differs between "
+                             "bit-widths and codes that are rounded twice do not have, got it on; convert without "
                              "weight_correction, or with quantizer 'learned'")
         scale, offset = mbq_kernels.fold_correction(x, scale, offset, **options)
     if bits < kept:
