@@ -10,7 +10,7 @@ import mbq_kernels
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
-from .flags import one_of_all, version
+from .flags import captured, one_of_all, version
 from .units import STEPS_OF_FIRST, Rows, least_scale
 
 
@@ -179,7 +179,7 @@ class Quantizer(nn.Module):
         flags, (seen, writes) = self._buffers[self._watched], self._seen
         if flags is seen and writes == version(flags):
             return
-        if flags.is_meta or flags.is_cuda and torch.cuda.is_current_stream_capturing():
+        if flags.is_meta or captured(flags):
             return
         self._seen = flags, version(flags)
         self._read()
@@ -206,12 +206,12 @@ class Quantizer(nn.Module):
         bits = self.kept_at(self.bit_state.bits)
         if bits not in self._missing | self._spoiled:
             return
-        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+        if not captured(x):
             self._read()  # what was written to scales alone counts too
         if not self.training or bits not in self._missing:
             self.check_initialised([bits])
             return
-        if getattr(self, "_is_replica", False) or x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if getattr(self, "_is_replica", False) or captured(x):
             raise RuntimeError(f"{self.layer_name}: first values must be there before nn.DataParallel or a CUDA graph, "
                                f"got none at {bits} bits: call convert(..., example=batch)")
         x = x.to(self._options["dtype"])

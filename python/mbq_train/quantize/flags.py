@@ -8,6 +8,11 @@ def version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def captured(tensor: torch.Tensor) -> bool:
+    """Return whether a CUDA graph captures what is done to `tensor`, so that its values cannot be read."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def one_of_all(name: str, flags: torch.Tensor) -> list[float]:
     """Return the values of `flags`, which under torch.vmap over an ensemble of models must be those of all of them.
 
