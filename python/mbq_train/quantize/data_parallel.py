@@ -57,12 +57,14 @@ def _with_averages(init):
         given = signature.bind(self, module, *args, **kwargs).arguments
         own = {} if given.get("find_unused_parameters") else dict(_of_bit_widths(module))
         before = list(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
-        if own:
-            module._ddp_params_and_buffers_to_ignore = [*before, *own]
-        init(self, module, *args, **kwargs)
-        if own:
+        if not own:
+            return init(self, module, *args, **kwargs)
+        module._ddp_params_and_buffers_to_ignore = [*before, *own]
+        try:
+            init(self, module, *args, **kwargs)
+        finally:
             module._ddp_params_and_buffers_to_ignore = before  # another wrapper may find unused parameters
-            _Averages(self, own.values())
+        _Averages(self, own.values())
     return with_averages
 
 
