@@ -5,9 +5,7 @@ import numbers
 import os
 from dataclasses import asdict, dataclass, field, fields
 
-from mbq_train._names import look_up
-from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
-
+# mbq_train is imported where values are checked: the table of options must not take torch's seconds.
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
 SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
@@ -22,9 +20,10 @@ ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
 FORMS = ("offset", "sign-magnitude")
 
 
-def _option(default, help, **limits):
-    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to."""
-    return field(default=default, metadata={"help": help, **limits})
+def _option(default, help, *, group=None, **limits):
+    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to; group:
+    what the command's help shows it under [its recipe, or training]."""
+    return field(default=default, metadata={"help": help, "group": group or limits.get("recipe", "training"), **limits})
 
 
 @dataclass(frozen=True)
@@ -38,31 +37,40 @@ class Options:
     nearest one there is.
     """
 
-    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)")
-    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop")
-    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0)
-    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0)
-    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
-    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
-    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
+    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)",
+                        group="data")
+    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop", group="data")
+    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0, group="data")
+    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0, group="data")
+    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0, group="data")
+    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0, group="data")
+    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory", group="network")
     recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
                           choices=tuple(RECIPES))
-    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
-    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
-    learn_offset: bool = _option(False, "learn an offset of the activations")
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too",
+                                    group="quantizers")
+    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS,
+                              group="network")
+    learn_offset: bool = _option(False, "learn an offset of the activations", group="quantizers")
     quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
-                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS)
-    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
+                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS,
+                             group="quantizers")
+    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float",
+                                      group="quantizers")
     normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
-                             choices=NORMALISATIONS)
+                             choices=NORMALISATIONS, group="quantizers")
     form: str = _option("offset", "round-clamp: codes around that of 0, or codes of |W| with the sign kept apart",
-                        choices=FORMS)
-    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
-    rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
-    scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
-    shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
+                        choices=FORMS, group="quantizers")
+    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0,
+                                   group="quantizers")
+    rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS,
+                            group="quantizers")
+    scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative",
+                                group="quantizers")
+    shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients",
+                               group="quantizers")
     keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
-                                          "read the network's input, last: the one called last")
+                                          "read the network's input, last: the one called last", group="network")
     epochs: int = _option(30, "epochs at all bit-widths together", low=1)
     float_epochs: int = _option(30, "epochs of the float network before", low=1)
     batch_size: int = _option(64, "images in a batch, over all processes", low=1)
@@ -104,12 +112,16 @@ class Options:
     lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
     hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
                             recipe="msq")
-    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1)
-    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2)
-    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0)
+    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1, group="msq")
+    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2, group="msq")
+    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0,
+                                       group="msq")
     seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
     def __post_init__(self):
+        from mbq_train._names import look_up
+        from mbq_train.quantize.bits import check_bit_widths
+
         for option in fields(self):
             value, limits = _typed(option, getattr(self, option.name)), option.metadata
             object.__setattr__(self, option.name, value)
@@ -164,6 +176,8 @@ class Options:
                              "lowest_bits reach further")
 
     def _check_together(self):
+        from mbq_train.quantize.bits import FLOAT, quantized
+
         if not quantized(self.bits):
             raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
         if self.rate_epochs and self.rate != "step":
@@ -185,6 +199,8 @@ class Options:
     def for_recipe(cls, recipe: str, **given):
         """Return the options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no
         option."""
+        from mbq_train._names import look_up
+
         return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
