@@ -5,6 +5,7 @@ What a command needs is imported when it runs: torch takes seconds, and help, ve
 
 import os
 import sys
+import warnings
 from importlib.metadata import version
 from platform import python_version
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 
 from .arguments import with_options
 from .files import export, info, inspect, switch
-from .group import Command, Commands
+from .group import Command, Commands, without_function
 from .measure import evaluate, score, sensitivity, transfer
 from .train import ablate, resume, train
 
@@ -41,4 +42,5 @@ for command in (train, resume, evaluate, sensitivity, score, transfer, ablate, e
 def main() -> None:
     """Run the command, which finds modules beside it: `--model my_networks:factory`."""
     sys.path.insert(0, os.getcwd())
+    warnings.formatwarning = lambda message, *place: f"warning: {without_function(str(message))}\n"
     app()

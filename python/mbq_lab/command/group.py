@@ -33,7 +33,7 @@ class Commands(TyperGroup):
             code = _fail(error.format_message())
         except BrokenPipeError:  # the reader, as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
+            code = 1
         if standalone_mode:
             sys.exit(code)
         return code
@@ -54,7 +54,8 @@ class Commands(TyperGroup):
             if not _is_expected(error):
                 raise
             command = self.get_command(ctx, ctx.invoked_subcommand)
-            options = {option.name: option.opts[0] for option in command.params if option.opts[0].startswith("--")}
+            typed = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
+            options = {option[2:].replace("-", "_"): option for option in typed}
             raise typer.Exit(_fail(said(error, options))) from None
 
 
@@ -92,8 +93,7 @@ def said(error: Exception, options: dict[str, str]) -> str:
         return f"{error.path} is not a store that can be read: {layer}{error.reason}"
     text = " ".join(str(error).split())
     function = _FUNCTION.match(text)
-    if function:
-        text = text[function.end():]
+    text = without_function(text)
     subject, must, rest = text.partition(" must ")
     owner = function[0][:-2] if function else ""
 
@@ -103,6 +103,11 @@ def said(error: Exception, options: dict[str, str]) -> str:
     subject = re.sub(r"(?<![-\w])\w+", as_typed, subject) if must else subject
     with_underscore = re.compile(r"(?<![-/.\w])[a-z]+(?:_[a-z]+)+(?![-/.\w])")
     return subject + must + with_underscore.sub(lambda word: options.get(word[0], word[0]), rest)
+
+
+def without_function(message: str) -> str:
+    """Return a message of the library without the function that it begins with."""
+    return _FUNCTION.sub("", message)
 
 
 def _fail(message: str, code: int = 2) -> int:
