@@ -46,7 +46,7 @@ def test_a_folder_without_a_run_is_named(command, tmp_path):
     ("export", ["--onnx", "a.onnx"], "--onnx needs --bits, one of 8, 4, 2"),
     ("export", ["--onnx", "a", "--store", "a"], "--store and --onnx must name two files"),
     ("export", ["--store", "a", "--bits", "3"], "--bits must be one of 8, 4, 2"),
-    ("export", ["--store", "a", "--layout", "plane"], "--layout must be one of codes, packed, planes, got 'plane' (did"),
+    ("export", ["--store", "a", "--layout", "plane"], "--layout must be one of codes, packed, planes, got 'plane'"),
     ("export", ["--store", "a", "--rest", "half"], "--rest must be one of "),
     ("export", ["--store", "no/folder/a"], "no folder no/folder to write a to"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)

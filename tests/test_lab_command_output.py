@@ -7,9 +7,9 @@ from io import StringIO
 import pytest
 from cli import TINY, mbq
 from mbq_lab import Options
-from mbq_lab.command import tables
 from mbq_lab.command.output import plain, print_table
 from mbq_lab.command.progress import ProgressBar, ProgressLines, clock
+from mbq_lab.runs.names import network_name, range_name
 from networks import interruptible, one_thread  # noqa: F401
 from rich.console import Console
 from rich.table import Table
@@ -51,9 +51,9 @@ def test_a_table_that_fits_is_left_alone():
 
 
 def test_bit_widths_in_words():
-    assert [tables.network_name(bits) for bits in (32, 8, 1)] == ["float path", "8 bits", "1 bit"]
-    assert tables.range_name({"a": 6, "b": 2}) == "2 to 6 bits, by layer"
-    assert tables.range_name({"a": 1, "b": 1}) == "1 bit in every layer"
+    assert [network_name(bits) for bits in (32, 8, 1)] == ["float path", "8 bits", "1 bit"]
+    assert range_name({"a": 6, "b": 2}) == "2 to 6 bits, by layer"
+    assert range_name({"a": 1, "b": 1}) == "1 bit in every layer"
 
 
 def test_a_store_of_one_bit_width_has_no_column_of_errors(finished, tmp_path):
@@ -76,7 +76,7 @@ def test_json_alone_on_stdout(finished, tmp_path):
         ("inspect", low): {"layers", "bytes_at", "file_bytes"},
         ("score", run, "--score", "el2n", "--bits", "8", "--out", tmp_path): {"score", "bits", "hardest", "easiest"},
         ("train", "--dry-run", "--out", tmp_path / "new"): {"options", "modules", "memory", "steps"},
-        ("train", *TINY, "--train-limit", "128", "--out", tmp_path / "new"): {"accuracy", "step_ms", "folder"},
+        ("train", *TINY, "--train-limit", "128", "--out", tmp_path / "n"): {"accuracy", "step_ms", "folder"},
         ("info",): {"mbq_kernels", "backends"}}
     for arguments, names in expected.items():
         result = mbq(*arguments, "--json")
@@ -88,7 +88,8 @@ def test_the_next_command_after_training_works(finished, tmp_path):
     output = finished[1].stdout
     assert output.splitlines()[-1] == f"next: mbq eval {finished[0]}, mbq export {finished[0]} --store FILE"
     result = mbq("export", finished[0], "--store", tmp_path / "m.safetensors")
-    assert result.exit_code == 0 and "It holds 8 bits alone" in result.output and "for 4, 2: mbq export" in result.output
+    assert result.exit_code == 0 and "It holds 8 bits alone" in result.output
+    assert f"for 4, 2: mbq export {finished[0]} --store FILE --bits N" in result.output
     assert result.output.splitlines()[-1] == f"next: mbq inspect {tmp_path / 'm.safetensors'}"
     assert mbq("inspect", tmp_path / "m.safetensors").exit_code == 0
     assert mbq("export", finished[0], "--store", tmp_path / "m2.safetensors", "--bits", "2").exit_code == 0
@@ -110,7 +111,7 @@ def test_lines_tell_the_time_left_and_the_probes(capsys):
     for done in range(1, 4):
         lines.probe(done, 3)
     assert capsys.readouterr().err.splitlines() == [
-        "quantized 4/10  loss 2 to 6 bits, by layer 0.5  12 images/s  1:10:00 left", "Hessian 1/3 probes",
+        "quantized 4/10  2 to 6 bits, by layer  loss 0.5  12 images/s  1:10:00 left", "Hessian 1/3 probes",
         "Hessian 3/3 probes"]
     assert clock(3725.4) == "1:02:05"
 
@@ -123,7 +124,7 @@ def test_the_bar_never_cuts_a_number(width, monkeypatch):
     bar.batch("quantized", 299, 50_000, 50_000)
     bar.progress.update(bar.tasks["quantized"], speed="12345 images/s")
     accuracy = {bits: 0.987 for bits in (32, 8, 6, 5, 4, 3, 2, 1)}
-    bar.record({"phase": "quantized", "accuracy": accuracy})
+    bar.record({"phase": "quantized", "accuracy": accuracy, "loss": accuracy})
     bar.close()
     text = file.getvalue()
     assert "…" not in text and text.count("300.0/300 epochs") == 1 and text.count("98.7") == len(accuracy)

@@ -12,7 +12,8 @@ def export(
     run: Folder,
     store: Annotated[Path | None, typer.Option(metavar="FILE", help="an int8 store to write, as mbq_store reads it")]
     = None,
-    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX to write, at the one bit-width --bits")] = None,
+    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX to write, at the one bit-width --bits")]
+    = None,
     bits: Annotated[int, typer.Option(help="the bit-width. A store of codes that are rounded twice, or of "
                                       "layers that have their own, needs none; of others 0 is the highest")] = 0,
     layout: Annotated[str, typer.Option(help="of the store: codes, planes, or packed, the fewest "
@@ -82,8 +83,9 @@ def inspect(
     """Print the sizes of a store and the error of every layer at every bit-width."""
     import mbq_store
 
+    from ..runs.names import bits_name
     from .output import show
-    from .tables import bits_name, store_table
+    from .tables import store_table
 
     facts = mbq_store.inspect(store)
     if plot is not None:
@@ -125,9 +127,9 @@ def _about(store: Path, run: Path, bits: int | None, trained: tuple[int, ...]) -
     others = ", ".join(map(str, sorted(set(trained) - {bits}, reverse=True)))
     if bits is None or not others:
         return [f"next: mbq inspect {store}"]
-    return [f"It holds {bits} bits alone, because every bit-width has scales of its own; for {others}: mbq export {run} "
-            "--store FILE --bits N. Weights rounded twice (--quantizer double-rounding) share one store for all.",
-            f"next: mbq inspect {store}"]
+    return [f"It holds {bits} bits alone, because every bit-width has scales of its own; for {others}: mbq export "
+            f"{run} --store FILE --bits N. Weights rounded twice (--quantizer double-rounding) share one store for "
+            "all.", f"next: mbq inspect {store}"]
 
 
 def _written(path: Path, bytes: int) -> str:

@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 _UsageError = typer.BadParameter.__base__  # of click, of which newer versions of typer hold a copy
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*: ")
-_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("convert", "rules"): "keep_float"}
+_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure"}
 
 
 class Command(TyperCommand):

@@ -13,8 +13,9 @@ from rich.text import Text
 from mbq_train import distributed
 
 from ..options import Options
+from ..runs.names import network_name, range_name
 from ..runs.observer import Observer, Observers
-from .tables import layer_table, network_name, range_name
+from .tables import layer_table
 
 _NUMBERS = 64  # columns of a terminal that a bar's line takes without the bar
 
@@ -66,7 +67,8 @@ class ProgressLines(Observer):
         epochs = self.epochs[record["phase"]]
         left = (epochs - record["epoch"]) * record["seconds"]
         loss = ", ".join(f"{_name(b, record)}{value:.4g}" for b, value in record["loss"].items())
-        parts = [f"{record['phase']} {record['epoch']}/{epochs}", f"loss {loss}", accuracies(record),
+        widths = range_name(record["layer_bits"]) if "layer_bits" in record else ""
+        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, f"loss {loss}", accuracies(record),
                  f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
         self.say("  ".join(part for part in parts if part))
 
@@ -138,6 +140,5 @@ def clock(seconds: float) -> str:
 
 
 def _name(bits: int, record: dict) -> str:
-    if record["phase"] == "float":
-        return ""
-    return (range_name(record["layer_bits"]) if "layer_bits" in record else network_name(bits)) + " "
+    """Return what a number of a line of metrics is of, nothing where there is one alone."""
+    return "" if len(record["loss"]) == 1 else f"{network_name(bits)} "

@@ -8,24 +8,9 @@ from mbq_train.quantize.bits import FLOAT
 
 from ..runs.ablate import Ablation
 from ..runs.evaluation import Evaluation
+from ..runs.names import bits_name, network_name, range_name
 from ..runs.score import ScoredRun
 from ..runs.sensitivity import Sensitivities
-
-
-def bits_name(bits: int) -> str:
-    """Return a bit-width in words."""
-    return f"{bits} bit" if bits == 1 else f"{bits} bits"
-
-
-def network_name(bits: int) -> str:
-    """Return what tables call a bit-width."""
-    return "float path" if bits == FLOAT else bits_name(bits)
-
-
-def range_name(layer_bits: dict[str, int]) -> str:
-    """Return what tables call a network whose layers have bit-widths of their own."""
-    low, high = min(layer_bits.values()), max(layer_bits.values())
-    return f"{low} to {high} bits, by layer" if low < high else f"{bits_name(low)} in every layer"
 
 
 def conversion_table(conversion: Conversion) -> Table:

@@ -4,9 +4,9 @@ import importlib
 from pathlib import Path
 
 from mbq_train._names import look_up
-from mbq_train.quantize.bits import FLOAT
 
 from ..options import Options
+from ..runs.names import network_name
 from ..runs.observer import Observer
 
 
@@ -26,15 +26,11 @@ def scalars(record: dict) -> dict[str, float]:
     for name, value in record.items():
         if isinstance(value, dict):
             of_bits = name in ("loss", "accuracy")
-            found |= {f"{name}/{_width(key) if of_bits else key}": number for key, number in value.items()
+            found |= {f"{name}/{network_name(int(key)) if of_bits else key}": number for key, number in value.items()
                       if isinstance(number, (int, float))}
         elif isinstance(value, (int, float)) and name != "epoch":
             found[name] = value
     return {f"{record['phase']}/{name}": float(number) for name, number in found.items()}
-
-
-def _width(bits: int) -> str:
-    return "float" if int(bits) == FLOAT else f"{bits} bits"
 
 
 class TensorBoard(Observer):
