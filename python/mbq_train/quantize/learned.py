@@ -1,21 +1,24 @@
-"""The learned quantizers of weights and activations: a scale for every bit-width, one bit-width at a time in use."""
+"""Learned scales of weights and activations: one for every bit-width."""
 
 import math
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 import mbq_kernels
 
 from .. import distributed
-from .bits import BitState, code_range
+from .bits import BitState, check_bit_widths, code_range
 from .data_parallel import averaged
-from .fake_quantizer import Quantizer, autocast_dtype
+from .quantizer import BaseWeightQuantizer, autocast_dtype
+from .scaled_quantizer import ScaledQuantizer
+from .specs import ActivationSpec, WeightSpec, option
 from .units import first_scale
 
 
-class WeightQuantizer(Quantizer):
+class WeightQuantizer(ScaledQuantizer, BaseWeightQuantizer):
     """Weights: signed, symmetric, one learned scale per output channel (axis 0) and bit-width.
 
     scale starts at 2 mean|w| / sqrt(hi) of its channel (Esser et al., 2020, arXiv 1902.08153, section 2.1).
@@ -28,7 +31,6 @@ class WeightQuantizer(Quantizer):
             bit-width, so that one BatchNorm can serve all of them (Kim et al., 2025, arXiv 2510.20673).
     """
 
-    axis = 0
     corrected_kernel = staticmethod(mbq_kernels.fake_quantize_corrected)
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
@@ -37,20 +39,6 @@ class WeightQuantizer(Quantizer):
         self.correction = correction
         if correction:
             self.kernel = self.corrected_kernel
-
-    def hold(self, values: dict[int, torch.Tensor]) -> None:
-        """Have the coming forwards return `values`, {bits: quantized weight}, until `bit_state.held` is emptied."""
-        self.bit_state.held[self] = values
-
-    @property
-    def held(self) -> dict[int, torch.Tensor]:
-        """Return what a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one."""
-        return self.bit_state.held.get(self, {})
-
-    def forward(self, weight):
-        if self.bit_state.held and self.bit_state.bits in self.held:
-            return self.held[self.bit_state.bits]
-        return super().forward(weight)
 
     def _first_values(self, weight, hi):
         return first_scale(weight.abs().flatten(1).mean(dim=1), math.sqrt(hi) / 2), None
@@ -74,7 +62,7 @@ class WeightQuantizer(Quantizer):
                                                  scale_floors=floors, out_dtype=autocast_dtype(weights[0]))
 
 
-class ActivationQuantizer(Quantizer):
+class ActivationQuantizer(ScaledQuantizer):
     """Activations: one learned scale per bit-width for the whole tensor.
 
     scale starts at 2 mean|x - offset| / sqrt(hi) of the first training batch at its bit-width (Huang et al., 2025,
@@ -110,6 +98,11 @@ class ActivationQuantizer(Quantizer):
         distances = x if offset is None else x - offset
         return first_scale(distributed.mean(distances.abs().mean()), math.sqrt(hi) / 2), offset
 
+    def grid(self, bits: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (scale, offset or None) at `bits` bits, without gradient: what an export computes with."""
+        offset = None if self.offsets is None else self.offsets[str(self.kept_at(bits))].detach().clone()
+        return self.scale(bits), offset
+
     def _grad_factor(self, x):
         processes = distributed.world_size()
         if processes == 1:
@@ -117,6 +110,38 @@ class ActivationQuantizer(Quantizer):
         return 1 / math.sqrt(max(1, x.numel() * processes) * code_range(self.bits, self.signed)[1])
 
 
-def quantizers(model: nn.Module) -> list[Quantizer]:
-    """Return every quantizer in `model`, in the order of registration."""
-    return [module for module in model.modules() if isinstance(module, Quantizer)]
+@dataclass(frozen=True)
+class Learned(WeightSpec, ActivationSpec):
+    """Scales that are trained: of weights one per channel and bit-width, of activations one per bit-width.
+
+    Args:
+        correction: of weights - give every channel of a quantized weight its mean and deviation in float, so that one
+            BatchNorm serves all bit-widths (Kim et al., 2025, arXiv 2510.20673).
+        bits: of activations - their bit-width, 1..8, whatever that of the weights [the one in use].
+        offset: of activations - learn a real offset per bit-width [off: 0 fits what a ReLU gives].
+        signed: of activations - the code range [None: as the first batch shows, unsigned with an offset].
+
+    Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153.
+    """
+
+    name: ClassVar[str] = "learned"
+    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
+                              of="weights", flag="weight_correction")
+    bits: int | None = option(None, "of activations, whatever the weights have; 0: as the weights, 32: float",
+                              of="activations", flag="activation_bits")
+    offset: bool = option(False, "learn an offset of the activations", of="activations", flag="learn_offset")
+    signed: bool | None = option(None, "code range of the activations", of="activations", flag="")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.signed not in (None, True, False):
+            raise TypeError(f"Learned: signed must be True, False or None, got {self.signed!r}")
+        if self.bits is not None:
+            check_bit_widths("Learned", (self.bits,))
+
+    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str) -> WeightQuantizer:
+        return WeightQuantizer(bit_state, weight, layer_name=layer_name, correction=self.correction)
+
+    def input_quantizer(self, bit_state: BitState, *, like: torch.Tensor, layer_name: str) -> ActivationQuantizer:
+        return ActivationQuantizer(bit_state, signed=self.signed, learn_offset=self.offset, own_bits=self.bits,
+                                   layer_name=layer_name, like=like)

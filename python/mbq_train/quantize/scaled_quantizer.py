@@ -1,20 +1,19 @@
-"""What all fake-quantizers share: parameters per bit-width, first values, the bit-width in use, the kernel call."""
+"""Quantizers with learned scales: parameters per bit-width and their first values."""
 
 import math
 
 import torch
 from torch import nn
 
-import mbq_kernels
-
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
 from .flags import captured, one_of_all, version
+from .quantizer import Quantizer, autocast_dtype
 from .units import STEPS_OF_FIRST, Rows, least_scale
 
 
-class Quantizer(nn.Module):
+class ScaledQuantizer(Quantizer):
     """Quantize with scales per bit-width: hold them, give them their first values, call the kernel.
 
     The scales are Parameters from construction, so that an optimizer built at any time sees them; they are NaN until
@@ -25,15 +24,12 @@ class Quantizer(nn.Module):
     read from `initialised` whenever its tensor is another one or was written to.
     """
 
-    axis: int | None = None
-    _watched = "initialised"  # the buffer that Python keeps a copy of
-    kernel = staticmethod(mbq_kernels.fake_quantize)  # what it calls with `current()` and `options()`
+    _watched = "initialised"
+    _obsolete = ()
 
     def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
                  own_bits: int | None = None):
-        super().__init__()
-        self.bit_state, self.layer_name, self.own_bits = bit_state, layer_name, own_bits
-        self._signed = signed
+        super().__init__(bit_state, signed=signed, layer_name=layer_name, own_bits=own_bits)
         self._options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.scales = self._parameter_per_bits(shape)
         self.offsets = None
@@ -43,47 +39,21 @@ class Quantizer(nn.Module):
         # Floating point, because averages of models average their buffers too.
         self.register_buffer("initialised", torch.zeros(len(self.kept()), device=like.device))
         self.register_buffer("is_signed", torch.tensor(float(bool(signed)), **self._options))
-        self._seen, self._missing, self._spoiled = (None, 0), set(self.kept()), set()
+        self._missing, self._spoiled = set(self.kept()), set()
         self.register_load_state_dict_pre_hook(_add_units)
-        self.register_load_state_dict_post_hook(_look_again)
 
     def _parameter_per_bits(self, shape) -> nn.ParameterDict:
         return nn.ParameterDict({str(b): nn.Parameter(torch.full(shape, math.nan, **self._options))
                                  for b in self.kept()})
 
-    def __getstate__(self):
-        return {**self.__dict__, "_seen": (None, 0)}  # a copy reads its own flags
-
-    def __repr__(self):
-        return f"{type(self).__name__}({self.extra_repr()})"  # without a line for each Parameter
-
     def extra_repr(self) -> str:
-        """Return bit-widths, code range and channels, as print(model) shows them."""
-        bits = self.own_bits or ", ".join(map(str, self.bit_state.trained))
-        signs = {None: "by the first batch", True: "signed", False: "unsigned"}[self.signed]
-        parts = [f"bits={bits}", signs, "per tensor" if self.axis is None else f"axis={self.axis}"]
-        return ", ".join(parts + ["offset"] * (self.offsets is not None))
-
-    @property
-    def bits(self) -> int:
-        """Return the bit-width it computes at: its own, or the one in use."""
-        return self.own_bits or self.bit_state.bits
-
-    @property
-    def signed(self) -> bool | None:
-        """Return whether codes are signed; None until the first batch has decided it."""
-        self._look()
-        return self._signed
+        return super().extra_repr() + ", offset" * (self.offsets is not None)
 
     @property
     def missing(self) -> set[int]:
         """Return the bit-widths whose scales have no first values yet."""
         self._look()
         return self._missing
-
-    def kept_at(self, bits: int) -> int:
-        """Return the bit-width under which the parameters that serve `bits` are kept."""
-        return self.own_bits or bits
 
     def kept(self) -> list[int]:
         """Return the bit-widths that have parameters, from high to low."""
@@ -112,13 +82,6 @@ class Quantizer(nn.Module):
         done = 0.0 if self.missing else 1.0
         self.initialised = self.initialised.new_full((len(self.initialised) + len(bit_widths),), done)
         return list(bit_widths)
-
-    def forward(self, x):
-        """Return x at the bit-width in use, in x's dtype, or autocast's where that is on; x itself at 32 bits."""
-        if torch.compiler.is_compiling():  # the bit-width as a symbol: two compiles serve all of them
-            with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
-                return self._quantize(x)
-        return self._quantize(x)
 
     def _quantize(self, x):
         if self.bit_state.bits == FLOAT:
@@ -172,18 +135,6 @@ class Quantizer(nn.Module):
                                f"{max(spoiled)} bits: of a training that diverged, or of an average that began before "
                                "the first values, which convert(..., example=batch) takes in time")
 
-    def _look(self) -> None:
-        """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
-        if torch.compiler.is_compiling():
-            return
-        flags, (seen, writes) = self._buffers[self._watched], self._seen
-        if flags is seen and writes == version(flags):
-            return
-        if flags.is_meta or captured(flags):
-            return
-        self._seen = flags, version(flags)
-        self._read()
-
     @torch.compiler.disable
     @torch.no_grad()
     def _read(self) -> None:
@@ -236,18 +187,6 @@ class Quantizer(nn.Module):
         self.scales[key].fill_(1 / STEPS_OF_FIRST)
         if self.offsets is not None:
             self.offsets[key].copy_(offset)
-
-
-def autocast_dtype(x) -> torch.dtype | None:
-    """Return the dtype that autocast asks for on x's device, None where it is off."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
-        return None
-    return torch.get_autocast_dtype(device)
-
-
-def _look_again(quantizer, incompatible_keys) -> None:
-    quantizer._look()  # now: compiled graphs do not
 
 
 def _add_units(quantizer, state_dict, prefix, *others) -> None:
