@@ -95,8 +95,10 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   return all;
 }
 
-// Two ops run this; fake_quantize.cu compiles it for both.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
-                                                                   std::optional<ScalarType>);
+// Of many xs, in shared launches.
+template <template <class> class Quantizer>
+std::vector<Tensor> quantize_forward_each(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
+  return quantize_forward<Quantizer, true>(each, out_dtype);
+}
 
 }  // namespace mbq::cuda

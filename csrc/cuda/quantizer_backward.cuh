@@ -113,8 +113,11 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
-// As quantize_forward's.
-extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
-                                                          std::optional<double>);
+// Of many xs, in shared launches.
+template <template <class> class Quantizer>
+Gradients quantize_backward_each(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
+                                 std::optional<double> grad_factor) {
+  return quantize_backward<Quantizer, true>(each, given, grad_factor);
+}
 
 }  // namespace mbq::cuda
