@@ -52,8 +52,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_el2n_forward(const Tensor& logi
     auto* top_and_sum = static_cast<W*>(kept.mutable_data_ptr());
     rows.for_each<T>([&](int64_t row, const T* x, int64_t target) {
       const RowResult<double> result = target < 0 ? RowResult<double>{0, 0, 0, 0} : result_of(x, target, rows);
-      loss[row] = static_cast<W>(result.loss), norm[row] = static_cast<W>(result.el2n);
-      top_and_sum[2 * row] = static_cast<W>(result.top), top_and_sum[2 * row + 1] = static_cast<W>(result.log_sum);
+      loss[row] = static_cast<W>(result.loss);
+      norm[row] = static_cast<W>(result.el2n);
+      top_and_sum[2 * row] = static_cast<W>(result.top);
+      top_and_sum[2 * row + 1] = static_cast<W>(result.log_sum);
     });
   });
   return {losses, norms, kept};

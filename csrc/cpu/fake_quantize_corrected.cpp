@@ -55,7 +55,9 @@ void write_fold(const Quantizers& q, const std::vector<Level<CodeSums<W>, W>>& l
       const Moments of_codes = moments_of(0, codes.sum(codes.sums, k, c), codes.sum(codes.squares, k, c),
                                           q.layout.outer * q.layout.inner);
       const Folded<W> folded = fold(of_codes, reference[c], levels[k].scale[c]);
-      to[0] = folded.factor, to[row] = folded.scale, to[2 * row] = folded.offset;
+      to[0] = folded.factor;
+      to[row] = folded.scale;
+      to[2 * row] = folded.offset;
     }
 }
 
@@ -122,8 +124,11 @@ struct TimesFactor {
   Work<Scaled<W>, W> factors;
 
   const W* operator()(size_t k, const Block& block, const W* grad, W* buffer) const {
-    factors.walk.by_run ? run<ValuesByRun<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer)
-                        : run<ValuesByColumn<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    if (factors.walk.by_run) {
+      run<ValuesByRun<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    } else {
+      run<ValuesByColumn<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    }
     return buffer;
   }
 };

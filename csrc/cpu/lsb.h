@@ -56,7 +56,8 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     std::vector<Loop> works;
     std::vector<std::vector<W>> scales;
     std::vector<Found> found(each.size());
-    works.reserve(each.size()), scales.reserve(each.size());
+    works.reserve(each.size());
+    scales.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
       check_limits<W>(each[t]);
@@ -95,7 +96,8 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
     using W = wide_t<T>;
     std::vector<Loop> works;
     std::vector<std::vector<W>> slopes;
-    works.reserve(each.size()), slopes.reserve(each.size());
+    works.reserve(each.size());
+    slopes.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
       const W grad = static_cast<const W*>(penalties.const_data_ptr())[t];

@@ -25,12 +25,20 @@ struct RoundPlanes {
 
 // The first `bytes` of eight; the last word of a plane may be shorter.
 inline void store_bytes(uint64_t word, uint8_t* to, int64_t bytes) {
-  bytes >= 8 ? std::memcpy(to, &word, 8) : std::memcpy(to, &word, bytes);
+  if (bytes >= 8) {
+    std::memcpy(to, &word, 8);
+  } else {
+    std::memcpy(to, &word, bytes);
+  }
 }
 
 inline uint64_t load_bytes(const uint8_t* from, int64_t bytes) {
   uint64_t word = 0;
-  bytes >= 8 ? std::memcpy(&word, from, 8) : std::memcpy(&word, from, bytes);
+  if (bytes >= 8) {
+    std::memcpy(&word, from, 8);
+  } else {
+    std::memcpy(&word, from, bytes);
+  }
   return word;
 }
 
@@ -84,7 +92,8 @@ __attribute__((target("avx2"))) inline void split_planes_v3(const uint8_t* codes
     for (int p = 0; p < bits; ++p) {
       const uint64_t word = static_cast<uint32_t>(_mm256_movemask_epi8(high));
       store_bytes(word << 32 | static_cast<uint32_t>(_mm256_movemask_epi8(low)), planes + p * stride + at, bytes - at);
-      low = _mm256_add_epi8(low, low), high = _mm256_add_epi8(high, high);
+      low = _mm256_add_epi8(low, low);
+      high = _mm256_add_epi8(high, high);
     }
   }
 }

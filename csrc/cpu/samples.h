@@ -134,7 +134,8 @@ struct Windows : Source<W> {
       } else {
         std::fill_n(to, n, W(0));
       }
-      at += n, to += n;
+      at += n;
+      to += n;
     }
   }
 };

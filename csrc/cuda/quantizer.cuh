@@ -89,8 +89,9 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
       jobs.push_back(job_of<Quantizer, decltype(storage), decltype(out_storage)>(q, outs));
       all.insert(all.end(), outs.begin(), outs.end());
     }
-    launch_all(launch, forward_kernel < Quantizer, decltype(storage), decltype(out_storage), many ? kBatch<Work> : 1 >,
-               jobs, [](const Work& job) { return blocks_of(job.walk); });
+    constexpr int capacity = many ? kBatch<Work> : 1;
+    launch_all(launch, forward_kernel<Quantizer, decltype(storage), decltype(out_storage), capacity>, jobs,
+               [](const Work& job) { return blocks_of(job.walk); });
   });
   return all;
 }
