@@ -4,6 +4,9 @@ An op is a pair of raw operators `mbq::<op>_forward` and `mbq::<op>_backward`. E
 names and that signature: `reference/<op>.py` (plain PyTorch), `csrc/ops`, `csrc/cpu` and `csrc/cuda` (in `_C.so`, they
 register themselves) and `triton/<op>.py`. PyTorch's dispatcher picks by the device of the tensors; there is no second
 one.
+
+Ops of one family share kernels, not raw operators: one operator for a family, over lists or with flags, makes a small
+call 0.3 to 11 us slower.
 """
 
 import contextlib
