@@ -22,8 +22,7 @@ struct NormsOfFew {
         sum[j] += e;
         squares[j] += e * e;
       }
-    for (int64_t j = 0; j < kLanes; ++j)
-      out[j] = row_result(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
+    for (int64_t j = 0; j < kLanes; ++j) out[j] = row_result(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
   }
 };
 

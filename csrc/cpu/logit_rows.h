@@ -78,9 +78,14 @@ struct __attribute__((visibility("hidden"))) LogitRows {
   mutable std::atomic<int64_t> bad_row;
 
   LogitRows(const char* name, const Tensor& x, const Tensor& t, int64_t ignored, double label_smoothing = 0)
-      : op(name), logits(make_contiguous(x)), targets(make_contiguous(t)),
-        target_data(targets.const_data_ptr()), wide_targets(targets.scalar_type() == ScalarType::Long),
-        ignore_index(ignored), smoothing(label_smoothing), bad_row(-1) {
+      : op(name),
+        logits(make_contiguous(x)),
+        targets(make_contiguous(t)),
+        target_data(targets.const_data_ptr()),
+        wide_targets(targets.scalar_type() == ScalarType::Long),
+        ignore_index(ignored),
+        smoothing(label_smoothing),
+        bad_row(-1) {
     check(x.dim() == 2 && x.size(1) > 0 && x.is_cpu(), op, ": logits must be (N, C) on the CPU, C >= 1");
     rows = x.size(0);
     classes = x.size(1);

@@ -70,8 +70,8 @@ MBQ_HD void lsb_gradient_run(const RoundClamp<W>& any, const W* __restrict limit
   const RoundClamp<W> quantizer = any.template known<mirrored>();
   const W limit = step == 0 ? limits[0] : W(0), slope = step == 0 ? slopes[0] : W(0);
   for (int64_t i = 0; i < n; ++i)
-    grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i],
-                                   step == 0 ? slope : slopes[i]);
+    grad_x[i] =
+        quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i], step == 0 ? slope : slopes[i]);
 }
 
 template <bool task, class W>

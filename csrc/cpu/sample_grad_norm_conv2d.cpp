@@ -54,8 +54,8 @@ std::vector<double> norms_of(const Tensor& activations, const Tensor& grad_outpu
   const Samples<W> samples{activations.size(0), groups, seen_by_weight, grads.get(), factor, bias};
   const int64_t positions = geometry.positions(), seen = geometry.pixels();
   const bool possible = factor == nullptr && samples.inputs() > 0 && (plain || seen <= kMostPixels);
-  const bool by_gram = possible && gram.value_or(gram_is_cheaper(positions, seen, pixels->columns, samples.outputs(),
-                                                                 samples.inputs()));
+  const bool by_gram =
+      possible && gram.value_or(gram_is_cheaper(positions, seen, pixels->columns, samples.outputs(), samples.inputs()));
   return by_gram ? norms_by_gram<W>(samples, *pixels, plain ? nullptr : &geometry) : norms_by_tiles(samples);
 }
 

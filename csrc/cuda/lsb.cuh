@@ -117,8 +117,13 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     std::vector<Work> jobs;
     unsigned* next = counts ? static_cast<unsigned*>(task_counts->mutable_data_ptr()) : nullptr;
     for (const Weight& weight : each) {
-      Work job{walk_of(weight), on_16_bytes(weight.x), weight.quantizer<float>(), weight.limits<float>(),
-               static_cast<const T*>(weight.x.const_data_ptr()), nullptr, next};
+      Work job{walk_of(weight),
+               on_16_bytes(weight.x),
+               weight.quantizer<float>(),
+               weight.limits<float>(),
+               static_cast<const T*>(weight.x.const_data_ptr()),
+               nullptr,
+               next};
       if (out != LsbOut::nothing) {
         const auto dtype = out == LsbOut::residual ? ScalarType::Char : weight.x.scalar_type();
         const Tensor& to = lsbs.outs.emplace_back(allocate_like(weight.x, dtype));

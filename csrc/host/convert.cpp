@@ -5,8 +5,8 @@
 namespace mbq {
 namespace {
 
-constexpr int64_t kTask = 1 << 17;        // codes a thread takes at a time: more would leave others waiting at the end
-constexpr int64_t kThread = 1 << 21;      // codes worth a thread: with fewer it takes longer to start than to work
+constexpr int64_t kTask = 1 << 17;         // codes a thread takes at a time: more would leave others waiting at the end
+constexpr int64_t kThread = 1 << 21;       // codes worth a thread: with fewer it takes longer to start than to work
 constexpr int64_t kStreamBytes = 1 << 22;  // larger results go past the cache, or their lines would be read first
 
 // body(row, column, n) -> bool for every block of the layer; whether all were true.
