@@ -1,13 +1,8 @@
-// fake_quantize on CUDA: x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset, and its LSQ gradients
+// fake_quantize: x_hat = clamp(rint((x - offset) / scale), lo, hi) * scale + offset, and its LSQ gradients
 // (Esser et al., 2020, arXiv 1902.08153, eq. 1-3).
-#include "quantizer_backward.cuh"
+#include "fake_quantize_driver.h"
 
-namespace mbq::cuda {
-
-template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&, std::optional<ScalarType>);
-template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
-                                                   std::optional<double>);
-
+namespace MBQ_NAMESPACE {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset,
@@ -38,9 +33,9 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& grad, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("fake_quantize_forward", TORCH_BOX(&fake_quantize_forward));
   m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward));
 }
 
-}  // namespace mbq::cuda
+}  // namespace MBQ_NAMESPACE

@@ -1,8 +1,8 @@
-// fake_quantize_affine on CUDA: x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale, and the
-// gradients of torch's learnable fake-quantization (Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12).
-#include "quantizer_backward.cuh"
+// fake_quantize_affine: x_hat = (clamp(rint(x * (1/scale)) + zp, quant_min, quant_max) - zp) * scale
+// (Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12), and the gradients of torch's learnable fake-quantization.
+#include "quantizer_driver.h"
 
-namespace mbq::cuda {
+namespace MBQ_NAMESPACE {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
@@ -26,9 +26,9 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_affine_backward(const Tensor& g
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("fake_quantize_affine_forward", TORCH_BOX(&fake_quantize_affine_forward));
   m.impl("fake_quantize_affine_backward", TORCH_BOX(&fake_quantize_affine_backward));
 }
 
-}  // namespace mbq::cuda
+}  // namespace MBQ_NAMESPACE

@@ -1,8 +1,8 @@
-// lsb_penalty on CUDA: sum |B| and the share of B that is not 0, B of extract_lsb, and the gradient grad * 2^bits *
-// sign(B) * du/dx (Han et al., 2025, arXiv 2507.22349).
-#include "lsb.cuh"
+// lsb_penalty: sum |B| and the share of B that is not 0, B of extract_lsb, and the gradient grad * 2^bits * sign(B) *
+// du/dx (Han et al., 2025, arXiv 2507.22349).
+#include "lsb_driver.h"
 
-namespace mbq::cuda {
+namespace MBQ_NAMESPACE {
 namespace {
 
 constexpr const char* kOp = "lsb_penalty";
@@ -20,9 +20,9 @@ Tensor lsb_penalty_backward(const Tensor& grad, const Tensor& x, const std::opti
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("lsb_penalty_forward", TORCH_BOX(&lsb_penalty_forward));
   m.impl("lsb_penalty_backward", TORCH_BOX(&lsb_penalty_backward));
 }
 
-}  // namespace mbq::cuda
+}  // namespace MBQ_NAMESPACE

@@ -1,8 +1,8 @@
-// round_clamp_lsb_foreach on the CPU: round_clamp_lsb of many tensors, each with its own bits and k, all in one
-// parallel loop.
-#include "lsb.h"
+// round_clamp_lsb_foreach: round_clamp_lsb of many tensors, each with its own bits and k, all in one parallel loop or
+// launch.
+#include "lsb_driver.h"
 
-namespace mbq {
+namespace MBQ_NAMESPACE {
 namespace {
 
 constexpr const char* kOp = "round_clamp_lsb_foreach";
@@ -26,9 +26,9 @@ std::vector<Tensor> round_clamp_lsb_foreach_backward(std::vector<Tensor> grads, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("round_clamp_lsb_foreach_forward", TORCH_BOX(&round_clamp_lsb_foreach_forward));
   m.impl("round_clamp_lsb_foreach_backward", TORCH_BOX(&round_clamp_lsb_foreach_backward));
 }
 
-}  // namespace mbq
+}  // namespace MBQ_NAMESPACE

@@ -1,8 +1,8 @@
-// double_round on CUDA: codes at high_bits, rounded again to every lower bit-width, from one read of x and one scale
+// double_round: codes at high_bits, rounded again to every lower bit-width, from one read of x and one scale
 // (Huang et al., 2025, arXiv 2502.01199, eq. 1-3 and 13-14).
-#include "quantizer_backward.cuh"
+#include "quantizer_driver.h"
 
-namespace mbq::cuda {
+namespace MBQ_NAMESPACE {
 namespace {
 
 std::vector<Tensor> double_round_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& scale_unit,
@@ -26,9 +26,9 @@ std::tuple<Tensor, Tensor> double_round_backward(std::vector<Tensor> grads, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("double_round_forward", TORCH_BOX(&double_round_forward));
   m.impl("double_round_backward", TORCH_BOX(&double_round_backward));
 }
 
-}  // namespace mbq::cuda
+}  // namespace MBQ_NAMESPACE

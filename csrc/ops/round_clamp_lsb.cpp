@@ -1,8 +1,8 @@
-// round_clamp_lsb on the CPU: the value of round_clamp with the penalty and rate of lsb_penalty from one read, and the
-// sum of their gradients in one pass (Han et al., 2025, arXiv 2507.22349).
-#include "lsb.h"
+// round_clamp_lsb: the value of round_clamp with the penalty and rate of lsb_penalty from one read, and the sum of
+// their gradients in one pass (Han et al., 2025, arXiv 2507.22349).
+#include "lsb_driver.h"
 
-namespace mbq {
+namespace MBQ_NAMESPACE {
 namespace {
 
 constexpr const char* kOp = "round_clamp_lsb";
@@ -23,9 +23,9 @@ Tensor round_clamp_lsb_backward(const Tensor& grad, const Tensor& grad_penalty, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("round_clamp_lsb_forward", TORCH_BOX(&round_clamp_lsb_forward));
   m.impl("round_clamp_lsb_backward", TORCH_BOX(&round_clamp_lsb_backward));
 }
 
-}  // namespace mbq
+}  // namespace MBQ_NAMESPACE

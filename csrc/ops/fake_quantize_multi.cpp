@@ -1,7 +1,7 @@
-// fake_quantize_multi on the CPU: fake_quantize at K bit-widths from one read of x, gradients of x added in one pass.
-#include "quantizer.h"
+// fake_quantize_multi: fake_quantize at K bit-widths from one read of x, gradients of x added in one pass.
+#include "fake_quantize_driver.h"
 
-namespace mbq {
+namespace MBQ_NAMESPACE {
 namespace {
 
 Quantizers quantizers(const Tensor& x, const Tensor& scales, const std::optional<Tensor>& offsets,
@@ -32,9 +32,9 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_multi_backward(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) {
   m.impl("fake_quantize_multi_forward", TORCH_BOX(&fake_quantize_multi_forward));
   m.impl("fake_quantize_multi_backward", TORCH_BOX(&fake_quantize_multi_backward));
 }
 
-}  // namespace mbq
+}  // namespace MBQ_NAMESPACE

@@ -1,8 +1,7 @@
-// extract_lsb on CUDA: B = c_bits(u) - 2^k c_(bits-k)(u), c the code of round_clamp (Han et al., 2025, arXiv
-// 2507.22349).
-#include "lsb.cuh"
+// extract_lsb: B = c_bits(u) - 2^k c_(bits-k)(u), c the code of round_clamp (Han et al., 2025, arXiv 2507.22349).
+#include "lsb_driver.h"
 
-namespace mbq::cuda {
+namespace MBQ_NAMESPACE {
 namespace {
 
 Tensor extract_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit, int64_t bits, int64_t k,
@@ -12,6 +11,6 @@ Tensor extract_lsb_forward(const Tensor& x, const std::optional<Tensor>& limit, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mbq, CUDA, m) { m.impl("extract_lsb_forward", TORCH_BOX(&extract_lsb_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(mbq, MBQ_KEY, m) { m.impl("extract_lsb_forward", TORCH_BOX(&extract_lsb_forward)); }
 
-}  // namespace mbq::cuda
+}  // namespace MBQ_NAMESPACE
