@@ -227,3 +227,27 @@ def measure(case: Case) -> tuple[list[dict], Callable]:
                         **timing.summary(values)) for name, values in samples.items()]
     fill_ratios(case, rows, own[0].name)
     return rows, steps.get(own[0].name)
+
+
+def our_calls(case, call: Callable) -> dict:
+    """{name: (call, context)}, one per backend with kernels that can run here, the one in use by default first."""
+    names = [name for name in backends(case.op, case.device) if name != "reference"]
+    return {f"mbq {name}": (call, contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
+            for name in names}
+
+
+def measure_calls(case, calls: dict, check: Callable, differs: dict) -> tuple[list[dict], Callable]:
+    """Rows of {name: (call, context)}, ours first, and our call. check(results by name) gives a line for each."""
+    results = {}
+    for name, (call, context) in calls.items():
+        with context():
+            results[name] = call()
+    results.pop("copy")
+    verdicts = {**check(results), "copy": ""}
+    del results
+    steps, contexts = ({name: pair[i] for name, pair in calls.items()} for i in (0, 1))
+    rows = [row_of(case, name, timer=timer, check=verdicts[name], differs=differs.get(name, ""),
+                   **timing.summary(values))
+            for timer, samples in time_all(case, steps, contexts).items() for name, values in samples.items()]
+    fill_ratios(case, rows, next(iter(calls)))
+    return rows, next(iter(steps.values()))

@@ -42,7 +42,8 @@ def kernels(op):
 
 def wide_bytes(accesses):
     """Bytes that a thread moves in accesses of at least 16."""
-    sizes = (int(match[1]) * int(match[2]) // 8 for access in accesses if (match := re.search(r"\.v(\d)\.b(\d+)$", access)))
+    found = (re.search(r"\.v(\d)\.b(\d+)$", access) for access in accesses)
+    sizes = (int(match[1]) * int(match[2]) // 8 for match in found if match)
     return sum(size for size in sizes if size >= 16)
 
 
@@ -54,7 +55,8 @@ def test_moves_16_bytes_at_once(op, kernels):
         loads = wide_bytes(row["loads"]) + sum(size for size in row["copies"] if size == 16)
         stores = wide_bytes(row["stores"])
         enough = loads >= variant.reads and stores >= variant.writes
-        assert enough if variant.at_least else (loads, stores) == (variant.reads, variant.writes), (what, loads, stores)
+        exact = (loads, stores) == (variant.reads, variant.writes)
+        assert enough if variant.at_least else exact, (what, loads, stores)
         assert not [load for load in row["loads"] if load.endswith(variant.no_loads)], what
         if variant.all_wide:
             assert set(row["copies"]) <= {16} and not [load for load in row["loads"] if ".v4." not in load], what
@@ -81,4 +83,5 @@ def test_products_are_on_tensor_cores(op, kernels):
     for variant, row in found:
         kind = variant.tensor_cores
         kind = "f16" if row["capability"] == 100 and kind == "bf16" else kind  # tcgen05 names both 16-bit types so
-        assert any(kind in product and "mma" in product for product in row["tensor_cores"]), (op, variant.name, row["capability"])
+        what = op, variant.name, row["capability"]
+        assert any(kind in product and "mma" in product for product in row["tensor_cores"]), what

@@ -1,28 +1,18 @@
-"""The CUDA loops of switched_linear, run on the host: rows, columns, tails, alignment - all but threads and launches."""
+"""The CUDA loops of switched_linear, run on the host: rows, columns, tails, alignment, all but launches."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from running import host_library
 from test_switched_linear import lowered, planes_of
 
-TESTS = Path(__file__).resolve().parent
 I64, INT, FLAG, PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_void_p
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("host") / "code_rows.so"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
-                    "-fno-sanitize-recover", f"-I{TESTS.parent / 'csrc'}", TESTS / "code_rows_on_host.cpp", "-o",
-                    library], check=True)
-    return ctypes.CDLL(str(library)).code_rows
+    return host_library("code_rows_on_host", tmp_path_factory).code_rows
 
 
 @pytest.mark.parametrize("columns", [1, 31, 64, 130])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from manifest import MANIFEST
+from manifest.entry import SAMPLES
+from running import threads
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mbq_kernels as mbq
@@ -80,16 +82,17 @@ def test_vmap_is_a_loop(device, op):
     assert same(torch.func.vmap(MANIFEST[op].call, in_dims=dims)(*inputs), stacked)
 
 
-@ops(lambda op: not op.differentiable and op.bits)
-def test_result_repeats_whatever_the_threads(device, backend, op):
+@ops(lambda op: op.data is not SAMPLES)
+def test_results_and_gradients_repeat_whatever_the_threads(device, backend, op):
     interpreted = backend == "triton" and device == "cpu"  # where only the sums behind a kernel have threads
     inputs = MANIFEST[op].data.make(device, 411 if interpreted else 40011)
-    first, threads = MANIFEST[op].call(*inputs), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert same(first, MANIFEST[op].call(*inputs))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            result = tensors(MANIFEST[op].call(*inputs))
+            grads = torch.autograd.grad(result, inputs, result) if MANIFEST[op].differentiable else ()
+            found.append((*result, *grads))
+    assert same(found[0], found[1]) and same(found[0], found[2])
 
 
 def test_compile_takes_scales_in_any_layout(device):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from manifest import MANIFEST
 from manifest.entry import SAMPLES
+from running import threads
 
 every_op = pytest.mark.parametrize("op", [op.name for op in MANIFEST.values() if op.data is SAMPLES])
 
@@ -23,12 +24,9 @@ def test_result_repeats(device, backend, op, samples):
     """Bit for bit; with another number of threads the library's product may differ in the last."""
     norms = MANIFEST[op].call
     a, g = SAMPLES.make(device, 300 if backend != "triton" else 40, samples)
-    first, threads = norms(a, g), torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    first = norms(a, g)
+    for count in (1, 3):
+        with threads(count):
             results = [norms(a, g) for _ in range(3)]
-            assert all(torch.equal(result, results[0]) for result in results)
-            torch.testing.assert_close(results[0], first, rtol=2e-7, atol=0)
-    finally:
-        torch.set_num_threads(threads)
+        assert all(torch.equal(result, results[0]) for result in results)
+        torch.testing.assert_close(results[0], first, rtol=2e-7, atol=0)

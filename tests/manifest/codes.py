@@ -4,8 +4,14 @@ import torch
 
 import mbq_kernels as mbq
 
-from .code_variants import (dequantize_codes_variants, pack_codes_variants, quantize_codes_variants,
-                            switch_bits_variants, switched_linear_variants, to_planes_variants)
+from .code_variants import (
+    dequantize_codes_variants,
+    pack_codes_variants,
+    quantize_codes_variants,
+    switch_bits_variants,
+    switched_linear_variants,
+    to_planes_variants,
+)
 from .entry import CODES, FLOATS, Op
 from .sweeps import over_matrices
 

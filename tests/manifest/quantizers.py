@@ -133,7 +133,8 @@ DOUBLE_ROUND = Op(
         "bits over high_bits": ("double_round_forward", {"high_bits": 4, "bits": [6]}),
         "1 bit": ("double_round_forward", {"high_bits": 4, "bits": [1]}),
         "high_bits": ("double_round_forward", {"high_bits": 99, "bits": [4]})},
-    aot=quantizer_variants("double_round", numbers=5, levels=(1, 4), shifts=(False,), in_units=(False,), one_scale=True),
+    aot=quantizer_variants("double_round", numbers=5, levels=(1, 4), shifts=(False,), in_units=(False,),
+                           one_scale=True),
     on_host="test_cuda_on_host.test_double_round",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         *mbq.double_round(x, scale, bits=(8, 4, 2), axis=axis),
