@@ -16,7 +16,7 @@ def _tiles():
             {"BLOCK_ROWS": 8, "BLOCK_COLS": TILE // 4, "BY_ROW": False})
 
 
-def switch_bits_variants():
+def switch_bits():
     from mbq_kernels.triton.elementwise import OPTIONS
     from mbq_kernels.triton.switch_bits import CODES, switch_bits_kernel
 
@@ -25,7 +25,7 @@ def switch_bits_variants():
                   constants={"CODES": CODES}, options=OPTIONS)
 
 
-def dequantize_codes_variants():
+def dequantize_codes():
     from mbq_kernels.triton.dequantize_codes import dequantize_codes_kernel
     from mbq_kernels.triton.elementwise import OPTIONS, TILE
 
@@ -36,7 +36,7 @@ def dequantize_codes_variants():
                              **SIZES}, constants=tile, options=OPTIONS)
 
 
-def quantize_codes_variants():
+def quantize_codes():
     from mbq_kernels.triton import quant_math
     from mbq_kernels.triton.elementwise import OPTIONS, TILE, forward_kernel
 
@@ -48,7 +48,7 @@ def quantize_codes_variants():
                       constants={"VALUE": quant_math.quantize_codes_value, "ONE_SCALE": False, **absent, **tile})
 
 
-def pack_codes_variants():
+def pack_codes():
     from mbq_kernels.triton.bytes import WORDS
     from mbq_kernels.triton.elementwise import OPTIONS
     from mbq_kernels.triton.pack_codes import pack_codes_kernel, unpack_codes_kernel
@@ -63,7 +63,7 @@ def pack_codes_variants():
                       writes=8 * words, types=types, **common)
 
 
-def to_planes_variants():
+def to_planes():
     from mbq_kernels.triton.bytes import WORDS
     from mbq_kernels.triton.elementwise import OPTIONS
     from mbq_kernels.triton.to_planes import from_planes_kernel, to_planes_kernel
@@ -85,7 +85,7 @@ FORWARD = [("*fp32", 0, 4, 1), ("*bf16", 0, 8, 16), ("*fp32", 0, 3, 32), ("*fp16
 ROW_BYTES = {"divisible": ("row_bytes", "columns"), "at_least": True, "contracts": True}
 
 
-def switched_linear_variants():
+def switched_linear():
     """Give forwards, which read the store 16 bytes at once: straight to registers for one row of x, by cp.async into
     shared memory where tensor cores follow; and backwards."""
     from mbq_kernels.triton import switched_linear as op

@@ -4,14 +4,7 @@ import torch
 
 import mbq_kernels as mbq
 
-from .code_variants import (
-    dequantize_codes_variants,
-    pack_codes_variants,
-    quantize_codes_variants,
-    switch_bits_variants,
-    switched_linear_variants,
-    to_planes_variants,
-)
+from . import code_variants
 from .entry import CODES, FLOATS, Op
 from .sweeps import over_matrices
 
@@ -100,7 +93,7 @@ QUANTIZE_CODES = Op(
     malformed={
         "too few scales": ("quantize_codes_forward", {"scale": S[:2]}),
         "integer x": ("quantize_codes_forward", {"x": STORED})},
-    aot=quantize_codes_variants,
+    aot=code_variants.quantize_codes,
     on_host="no: its loop is fake_quantize's forward, which writes another type",
     sanitize=over_matrices(_sweep_quantize))
 
@@ -111,7 +104,7 @@ SWITCH_BITS = Op(
         "float codes": ("switch_bits_forward", {"codes": X}),
         "to 1 bit": ("switch_bits_forward", {"to_bits": 1}),
         "upwards": ("switch_bits_forward", {"from_bits": 4, "to_bits": 8})},
-    aot=switch_bits_variants,
+    aot=code_variants.switch_bits,
     on_host="test_codes_on_host.test_codes_one_by_one",
     sanitize=over_matrices(_sweep_quantize))
 
@@ -125,7 +118,7 @@ DEQUANTIZE_CODES = Op(
         "bfloat16 scale": ("dequantize_codes_forward", {"scale": S.bfloat16()}),
         "negative axis": ("dequantize_codes_forward", {"axis": -2}),
         "integer result": ("dequantize_codes_forward", {"dtype": torch.int32})},
-    aot=dequantize_codes_variants,
+    aot=code_variants.dequantize_codes,
     on_host="test_codes_on_host.test_codes_one_by_one",
     sanitize=over_matrices(_sweep_quantize))
 
@@ -141,7 +134,7 @@ PACK_CODES = Op(
         "no axis": ("pack_codes_forward", {"codes": STORED[0, 0]}),
         "too few bytes": ("unpack_codes_forward", {"bits": 2}),
         "0 bits": ("unpack_codes_forward", {"bits": 0})},
-    aot=pack_codes_variants,
+    aot=code_variants.pack_codes,
     on_host="test_codes_on_host.test_packing",
     sanitize=over_matrices(_sweep_pack))
 
@@ -157,7 +150,7 @@ TO_PLANES = Op(
         "too few planes for half_even": ("from_planes_forward", {"planes": PLANES[:7], "half_even": True}),
         "planes of another shape": ("from_planes_forward", {"shape": [4, 41]}),
         "planes that are codes": ("from_planes_forward", {"planes": STORED})},
-    aot=to_planes_variants,
+    aot=code_variants.to_planes,
     on_host="test_codes_on_host.test_from_planes",
     sanitize=over_matrices(_sweep_planes))
 
@@ -187,7 +180,7 @@ SWITCHED_LINEAR = Op(
         "gradient of other columns": ("switched_linear_backward", {"grad": X}),
         "gradient for other columns": ("switched_linear_backward", {"store": STORED, "in_features": 34}),
         "negative columns": ("switched_linear_backward", {"store": STORED, "in_features": -1})},
-    aot=switched_linear_variants,
+    aot=code_variants.switched_linear,
     on_host="test_switched_linear_on_host.test_cuda_loops_on_the_host",
     sanitize=over_matrices(_sweep_linear))
 

@@ -71,7 +71,7 @@ EL2N = Op(
         logits=rows(c), targets=torch.zeros(len(rows(c)), dtype=torch.int64, device=c.device), ignore_index=-100)},
     malformed={"a target too few": ("el2n_forward", {"targets": torch.zeros(3, dtype=torch.int64)})},
     aot="cross_entropy_el2n",
-    on_host="no: nobody has written one",
+    on_host="no: its sums meet in shuffles of a warp, which the host lacks",
     sanitize=over_matrices(_sweep_logits))
 
 CROSS_ENTROPY_EL2N = Op(
@@ -86,7 +86,7 @@ CROSS_ENTROPY_EL2N = Op(
         "float targets": ("cross_entropy_el2n_forward", {"targets": S}),
         "a gradient too few": ("cross_entropy_el2n_backward", {"grad": S[:3]})},
     aot=logit_variants,
-    on_host="no: nobody has written one",
+    on_host="no: its sums meet in shuffles of a warp, which the host lacks",
     sanitize=over_matrices(_sweep_logits))
 
 CORRECT_WEIGHT_BIAS = Op(
