@@ -1,30 +1,18 @@
-"""switched_linear's GPU code without a GPU: the CUDA loops run on the host, and what Triton made of its kernels."""
+"""The CUDA loops of switched_linear, run on the host: rows, columns, tails, alignment, all but launches."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
-from test_gpu_code import compiled_kernels, wide_bytes
+from running import host_library
 from test_switched_linear import lowered, planes_of
 
-TESTS = Path(__file__).resolve().parent
 I64, INT, FLAG, PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_void_p
-THREADS, SHARED = 128, 99 * 1024  # of a Triton program; the least shared memory of a GPU these run on
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("host") / "code_rows.so"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
-                    "-fno-sanitize-recover", f"-I{TESTS.parent / 'csrc'}", TESTS / "code_rows_on_host.cpp", "-o",
-                    library], check=True)
-    return ctypes.CDLL(str(library)).code_rows
+    return host_library("code_rows_on_host", tmp_path_factory).code_rows
 
 
 @pytest.mark.parametrize("columns", [1, 31, 64, 130])
@@ -56,29 +44,3 @@ def test_cuda_clamps_codes_outside_their_range(host):
          PTR(scale.data_ptr()), PTR(x.data_ptr()), I64(4), PTR(y.data_ptr()), PTR(grad.data_ptr()),
          PTR(grad_x.data_ptr()))
     assert y.tolist() == [-8, -8, 7, 7]
-
-
-@pytest.fixture(scope="module")
-def triton_kernels():
-    return compiled_kernels("aot_switched_linear.py")
-
-
-def test_triton_reads_the_store_16_bytes_at_once(triton_kernels):
-    """Straight to registers for one row of x, by cp.async into shared memory where tensor cores follow."""
-    from mbq_kernels.triton.switched_linear import TILES
-
-    forward = [kernel for kernel in triton_kernels if kernel["name"][0] == "forward"]
-    assert {kernel["name"][1] for kernel in forward} == {80, 90, 100} and len(forward) == 21
-    for kernel in forward:
-        _, _, _, planes, _, rows_of_x = kernel["name"]
-        rows, words = TILES["planes" if planes else "codes", rows_of_x > 1]
-        store = rows * words * 4 * max(planes, 1) // THREADS
-        wide = wide_bytes(kernel["loads"]) + sum(size for size in kernel["copies"] if size == 16)
-        assert wide >= store, kernel["name"]
-        assert not [op for op in kernel["loads"] if op.endswith(".b8")], kernel["name"]
-
-
-def test_triton_neither_spills_nor_wants_more_shared_memory_than_there_is(triton_kernels):
-    for kernel in triton_kernels:
-        assert kernel["local"] == [] and kernel["stack"] and not any(kernel["stack"]), kernel["name"]
-        assert kernel["shared"] <= SHARED, kernel["name"]
