@@ -1,6 +1,8 @@
 """From a trained network to an int8 store, and back to the same weights at every bit-width."""
 
+import importlib.util
 import warnings
+from importlib.machinery import ModuleSpec
 
 import mbq_store
 import numpy as np
@@ -196,6 +198,15 @@ def test_extra_state_that_is_no_tensor(tmp_path, state):
     assert not list(tmp_path.iterdir())
     export_onnx(model, tmp_path / "file.onnx", bits=8, example=torch.randn(2, 4))
     assert (tmp_path / "file.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("found", [None, ModuleSpec("mbq_store", None)], ids=["nothing", "a folder of its name"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(images, tmp_path, monkeypatch, found):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(ImportError, match="^export_store: the package mbq_store must be installed, got none: "
+                                          "pip install ./python/mbq_store "):
+        export_store(network(images), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_networks_converted_apart(images, tmp_path):
