@@ -1,4 +1,7 @@
-"""What nvcc makes of csrc/cuda, for tests that read it: never built by an install, which may be for other GPUs."""
+"""What nvcc makes of csrc/cuda, for tests that read it: never built by an install, which may be for other GPUs.
+
+`python tests/cuda_objects.py` compiles it before the tests, which need no more then than to read.
+"""
 
 import functools
 import os
@@ -7,7 +10,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 
 import cmake_build
 
@@ -15,15 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90")
 
 
+def has_nvcc() -> bool:
+    path = os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ.get("PATH", os.defpath)])
+    return shutil.which("nvcc", path=path) is not None
+
+
 @functools.cache
 def objects() -> tuple[Path, ...]:
     """Return the object files of csrc/cuda for ARCHITECTURES, compiled where sources or the environment are new.
 
-    Skips the test where there is no nvcc. All that changes takes nvcc some 10 minutes of one processor.
+    Compiling all takes some 10 minutes of one processor.
     """
-    path = os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ.get("PATH", os.defpath)])
-    if shutil.which("nvcc", path=path) is None:
-        pytest.skip("no nvcc")
     folder = ROOT / "build" / "gates"
     options = {"MBQ_CUDA": "on", "MBQ_CUDA_ARCHS": ";".join(ARCHITECTURES)}
     cmake_build.build(ROOT, folder, options, packages=["torch"], target="cuda_kernels")
@@ -41,3 +45,7 @@ def dump(kind: str) -> str:
         return subprocess.run([tool, kind, path], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return "".join(pool.map(one, objects()))
+
+
+if __name__ == "__main__" and has_nvcc():
+    objects()

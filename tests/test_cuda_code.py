@@ -8,8 +8,9 @@ import functools
 import re
 
 import pytest
-from cuda_objects import ARCHITECTURES, dump
+from cuda_objects import ARCHITECTURES, dump, has_nvcc
 
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc")
 QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
     r"(?:round_clamp|lsb_gradient)_kernel"
 NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
