@@ -26,7 +26,7 @@ def has_nvcc() -> bool:
 def objects() -> tuple[Path, ...]:
     """Return the object files of csrc/cuda for ARCHITECTURES, compiled where sources or the environment are new.
 
-    Compiling all takes some 10 minutes of one processor.
+    Compiling all takes some 6 minutes of one processor.
     """
     folder = ROOT / "build" / "gates"
     options = {"MBQ_CUDA": "on", "MBQ_CUDA_ARCHS": ";".join(ARCHITECTURES)}
