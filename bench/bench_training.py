@@ -15,11 +15,13 @@ import torch
 
 import timing
 from harness import wanted
-from mbq_train import Options, build_model, convert, initialise
-from mbq_train.data import Batch
-from mbq_train.quantize import eager, quantizers
-from mbq_train.training.optimizers import build_optimizer
-from mbq_train.training.steps import Stepper
+from mbq_lab import Options, build_model
+from mbq_train import convert, initialise
+from mbq_train.batches import Batch
+import eager_quantizers as eager
+from mbq_train.quantize import quantizers
+from mbq_lab.training.loop import stepper_of
+from mbq_lab.training.optimizers import build_optimizer
 from rivals import COMPILED, EAGER
 from targets import FLOAT_STEPS
 
@@ -69,11 +71,11 @@ def step_of(work: Work, batch: Batch) -> Callable:
     model = build_model(work.options.model, classes=10, in_channels=3, image_size=tuple(batch.images.shape[2:]))
     model = model.to(batch.images.device)
     if not work.quantized:
-        stepper = Stepper(model, (32,), build_optimizer(model, work.options), work.options)
+        stepper = stepper_of(work.options, model, (32,), build_optimizer(model, work.options))
         return lambda: torch.cat([stepper(batch) for _ in BITS])
     convert(model, BITS, example=batch.images[:2], batch_norm=work.options.batch_norm)
     initialise(model, batch.images)
-    stepper = Stepper(model, BITS, build_optimizer(model, work.options), work.options)
+    stepper = stepper_of(work.options, model, BITS, build_optimizer(model, work.options))
     return lambda: stepper(batch)
 
 

@@ -19,9 +19,11 @@ from typing import Annotated
 
 import torch
 import typer
-from mbq_train import Options, build_model, convert, evaluate, load_data
-from mbq_train.recipes import Recipe, recipe_type
-from mbq_train.training.loop import Training
+from mbq_lab import Options, build_model, evaluate, load_data
+from mbq_train import convert
+from mbq_lab.recipes import recipe_type
+from mbq_lab.training.recipe import Recipe
+from mbq_lab.training.loop import Training
 
 METHODS = {"random": {"sampling": "random"}, "el2n": {"score": "el2n"}, "grand": {"score": "grand"}}
 FULL, SHORT = "full", "full, same time"

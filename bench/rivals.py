@@ -28,7 +28,7 @@ def one_by_one(quantize: Callable) -> Callable:
 
 def _formula(case):
     """The case's work at one bit-width, from plain PyTorch operations."""
-    from mbq_train.quantize import eager
+    import eager_quantizers as eager
     return eager.double_round if case.op == "double_round" else eager.fake_quantize
 
 

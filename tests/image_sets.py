@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mbq_train.data import DataError, load_data
+from mbq_lab.data import DataError, load_data
 from PIL import Image
 
 

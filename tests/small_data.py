@@ -1,8 +1,9 @@
 """A data set small enough to train on in a test."""
 
 import torch
-from mbq_train.data.memory import MemoryData
-from mbq_train.data.splits import ArraySplit, Source
+from mbq_lab import Observer
+from mbq_lab.data.memory import MemoryData
+from mbq_lab.data.splits import ArraySplit, Source
 
 
 def halves(train=60, test=20, *, size=8, augment=()):
@@ -16,3 +17,10 @@ def halves(train=60, test=20, *, size=8, augment=()):
     parts = [ArraySplit(images[part], labels[part], "halves") for part in (slice(train), slice(train, None))]
     source = Source("halves", *parts, classes=2, class_names=None, channels=1)
     return MemoryData(source, augment=augment, image_size=(size, size), resize=False, device=torch.device("cpu"))
+
+
+class Told(Observer):
+    """An observer whose methods are the functions it is made with."""
+
+    def __init__(self, **methods):
+        vars(self).update(methods)

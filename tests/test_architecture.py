@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ STANDARD_HEADERS = {"cmath", "cstdint", "cstring", "limits", "type_traits"}
 
 def imports(path):
     """Absolute names of every module a file imports, wherever in it."""
-    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1]).removeprefix("python.")
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -85,15 +86,44 @@ def test_only_the_library_file_touches_torch_library():
 
 def test_training_layer_uses_only_public_names():
     public = set(__import__("mbq_kernels").__all__) | {"info"}
-    for path in python_files("python/mbq_train"):
+    for path in python_files("python/mbq_train", "python/mbq_lab"):
         used = {name.split(".")[1] for name in imports(path) if name.startswith("mbq_kernels.")}
         used |= kernel_attributes(path)
         assert used <= public, f"{path} uses {used - public}"
 
 
+# What a room of mbq_lab may import of its others; a file beside the rooms is a room.
+LAB = {"options": (), "data": (), "models": (), "training": ("options", "data"),
+       "recipes": ("options", "data", "training"),
+       "runs": ("options", "data", "models", "training", "recipes"),
+       "command": ("options", "data", "models", "training", "recipes", "runs")}
+
+
+def test_training_layer_imports_nothing_of_the_laboratory():
+    for path in python_files("python/mbq_train"):
+        assert not [name for name in imports(path) if name.startswith("mbq_lab")], path
+
+
+def test_rooms_of_the_laboratory_are_imported_in_one_direction():
+    rooms = {path.relative_to(ROOT / "python/mbq_lab").with_suffix("").parts[0] for path in python_files("python/mbq_lab")}
+    assert rooms == {*LAB, "__init__"}
+    for path in python_files("python/mbq_lab"):
+        room = path.relative_to(ROOT / "python/mbq_lab").with_suffix("").parts[0]
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("mbq_lab.")} & rooms
+        assert room == "__init__" or used <= {room, *LAB[room]}, f"{path} imports {used - {room, *LAB[room]}}"
+
+
+def test_training_layer_needs_torch_and_numpy_alone():
+    extra = {"PIL", "matplotlib", "mbq_lab", "pyarrow", "rich", "safetensors", "sklearn", "triton", "typer"}
+    code = "import sys, torch; before = {*sys.modules}; import mbq_train; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "mbq_train" in loaded and not loaded & extra
+
+
 def test_kernels_import_no_training_layer_and_hold_no_modules():
     for path in python_files("mbq_kernels"):
-        assert not [name for name in imports(path) if name.startswith(("mbq_train", "mbq_store"))], path
+        assert not [name for name in imports(path) if name.startswith(("mbq_train", "mbq_lab", "mbq_store"))], path
         assert "nn.Module" not in path.read_text(), path
 
 
@@ -102,7 +132,7 @@ def test_stores_need_neither_torch_nor_the_other_rooms():
     assert files
     for path in files:
         used = {name.split(".")[0] for name in imports(path)}
-        assert used - {"mbq_store", "python"} - sys.stdlib_module_names <= {"numpy", "safetensors"}, path
+        assert used - {"mbq_store"} - sys.stdlib_module_names <= {"numpy", "safetensors"}, path
 
 
 def test_the_core_of_stores_includes_no_torch_and_no_op():

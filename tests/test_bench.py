@@ -10,7 +10,6 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mbq_train import Options, train_run
-from mbq_train.runs.evaluate import load_quantized
+from mbq_lab import Options, train_run
+from mbq_lab.runs.networks import load_quantized
 from networks import one_thread  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-import compare_deployments  # noqa: E402
-import deployed_networks  # noqa: E402
+import compare_deployments
+import deployed_networks
 
 TRAINED = {
     "resnet20": Options(model="resnet20", bits=(8, 4, 2), quantizer="double-rounding", train_limit=640, test_limit=200),

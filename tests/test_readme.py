@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from foreign import package
 from mbq_train import get_bits
-from mbq_train.cli import app
+from mbq_lab.command.app import app
 from networks import one_thread, small_network  # noqa: F401
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint

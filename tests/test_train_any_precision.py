@@ -16,9 +16,9 @@ from mbq_train import (
     deploy,
     export_store,
     initialise,
-    quantization_time,
     set_bits,
 )
+from quantization_time import quantization_time
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight, normalised
 from networks import one_thread, small_network  # noqa: F401
 from torch import nn

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from mbq_train import BitBatchNorm, QuantConv2d, QuantLinear, build_model, convert, parameter_groups, set_bits
+from mbq_lab import build_model
+from mbq_train import BitBatchNorm, QuantConv2d, QuantLinear, convert, parameter_groups, set_bits
 from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.quantizers import quantizers
 from networks import one_thread, small_network  # noqa: F401

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mbq_train import CoresetSampler, GradNormScorer, Options, convert, draw_rows, initialise, score_images, set_bits
+from mbq_lab import Options
+from mbq_train import CoresetSampler, GradNormScorer, convert, draw_rows, initialise, score_images, set_bits
 from mbq_train.coreset.sampling import coreset_size
 from mbq_train.coreset.scores import TddsScores, averaged
-from mbq_train.recipes.emqnet import EmqNet
-from mbq_train.training.interrupt import Interrupted, StopRequest
-from mbq_train.training.loop import Training
+from mbq_lab.recipes.emqnet import EmqNet
+from mbq_lab.training.interrupt import Interrupted, StopRequest
+from mbq_lab.training.loop import Training
 from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
 from small_data import halves
 from torch.utils.data import DataLoader, TensorDataset
@@ -40,7 +41,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("batch_size", [7, 60])
 def test_scores_are_those_of_the_definition(data, model, score, batch_size):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scores = score_images(model, data, BITS, score=score, batch_size=batch_size)
+    scores = score_images(model, data.still_batches(batch_size), BITS, score=score)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     batch = next(data.still_batches(60))
     model.eval()
@@ -70,7 +71,7 @@ def test_tdds_is_the_spread_of_the_steps_of_the_prediction(data):
         if played.epoch < 3:
             with pytest.raises(ValueError, match="TddsScores: at least 3 epochs must have been seen, got fewer"):
                 scores.scores((32,))
-        scores.update(played, data, (32,), batch_size=60, autocast=False)
+        scores.update(played, data.still_batches(60), (32,))
     p = logits.double().softmax(dim=2)
     moved = [(p[t] * (p[t] / p[t - 1]).log()).sum(dim=1).abs() for t in range(1, 15)]
     expected = None
@@ -231,7 +232,7 @@ def test_the_recipe_on_a_transformer_with_learned_scales(data):
     model, records = convert(vision_transformer(), BITS[1:], weight_correction=True), []
     training(model, data, quantizer="learned").run(on_epoch=records.append)
     assert [record["epoch"] for record in records if "scores" in record] == [2]
-    scores = score_images(model, data, BITS, batch_size=20)
+    scores = score_images(model, data.still_batches(20), BITS)
     alone, batch = GradNormScorer(model.eval(), weights="latent"), next(data.still_batches(3))
     set_bits(model, 2)  # the class token and the positions count
     each = [alone(batch.images[i:i + 1], batch.labels[i:i + 1]) for i in range(3)]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from mbq_train import convert, set_bits
 from mbq_train.deployment import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
-from mbq_train.deployment.layers import MANY_ROWS
+from mbq_train.deployment.switched_layers import MANY_ROWS
 from mbq_train.quantize.quantizers import WeightQuantizer
 from torch import nn
 
@@ -153,7 +153,7 @@ def test_many_rows_go_through_a_dequantized_weight(monkeypatch):
     model = trained(nn.Sequential(nn.Linear(20, 30)), rules=[("*", {"activations": False})])
     stored, x = deploy(copy.deepcopy(model)), torch.randn(3, MANY_ROWS // 2, 20)
     calls = []
-    monkeypatch.setattr("mbq_train.deployment.layers.switched_linear",
+    monkeypatch.setattr("mbq_train.deployment.switched_layers.switched_linear",
                         lambda x, *rest, **named: calls.append(len(x)) or x.new_zeros(len(x), 30))
     assert torch.equal(stored(x), model(x)) and not calls
     stored(x[0])

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
+from mbq_lab import Options
 from mbq_train import (
     ActivationQuantizer,
     BitState,
     DoubleRoundingQuantizer,
-    Options,
     QuantMultiheadAttention,
     WeightBank,
     add_bits,
@@ -17,12 +17,12 @@ from mbq_train import (
     drop_idle_gradients,
     initialise,
     plan_conversion,
-    quantization_time,
     set_bits,
 )
-from mbq_train.cli import app
-from mbq_train.quantize import eager
-from mbq_train.runs.memory import estimate_memory
+from quantization_time import quantization_time
+from mbq_lab.command.app import app
+import eager_quantizers as eager
+from mbq_lab.runs.memory_estimate import estimate_memory
 from networks import encoder_network, one_thread, small_network, tiny_model  # noqa: F401
 from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner

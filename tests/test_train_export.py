@@ -8,8 +8,9 @@ import mbq_store
 import numpy as np
 import pytest
 import torch
-from mbq_train import build_model, convert, export_onnx, initialise, load_checkpoint, save_checkpoint, set_bits
-from mbq_train.cli import app
+from mbq_lab import build_model
+from mbq_train import convert, export_onnx, initialise, load_checkpoint, save_checkpoint, set_bits
+from mbq_lab.command.app import app
 from mbq_train.deployment import deploy
 from mbq_train.export import export_store
 from networks import one_thread, small_network  # noqa: F401

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import GradNormScorer, build_model, convert, initialise, set_bits
+from mbq_lab import build_model
+from mbq_train import GradNormScorer, convert, initialise, set_bits
 from mbq_train.quantize.any_precision import AnyPrecisionWeight
 from mbq_train.quantize.quantizers import quantizers
 from networks import (

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from foreign import package
-from mbq_train import build_model, convert, plan_conversion, set_bits
+from mbq_lab import build_model
+from mbq_train import convert, plan_conversion, set_bits
 from mbq_train.quantize.quantizers import quantizers
 from networks import (  # noqa: F401
     conv1d_network,

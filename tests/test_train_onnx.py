@@ -11,8 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from mbq_train import build_model, convert, deploy, export_onnx, initialise, set_bits
-from mbq_train.cli import app
+from mbq_lab import build_model
+from mbq_train import convert, deploy, export_onnx, initialise, set_bits
+from mbq_lab.command.app import app
 from networks import (  # noqa: F401
     conv1d_network,
     depthwise_network,
@@ -358,7 +359,7 @@ def test_the_command(tmp_path):
     done = mbq("export", tmp_path / "run", "--onnx", path, "--bits", 4)
     assert done.exit_code == 0 and "written: " in done.output, done.output
     x = images(5)
-    model, _ = mbq_train.runs.evaluate.load_quantized(tmp_path / "run")
+    model, _ = mbq_lab.load_quantized(tmp_path / "run")
     set_bits(model, 4)
     np.testing.assert_allclose(run(path, x)[0], model(x).detach(), rtol=0, atol=1e-4)
     assert mbq("export", tmp_path / "run", "--onnx", path, "--bits", 8, "--batch", 3).exit_code == 0

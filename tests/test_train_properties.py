@@ -20,18 +20,9 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
-from mbq_train import (
-    WeightBank,
-    at_bits,
-    deploy,
-    export_onnx,
-    export_store,
-    load_checkpoint,
-    save_checkpoint,
-    set_bits,
-)
+from mbq_train import WeightBank, at_bits, deploy, export_onnx, export_store, load_checkpoint, save_checkpoint, set_bits
 from mbq_train.conversion import call_order
-from mbq_train.export import store
+from mbq_train.export import int8_store as store
 from mbq_train.export.codes import codes_of, quantized_layers
 from mbq_train.quantize.bits import BitState
 from mbq_train.quantize.fake_quantizer import Quantizer

@@ -3,18 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import (
-    add_bits,
-    build_model,
-    convert,
-    evaluate,
-    export_store,
-    initialise,
-    load_data,
-    parameter_groups,
-    scales,
-    set_bits,
-)
+from mbq_lab import build_model, evaluate, load_data
+from mbq_train import add_bits, convert, export_store, initialise, parameter_groups, scales, set_bits
 from mbq_train.quantize.quantizers import quantizers
 from networks import one_thread, small_network  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, trained

@@ -23,7 +23,7 @@ from mbq_train import (
     set_bits,
     set_layer_bits,
 )
-from mbq_train.recipes.msq.bank import LsbBank
+from mbq_lab.recipes.msq.bank import LsbBank
 from networks import one_thread  # noqa: F401
 from torch import nn
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from mbq_train import BitBatchNorm, Options, add_bits, convert, evaluate, initialise, set_bits
+from mbq_lab import Options, evaluate
+from mbq_train import BitBatchNorm, add_bits, convert, initialise, set_bits
 from mbq_train.quantize.bits import bit_states
-from mbq_train.training.loop import Training
+from mbq_lab.training.loop import Training
 from networks import one_thread, small_network, tiny_model  # noqa: F401
 from small_data import halves
 

@@ -7,7 +7,7 @@ from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.bits import FLOAT, check_bit_widths
 from ..quantize.scales import initialise
 from .call_order import ExampleCalls, arguments, calls_of
-from .convertible import (
+from .supported import (
     base_type,
     check_model,
     copied_by_conversion,

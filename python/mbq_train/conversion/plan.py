@@ -1,21 +1,17 @@
 """The plan of a conversion: what becomes of every module with parameters, and why."""
 
-import io
 import warnings
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
-from .convertible import SUPPORTED, base_type, own_parameters, quant_types, weights
+from .supported import SUPPORTED, base_type, own_parameters, quant_types, weights
 
 _SHOWN = 3  # of what is left, in a message
-_COLUMNS = ("module", "type", "parameters", "action", "why")
+COLUMNS = ("module", "type", "parameters", "action", "why")
 
 
 @dataclass(frozen=True)
@@ -61,22 +57,30 @@ class Conversion:
         return _count(weight for entry in self.entries if entry.action == "quantize"
                       for weight in weights(entry.module))
 
-    def table(self) -> Table:
-        """Return the entries and totals, for rich."""
+    @property
+    def title(self) -> str:
+        """Return what is planned, in one line."""
+        return f"Conversion to {', '.join(map(str, self.bits))} bits"
+
+    @property
+    def summary(self) -> str:
+        """Return how much is quantized, and how the first and the last layer were found."""
         share = self.quantized_parameters / max(self.parameters, 1)
-        table = Table(*_COLUMNS, title=f"Conversion to {', '.join(map(str, self.bits))} bits",
-                      caption=f"{self.quantized_parameters:,} of {self.parameters:,} parameters quantized "
-                              f"({share:.1%}); first and last layer {self.order}")
-        table.columns[2].justify = "right"
-        for entry in self.entries:
-            cells = (entry.name or "(model)", entry.type, f"{entry.parameters:,}", entry.action, entry.why)
-            table.add_row(*map(escape, cells))
-        return table
+        return (f"{self.quantized_parameters:,} of {self.parameters:,} parameters quantized ({share:.1%}); "
+                f"first and last layer {self.order}")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row of text for every entry, in the order of COLUMNS."""
+        return [(entry.name or "(model)", entry.type, f"{entry.parameters:,}", entry.action, entry.why)
+                for entry in self.entries]
 
     def __str__(self):
-        console = Console(file=io.StringIO(), width=200, color_system=None)
-        console.print(self.table())
-        return console.file.getvalue()
+        rows = [COLUMNS, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        align = ("<", "<", ">", "<", "<")
+        lines = ("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
+                 for row in rows)
+        return "\n".join([self.title, *(line.rstrip() for line in lines), self.summary, ""])
 
     def apply(self) -> nn.Module:
         """Convert the model in place, as planned, and return it; a RuntimeWarning names the layers that are left.

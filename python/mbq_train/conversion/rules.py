@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .._names import look_up
-from .convertible import quant_types
+from .supported import quant_types
 
 _ACTIONS = ("float", "quantize")
 _OPTIONS = ("signed", "learn_offset", "activations")

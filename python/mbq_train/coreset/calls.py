@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .layer_norms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
+from .gradient_forms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
 from .layouts import Layout, profile
 from .watch import Watch
 

@@ -16,7 +16,7 @@ from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizers import quantizers
 from .calls import Calls
-from .layer_norms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
+from .gradient_forms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
 from .layouts import find_layout, loss_weights, is_uninformative
 from .passes import (
     as_graph_input,

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import Sampler
 
 from .._names import look_up
-from ..data.batches import seeded
+from ..batches import seeded
 
 SAMPLINGS = ("probability", "top-k", "random", "balanced")
 _BELOW = 100  # more than Gumbel numbers from float64 differ by: images with score 0 come after all others

@@ -1,6 +1,7 @@
 """Scores of all training images, one for every bit-width: how much a network still has to learn from each."""
 
 import contextlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -10,43 +11,45 @@ import mbq_kernels
 from .. import distributed
 from .._names import look_up
 from ..conversion.call_order import call_order
-from ..data import Data
 from ..quantize.bits import in_mode, switch_bits_of
 from .grad_norm import GradNormScorer
-from .layer_norms import scored_layers
+from .gradient_forms import scored_layers
 
 SCORES = ("grand", "last_layer", "el2n", "tdds")
 GRADIENT_SCORES = SCORES[:2]
 _WINDOW, _DECAY = 10, 0.9  # of TDDS
 
 
-def score_images(model: nn.Module, data: Data, bits, *, score: str = "grand", batch_size: int = 256,
+def score_images(model: nn.Module, batches: Iterable, bits, *, score: str = "grand",
                  autocast: bool = False) -> dict[int, torch.Tensor]:
-    """Return a score for every training image at each of `bits`, of `model` as it stands, in eval mode, without
-    augmentation.
+    """Return a score for every training image at each of `bits`, of `model` as it stands, in eval mode.
 
     grand: norm of the loss's gradient in all parameters, the float weights behind quantized ones (GradNormScorer);
     last_layer: in those of the last layer; el2n: norm of softmax - onehot (Paul et al., 2021, arXiv 2107.07075).
 
     Args:
         model: what `convert` returned, or a float network for bits (32,).
-        data: what `load_data` returned. In several processes each scores its part.
+        batches: the training images once, not augmented: (images, labels) pairs in the order of the set, such as those
+            of a DataLoader that does not shuffle, or Batch objects, whose rows say which images they hold. They are
+            read once. In several processes each scores Batch objects of its own.
         bits: trained bit-widths, 32 for the float path.
         score: grand, last_layer or el2n; TddsScores makes the fourth kind.
-        batch_size: images at once.
         autocast: run the network in bfloat16.
 
-    Returns {bits: (train_size,) float32 on the CPU}, the same in every process.
+    Returns {bits: (N,) float32 on the CPU}, the same in every process. Raises ValueError for no batches, for rows that
+    are not 0..N-1, and for pairs without rows in several processes.
     """
     look_up("score_images", dict.fromkeys(SCORES[:3]), score, argument="score")
-    scorer = None if score == "el2n" else scorer_of(model, data, score)
+    scorer = None
 
-    def rows(batch):
-        if scorer is not None:
-            return scorer(batch.images, batch.labels).total
-        return mbq_kernels.el2n(model(batch.images), batch.labels)
+    def rows(images, labels):
+        nonlocal scorer
+        if score == "el2n":
+            return mbq_kernels.el2n(model(images), labels)
+        scorer = scorer or scorer_of(model, images[:1], score)
+        return scorer(images, labels).total
 
-    return _of_all(model, data, bits, rows, batch_size, autocast)
+    return _of_all("score_images", model, batches, bits, rows, autocast)
 
 
 class TddsScores:
@@ -61,12 +64,12 @@ class TddsScores:
     def __init__(self):
         self.tables: dict[str, torch.Tensor] = {}  # what a checkpoint keeps
 
-    def update(self, model: nn.Module, data: Data, bits, **options) -> None:
+    def update(self, model: nn.Module, batches: Iterable, bits, *, autocast: bool = False) -> None:
         """Look at the predictions of `model` for all training images; arguments as of score_images."""
-        def rows(batch):
-            return model(batch.images).float().log_softmax(dim=1)
+        def rows(images, labels):
+            return model(images).float().log_softmax(dim=1)
 
-        for b, now in _of_all(model, data, bits, rows, options["batch_size"], options["autocast"]).items():
+        for b, now in _of_all("TddsScores", model, batches, bits, rows, autocast).items():
             before = self.tables.get(f"{b}.log")
             if before is not None:
                 moved = (now.exp() * (now - before.float())).sum(dim=1).abs()
@@ -91,36 +94,61 @@ def averaged(scores: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     return dict.fromkeys(scores, whole.mean(dim=0))
 
 
-def scorer_of(model, data: Data, score: str) -> GradNormScorer:
-    """Return what computes a score of GRADIENT_SCORES."""
+def scorer_of(model: nn.Module, example: torch.Tensor, score: str) -> GradNormScorer:
+    """Return what computes a score of GRADIENT_SCORES; example: images to find the last layer with."""
     if score == "grand":
         return GradNormScorer(model, weights="latent")
-    example = next(data.test_batches(1)).images
     layers = {name: layer for layer, name in scored_layers(model).items()}
     return GradNormScorer(model, weights="latent", layers=call_order(model, layers, example)[-1:])
 
 
 @torch.no_grad()
-def _of_all(model, data: Data, bits, rows_of, batch_size: int, autocast: bool) -> dict[int, torch.Tensor]:
-    """Return rows_of(batch), (n, ...), of all training images at every bit-width."""
-    out = {}
+def _of_all(function: str, model: nn.Module, batches, bits, rows_of, autocast: bool) -> dict[int, torch.Tensor]:
+    """Return rows_of(images, labels), (N, ...), of all training images at every bit-width."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    found, values = [], {b: [] for b in bits}
     distributed.share_from_first(model)  # each process has its own running statistics
-    region = torch.autocast(data.device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+    region = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
     with in_mode(model, training=False), region:
-        for b in bits:
-            switch_bits_of(model, b)
-            found, values = [], []
-            for batch in data.still_batches(batch_size, rank=distributed.rank(), world=distributed.world_size()):
-                found.append(batch.rows)
-                values.append(rows_of(batch).detach().float())
-            out[b] = _gathered(found, values, data).cpu()
-    return out
+        for images, labels, *rest in batches:
+            found.append(_rows(function, rest, sum(map(len, found)), len(labels)))
+            images, labels = images.to(device), labels.to(device)
+            for b in bits:
+                switch_bits_of(model, b)
+                values[b].append(rows_of(images, labels).detach().float())
+    rows = torch.cat(found).to(device) if found else torch.zeros(0, dtype=torch.int64, device=device)
+    _check_rows(function, rows)
+    return {b: _gathered(rows, parts).cpu() for b, parts in values.items()}
 
 
-def _gathered(found, values, data: Data) -> torch.Tensor:
-    """Return the rows of all processes in their places."""
-    shape = values[0].shape[1:] if values else ()
-    table = torch.zeros(data.train_size, *shape, device=data.device)
+def _check_rows(function: str, rows: torch.Tensor) -> None:
+    """Raise ValueError unless the rows of all processes are 0..N-1, each of them once."""
+    size = _size(rows)
+    if not size:
+        raise ValueError(f"{function}: batches must hold images, got none")
+    past = distributed.largest([int((rows >= size).sum())], rows.device)[0]
+    if past or (distributed.total(rows.clamp_max(size - 1).bincount(minlength=size)) != 1).any():
+        raise ValueError(f"{function}: batches must hold every image of the set once, got other rows for {size} images")
+
+
+def _size(rows: torch.Tensor) -> int:
+    """Return the number of rows of all processes."""
+    return int(distributed.total(torch.tensor(len(rows), device=rows.device)))
+
+
+def _rows(function: str, rest: list, before: int, images: int) -> torch.Tensor:
+    """Return which images of the set a batch holds: what it says, or those that follow the `before` already seen."""
+    if rest:
+        return rest[0].cpu()
+    if distributed.world_size() > 1:
+        raise ValueError(f"{function}: batches must be Batch objects with rows in several processes, got pairs")
+    return torch.arange(before, before + images)
+
+
+def _gathered(rows: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
+    """Return the values of all processes, (N,) or (N, C), in the places that rows name."""
+    columns = distributed.largest([values[0].shape[1] if values and values[0].dim() > 1 else 0], rows.device)[0]
+    table = torch.zeros((_size(rows), columns) if columns else _size(rows), device=rows.device)
     if values:
-        table[torch.cat(found).to(data.device)] = torch.cat(values)
+        table[rows] = torch.cat(values)
     return distributed.total(table)

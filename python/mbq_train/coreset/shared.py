@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch.autograd.graph import Node
 
-from .layer_norms import wide, wide_type
+from .gradient_forms import wide, wide_type
 from .layouts import Layout, find_layout, profile, is_uninformative
 
 

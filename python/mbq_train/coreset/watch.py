@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .layer_norms import parameters_of
+from .gradient_forms import parameters_of
 
 
 class Watch(TorchFunctionMode):

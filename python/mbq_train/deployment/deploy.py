@@ -5,8 +5,8 @@ from torch import nn
 
 from ..conversion.plan import replace_modules
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
-from .codes import LAYOUTS
-from .layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
+from .stored_weight import LAYOUTS
+from .switched_layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
 
 _STORED = {QuantLinear: SwitchedLinear, QuantTransposedLinear: SwitchedLinear, QuantConv1d: SwitchedConv1d,
          QuantConv2d: SwitchedConv2d}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..quantize.bits import FLOAT, bit_states, in_mode, same_random_numbers, set_bits
-from .layers import quantized_weights
+from .perturbation import quantized_weights
 
 _ROUND = 5  # probes that share one graph of the gradient, and between two looks at the tolerance
 

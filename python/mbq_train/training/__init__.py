@@ -1,1 +1,1 @@
-"""The training loop and what happens in a step."""
+"""What happens in one training step: gradients, optimizers, self-distillation, divergence."""

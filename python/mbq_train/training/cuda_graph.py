@@ -2,7 +2,7 @@
 
 import torch
 
-from ..data import Batch
+from ..batches import Batch
 
 WARM_UP = 3  # steps run as they are before one is captured: libraries choose algorithms and make work space in them
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from .. import distributed
-from ..data import Batch
+from ..batches import Batch
 
 
 class SoftTargets:

@@ -1,27 +1,12 @@
-"""Optimizers for quantized networks: scales without weight decay, a learning rate that is a function of the step."""
-
-import math
+"""Parameter groups of quantized networks, their learning rates, and an optimizer's state by name."""
 
 import torch
 from torch import nn
 
-from ..options import Options
 from ..quantize.batch_norm import NORMS
 from ..quantize.double_rounding import DoubleRoundingQuantizer
 from ..quantize.quantizers import quantizers
 from ..quantize.scales import scales
-
-
-def build_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """Return the optimizer `options` names, over `parameter_groups`; ready for capture where options ask for a CUDA
-    graph."""
-    groups = parameter_groups(model, options.weight_decay, options.scale_rate)
-    for group in groups:  # each its own: a tensor that groups share has one value
-        group["lr"] = _rate_holder(options, model)
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=options.momentum)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer]
-    return kind(groups, capturable=options.cuda_graph)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_rate: float = 1.0) -> list[dict]:
@@ -54,18 +39,6 @@ def _biases_and_norms(model: nn.Module):
         yield from (parameter for parameter in own if isinstance(parameter, nn.Parameter))
 
 
-def rate_at(options: Options, *, step: int, steps: int) -> float:
-    """Return the learning rate of step `step` out of `steps`, both over all epochs of a phase.
-
-    cosine: from learning_rate to 0 (Loshchilov and Hutter, 2017, arXiv 1608.03983, eq. 5, one period); step: a tenth
-    after each of rate_epochs, counted in options.epochs (the float phase falls at the same fractions); constant.
-    """
-    if options.rate == "cosine":
-        return options.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-    passed = sum(step * options.epochs >= epoch * steps for epoch in options.rate_epochs)
-    return options.learning_rate * 0.1**passed
-
-
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group, times its rate_factor; in place where a captured graph reads it."""
     for group in optimizer.param_groups:
@@ -93,9 +66,3 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         on_cpu = key == "step" and not optimizer.defaults.get("capturable")
         device = "cpu" if on_cpu else parameters[parameter].device
         optimizer.state[parameters[parameter]][key] = tensor.to(device, copy=True)
-
-
-def _rate_holder(options: Options, model: nn.Module):
-    if not options.cuda_graph:
-        return options.learning_rate
-    return torch.tensor(options.learning_rate, device=next(model.parameters()).device)

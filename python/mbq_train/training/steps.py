@@ -7,16 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import distributed
-from ..data import Batch
-from ..options import Options
+from .._names import look_up
+from ..batches import Batch
 from ..quantize.bits import switch_bits_of
 from ..quantize.scales import clamp_scales, drop_idle_gradients
 from .distillation import SoftTargets
 from .divergence import TrainingError, first_bad_layer, first_bad_parameter
 
+SCHEDULES = ("each", "accumulate")
+
 
 class Stepper:
-    """Trains `model` on one batch at a time, in the schedule that the options name.
+    """Trains `model` on one batch at a time, in the schedule that is asked for.
 
     each: per bit-width from high to low a forward, a backward and a step (Huang et al., 2025, arXiv 2502.01199, alg.
     A.2). accumulate: the gradients of all bit-widths are added, then one step (alg. A.1).
@@ -25,18 +27,23 @@ class Stepper:
         model: what `convert` returned, or a float network with bits (32,).
         bits: bit-widths from high to low.
         optimizer: over the model's parameters.
-        options: schedule, weight_bank, clip_norm, autocast, compile.
+        schedule: 'each' or 'accumulate'.
+        clip_norm: gradients with a larger norm are scaled to it; 0: never.
+        autocast: run the network in bfloat16.
+        compile: by torch.compile.
         soft_targets: of self-distillation, or None for the labels.
         penalty: bit-width -> what is added to its loss, or None.
         bank: a WeightBank, or what takes its place, or None.
     """
 
-    def __init__(self, model: nn.Module, bits, optimizer, options: Options, soft_targets: SoftTargets | None = None,
-                 penalty=None, bank=None):
-        self.model, self.bits, self.optimizer, self.options = model, tuple(bits), optimizer, options
+    def __init__(self, model: nn.Module, bits, optimizer: torch.optim.Optimizer, *, schedule: str = "each",
+                 clip_norm: float = 0.0, autocast: bool = False, compile: bool = False,
+                 soft_targets: SoftTargets | None = None, penalty=None, bank=None):
+        self.model, self.bits, self.optimizer = model, tuple(bits), optimizer
+        self.schedule = look_up("Stepper", {name: name for name in SCHEDULES}, schedule, argument="schedule")
+        self.clip_norm, self.autocast, self.compile = clip_norm, autocast, compile
         self.soft_targets, self.penalty, self.bank = soft_targets, penalty, bank
-        self.forward = torch.compile(model) if options.compile else model
-        self._autocast = options.autocast == "bfloat16"
+        self.forward = torch.compile(model) if compile else model
 
     def __call__(self, *batches: Batch) -> torch.Tensor:
         """Train on one batch at all bit-widths, or on one for each; the losses by bit-width, (K,) float32, detached.
@@ -46,7 +53,7 @@ class Stepper:
         """
         targets = [self.soft_targets.targets(batch) if self.soft_targets else batch.labels for batch in batches]
         work = list(zip(self.bits, *(one_for_each(values, self.bits) for values in (batches, targets)), strict=True))
-        groups = [work] if self.options.schedule == "accumulate" else [[part] for part in work]
+        groups = [work] if self.schedule == "accumulate" else [[part] for part in work]
         return torch.stack([loss for group in groups for loss in self._step_on(group)])
 
     def _step_on(self, group) -> list[torch.Tensor]:
@@ -63,15 +70,15 @@ class Stepper:
         return [torch.where(norm.isfinite(), loss, torch.nan) for loss in losses]
 
     def _check_gradients(self, bits) -> torch.Tensor:
-        """Clip the gradients where the options say so; their norm before."""
+        """Clip the gradients where clip_norm says so; their norm before."""
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for _, parameter in named])
         if norm.device.type == "cpu" and not norm.isfinite():
             bad = next((name for name, p in named if not torch.isfinite(p.grad).all()), "their norm")
             raise TrainingError(f"train: gradients must be finite, got {norm.item()} at "
                                 f"{', '.join(map(str, bits))} bits; NaN or infinity is in that of {bad}")
-        if self.options.clip_norm:
-            nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], self.options.clip_norm, norm)
+        if self.clip_norm:
+            nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], self.clip_norm, norm)
         return norm
 
     @contextlib.contextmanager
@@ -115,10 +122,10 @@ class Stepper:
     def _autocast_region(self):
         # Without the cache of casts: a step changes the weights, and a captured graph must cast by itself.
         device = next(self.model.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self._autocast, cache_enabled=False)
+        return torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=False)
 
     def _compile_region(self):
-        if not self.options.compile:
+        if not self.compile:
             return contextlib.nullcontext()
         # A BatchNorm per bit-width is a graph per bit-width, for whole batches and for the last one.
         return torch._dynamo.config.patch(recompile_limit=4 * len(self.bits) + 8)

@@ -1,0 +1,226 @@
+"""What a run is made from: every option once, with its default, its meaning and its check."""
+
+import math
+import numbers
+import os
+from dataclasses import asdict, dataclass, field, fields
+
+from mbq_train._names import look_up
+from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
+
+OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
+BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
+RECIPES = {  # with the defaults each has in place of those of Options
+    "plain": {},
+    "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
+               "batch_norm": "shared"},
+    "msq": {"bits": (8,), "quantizer": "round-clamp"},
+}
+QUANTIZERS = ("learned", "double-rounding", "any-precision", "round-clamp")
+ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
+FORMS = ("offset", "sign-magnitude")
+
+
+def _option(default, help, **limits):
+    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
+
+    Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
+    a recipe. bits may also be given from low to high.
+
+    Raises ValueError (TypeError for bits that are no sequence) for a value out of range or an unknown name, with the
+    nearest one there is.
+    """
+
+    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)")
+    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop")
+    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0)
+    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0)
+    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
+    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
+    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
+    recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
+                          choices=tuple(RECIPES))
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
+    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
+    learn_offset: bool = _option(False, "learn an offset of the activations")
+    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
+                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS)
+    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
+    normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
+                             choices=NORMALISATIONS)
+    form: str = _option("offset", "round-clamp: codes around that of 0, or codes of |W| with the sign kept apart",
+                        choices=FORMS)
+    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
+    rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
+    scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
+    shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
+    keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
+                                          "read the network's input, last: the one called last")
+    epochs: int = _option(30, "epochs at all bit-widths together", low=1)
+    float_epochs: int = _option(30, "epochs of the float network before", low=1)
+    batch_size: int = _option(64, "images in a batch, over all processes", low=1)
+    schedule: str = _option("each", "a step after each bit-width, or accumulate gradients and step once",
+                            choices=SCHEDULES)
+    weight_bank: bool = _option(False, "accumulate: quantize all weights at all bit-widths in one pass; costs 2 copies "
+                                "of the weights per bit-width")
+    optimizer: str = _option("adamw", "", choices=OPTIMIZERS)
+    momentum: float = _option(0.9, "of sgd", low=0, below=1)
+    learning_rate: float = _option(1e-3, "of both phases", above=0)
+    scale_rate: float = _option(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, as "
+                                "a share of learning_rate", above=0)
+    rate: str = _option("cosine", "learning rate over the epochs", choices=RATES)
+    rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
+    weight_decay: float = _option(5e-5, "not on scales and offsets", low=0)
+    clip_norm: float = _option(0.0, "largest norm of the gradient; 0: no limit", low=0)
+    distill: float = _option(0.0, "largest share of the soft targets from the highest bit-width an epoch ago; "
+                             "0.7 in the paper, 0: off", low=0, high=1)
+    autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
+    compile: bool = _option(False, "torch.compile the network")
+    cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
+    prune_rate: float = _option(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
+                                recipe="emqnet")
+    score: str = _option("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
+    score_epochs: int = _option(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
+    sampling: str = _option("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
+    temperature: float = _option(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
+    resample: bool = _option(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
+    rescore_every: int = _option(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
+    shared_scores: bool = _option(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
+    evaluate_every: int = _option(1, "epochs between two tests", low=1)
+    target_compression: float = _option(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
+    lsb_penalty: float = _option(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
+                                 recipe="msq", low=0)
+    unit_penalty: bool = _option(False, "msq: leave 2^bits out of the penalty's gradient", recipe="msq")
+    prune_interval: int = _option(2, "msq: epochs between two prunings", recipe="msq", low=1)
+    prune_threshold: float = _option(0.3, "msq: alpha, a layer loses bits that a smaller share of its weights uses",
+                                     recipe="msq", above=0, high=1)
+    lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
+    hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
+                            recipe="msq")
+    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1)
+    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2)
+    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0)
+    seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
+
+    def __post_init__(self):
+        for option in fields(self):
+            value, limits = _typed(option, getattr(self, option.name)), option.metadata
+            object.__setattr__(self, option.name, value)
+            if "choices" in limits:
+                look_up("options", dict.fromkeys(limits["choices"]), value, argument=option.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    _check_number(option.name, number, limits)
+        if self.bits == tuple(sorted(self.bits)):
+            object.__setattr__(self, "bits", self.bits[::-1])
+        check_bit_widths("options", self.bits, float_path=True)
+        self._check_together()
+        self._check_recipe()
+
+    def _check_recipe(self):
+        for option in fields(self):
+            owner, value = option.metadata.get("recipe", self.recipe), getattr(self, option.name)
+            if owner != self.recipe and value != option.default:
+                raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
+                                 f"with {self.recipe!r}")
+        if self.recipe == "emqnet":
+            self._check_emqnet()
+        elif self.recipe == "msq":
+            self._check_msq()
+
+    def _check_emqnet(self):
+        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
+        if self.score_epochs < least:
+            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
+                             f"score {self.score!r}, got {self.score_epochs}")
+        if self.score_epochs >= self.epochs:
+            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
+
+    def _check_msq(self):
+        if self.quantizer != "round-clamp" or len(self.bits) != 1:
+            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
+                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
+        for name in ("cuda_graph", "weight_bank"):
+            if getattr(self, name):
+                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
+        if self.lowest_bits > self.bits[0]:
+            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
+        if self.target_compression <= 32 / self.bits[0]:
+            raise ValueError(f"options: target_compression must be above {32 / self.bits[0]:.4g}, which {self.bits[0]} "
+                             f"bits have before any pruning, got {self.target_compression:g}")
+        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
+        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
+        if self.target_compression > best:
+            raise ValueError(f"options: target_compression must be at most {math.floor(100 * best) / 100:g}, for "
+                             f"{prunings} prunings of {most} from {self.bits[0]} bits end at {32 / best:g}, got "
+                             f"{self.target_compression:g}; more epochs, a smaller prune_interval or lower "
+                             "lowest_bits reach further")
+
+    def _check_together(self):
+        if not quantized(self.bits):
+            raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
+        if self.rate_epochs and self.rate != "step":
+            raise ValueError(f"options: rate_epochs must be empty unless rate is step, got rate {self.rate!r}")
+        if self.rate == "step" and (not self.rate_epochs or list(self.rate_epochs) != sorted(set(self.rate_epochs))):
+            raise ValueError(f"options: rate_epochs must be increasing epochs with rate step, got {self.rate_epochs}")
+        if self.weight_bank and self.schedule != "accumulate":
+            raise ValueError("options: weight_bank must be off unless schedule is accumulate: with a step after each "
+                             f"bit-width the weights change between them, got schedule {self.schedule!r}")
+        if self.cuda_graph and self.compile:
+            raise ValueError("options: cuda_graph and compile must not both be on: capture the eager step, got both")
+        if self.cuda_graph and self.optimizer == "sgd":
+            raise ValueError("options: cuda_graph must be off with sgd, which reads its rate on the host, got both")
+        if self.distill and len(self.bits) == 1:
+            raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
+                             f"got {self.distill}")
+
+    @classmethod
+    def for_recipe(cls, recipe: str, **given):
+        """Return the options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no
+        option."""
+        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
+
+    def to_json(self) -> dict:
+        """Return a JSON object from which `from_json` makes the same options."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict):
+        """Return the options in a JSON object. Raises ValueError for one that is missing, unknown or of another type.
+        """
+        known = {option.name: option for option in fields(cls)}
+        for kind, names in (("lack", known.keys() - values.keys()), ("have unknown", values.keys() - known.keys())):
+            if names:
+                raise ValueError(f"options: must have every option and no other, but {kind} {', '.join(sorted(names))}")
+        return cls(**values)
+
+
+def _typed(option, value):
+    """Return `value` in the option's type where that loses nothing: an int as a float, a list as a tuple, a path as
+    text."""
+    kind = type(option.default)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) is not kind:
+        raise ValueError(f"options: {option.name} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check_number(name: str, number, limits) -> None:
+    inside = {"low": lambda limit: number >= limit, "high": lambda limit: number <= limit,
+              "above": lambda limit: number > limit, "below": lambda limit: number < limit}
+    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+    for kind, holds in inside.items():
+        if kind in limits and not (math.isfinite(number) and holds(limits[kind])):
+            raise ValueError(f"options: {name} must be finite and {words[kind]} {limits[kind]}, got {number}")

@@ -1,0 +1,12 @@
+"""The recipes by their names in Options."""
+
+from .emqnet import EmqNet
+from .msq import Msq
+from ..training.recipe import Recipe
+
+RECIPES = {"plain": Recipe, "emqnet": EmqNet, "msq": Msq}
+
+
+def recipe_type(name: str) -> type[Recipe]:
+    """What makes the recipe that Options calls `name`, with the arguments of Recipe."""
+    return RECIPES[name]

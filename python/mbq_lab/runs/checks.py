@@ -1,0 +1,65 @@
+"""check_run: what a training would refuse after hours, found before it begins."""
+
+import copy
+
+import torch
+from torch import nn
+
+from mbq_train import distributed
+from mbq_train._errors import first_line
+from mbq_train.conversion.plan import Conversion
+from ..data import Data
+from ..options import Options
+from mbq_train.quantize.bits import same_random_numbers
+from ..recipes import recipe_type
+from ..training.recipe import Recipe
+from mbq_train.checkpoint import check_state
+from .networks import example_images, plan_of
+
+
+def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
+    """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
+
+    Raises ValueError where the network cannot be converted or saved, where the recipe cannot use it (scores, traces),
+    or where it takes no batch of one image and the last batch of an epoch or of the test is one.
+    """
+    plan = plan_of(options, data, copy.deepcopy(model))
+    check_state(plan.apply())
+    recipe = recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
+    with same_random_numbers(model):
+        _check_single_images(options, data, model, recipe)
+        recipe.check()
+    return plan
+
+
+def _check_single_images(options: Options, data: Data, model: nn.Module, recipe: Recipe) -> None:
+    """Refuse batches of one image: BatchNorm needs several values of a channel, and a squeeze() loses the dimension of
+    the samples."""
+    world, image = distributed.world_size(), example_images(data, 1)
+    counts = {data.train_size, *(recipe.images(epoch) for epoch in range(options.epochs))}
+    alone = [images for images in sorted(counts) if 1 in _batch_sizes(images, options.batch_size, world)]
+    for training, images in ((True, alone[:1]), (False, [data.test_size] * (data.test_size % options.batch_size == 1))):
+        problem = images and _problem(model, image, data.classes, training)
+        if problem:
+            limit = "train_limit" if training else "test_limit"
+            limit += ", prune_rate" if training and options.recipe == "emqnet" else ""
+            processes = f" in {world} processes" if world > 1 else ""
+            raise ValueError(f"train: {limit} and batch_size must leave no batch of a single image, which this network "
+                             f"cannot take, got batches of {options.batch_size} for {images[0]} images{processes} "
+                             f"({problem})")
+
+
+def _batch_sizes(images: int, batch_size: int, world: int) -> set[int]:
+    """Return how many images a process has in the batches of an epoch."""
+    full, rest = divmod(images, batch_size)
+    return ({batch_size // world} if full else set()) | ({rest // world} if rest >= world else set())
+
+
+@torch.no_grad()
+def _problem(model: nn.Module, image: torch.Tensor, classes: int, training: bool) -> str:
+    """Return what is wrong with the network's outputs of one image; nothing where it is right."""
+    try:
+        shape = tuple(copy.deepcopy(model).train(training)(image).shape)
+    except Exception as error:  # whatever a network raises
+        return first_line(error)
+    return "" if shape == (1, classes) else f"outputs have the shape {shape}"

@@ -1,0 +1,78 @@
+"""The folder of a run: its files, who may write to it, and where it stands."""
+
+import contextlib
+import fcntl
+from pathlib import Path
+
+from mbq_train import distributed
+from ..options import Options
+from ..training.traces import TRACES
+from mbq_train.checkpoint import VERSION, CheckpointError, load_json, load_metadata
+
+CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "float.safetensors",
+                                              "checkpoint.safetensors")
+ACCURACY, CURVES, CONVERSION = "accuracy.png", "curves.png", "conversion.txt"
+LAYERS, SENSITIVITY = "layers.png", "sensitivity.png"
+SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
+TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
+_FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION, LAYERS, TRACES, SENSITIVITY, SCORES,
+          HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
+
+
+def check_folder(function: str, folder: Path) -> None:
+    """Raise ValueError where something else stands in the place of `folder`."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"{function}: folder must be a folder, got a file, {path}")
+            return
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError where no run can begin in `folder`."""
+    check_folder("train_run", folder)
+    if (folder / CONFIG).exists() and not overwrite:
+        finished = (folder / CHECKPOINT).exists() and standing(folder)["phase"] == "finished"
+        state, way = ("a finished", "") if finished else ("an unfinished", "mbq resume goes on with it, ")
+        raise ValueError(f"train_run: folder must not hold {state} run, got {folder} ({way}--overwrite replaces it)")
+
+
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make `folder`, and take the files of an earlier run out of it."""
+    check_free(folder, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """The folder for this run alone, as long as the block lasts."""
+    with (folder / CONFIG).open() as file:
+        if distributed.rank() == 0:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"train_run: folder must not be in use by another process, got {folder}") from None
+        yield
+
+
+def standing(folder: Path) -> dict:
+    """Where the run in `folder` stands: the metadata of its checkpoint."""
+    metadata = load_metadata(folder / CHECKPOINT)
+    if "phase" not in metadata:
+        raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {folder / CHECKPOINT}, which "
+                              "holds a network alone")
+    return metadata
+
+
+def load_options(path) -> Options:
+    """The Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
+    values = load_json(path)
+    version = values.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(f"load_options: version must be {VERSION}, got {version!r} in {path}")
+    try:
+        return Options.from_json(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"load_options: {path} is not a configuration of this version ({error})") from None

@@ -1,0 +1,210 @@
+"""train_run and resume_run: a training run in a folder, from where it stands to its end."""
+
+import functools
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from mbq_train import distributed
+from ..options import Options
+from mbq_train.quantize.bits import FLOAT
+from mbq_train.quantize.weight_bank import WeightBank
+from ..recipes import recipe_type
+from ..training.interrupt import stop_requests
+from ..training.loop import State, Training, evaluate
+from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
+from .checks import check_run
+from .folder import (
+    ACCURACY,
+    CHECKPOINT,
+    CONFIG,
+    CONVERSION,
+    CURVES,
+    FLOAT_NETWORK,
+    LAYERS,
+    METRICS,
+    check_free,
+    load_options,
+    locked,
+    open_folder,
+    standing,
+)
+from .metrics import Metrics
+from .plots import plot_accuracy, plot_curves, plot_layers
+from .devices import processes
+from .networks import data_and_float_network, plan_of
+from .observer import Observer
+
+
+@dataclass(frozen=True)
+class Result:
+    """Test accuracies in [0, 1], by bit-width and of the float network, and the time of a training step."""
+
+    accuracy: dict[int, float]
+    float_accuracy: float
+    step_ms: float
+    recipe: dict  # what the recipe says of the network
+
+
+def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool = False,
+              observer: Observer | None = None, save_every: float = 300.0) -> Result:
+    """Train a float network, convert it, train it at every bit-width, and write all of it to `folder`.
+
+    Under torchrun every process calls it and trains on its part of each batch; the first one writes.
+
+    Args:
+        options: what to train.
+        folder: made when missing. A run in it, finished or not, is an error without `overwrite`.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        observer: is told what happens.
+        save_every: seconds between two checkpoints within an epoch.
+
+    Raises:
+        ValueError: an option is wrong or a run is there already. OSError: the folder cannot be written.
+        TrainingError: the loss is NaN or infinite. Interrupted: Ctrl-C or SIGTERM; `resume_run` goes on.
+    """
+    folder, observer = Path(folder), observer or Observer()
+    with processes(device) as device:
+        distributed.share_error(lambda: check_free(folder, overwrite))
+        data, model = data_and_float_network(options, device)
+        plan = check_run(options, data, model)  # errors now, not after float training
+        observer.plan(plan, WeightBank(plan.model, options.bits).nbytes if options.weight_bank else 0)
+
+        def begin():
+            open_folder(folder, overwrite)
+            (folder / CONVERSION).write_text(str(plan), encoding="utf-8")
+            save_json(folder / CONFIG, {"version": VERSION, **options.to_json()})
+
+        distributed.share_error(begin)
+        with locked(folder):
+            return _Run(options, folder, data, model, observer, save_every).go()
+
+
+def resume_run(folder, *, device: str = "cpu", observer: Observer | None = None,
+               save_every: float = 300.0) -> Result:
+    """Go on with a run that was interrupted or killed, as if it had not been: on CPU with the same metrics, bit by bit.
+
+    Arguments, result and errors as `train_run`; ValueError when there is no run, it is finished, or its options or data
+    are not those it was started with. Another number of threads or processes than before is a warning: sums are then
+    added in another order.
+    """
+    folder, observer = Path(folder), observer or Observer()
+    with processes(device) as device:
+        options = load_options(folder / CONFIG)
+        data, model = data_and_float_network(options, device)
+        with locked(folder):
+            run = _Run(options, folder, data, model, observer, save_every)
+            if (folder / CHECKPOINT).exists():
+                run.load(standing(folder))
+            else:  # killed before its first checkpoint
+                run.metrics.reset([])
+            return run.go()
+
+
+class _Run:
+    """One run, from where it stands to its end."""
+
+    def __init__(self, options, folder, data, model, observer, save_every):
+        self.options, self.folder, self.data, self.model = options, folder, data, model
+        self.metrics = Metrics(folder / METRICS if distributed.rank() == 0 else None, observer)
+        self.observer, self.save_every = observer, save_every
+        self.phase, self.state, self.float_accuracy = "float", State(), math.nan
+        self.seconds, self.training = 0.0, None  # of the quantized phase
+
+    def load(self, metadata: dict) -> None:
+        """Stand where the checkpoint stands."""
+        if metadata["phase"] == "finished":
+            raise ValueError(f"resume_run: folder must hold a run that is not finished, got {self.folder}")
+        for name, value in self._made_from().items():
+            if metadata[name] != value:
+                raise ValueError(f"resume_run: {name} must be what the run was started with, got "
+                                 f"{_changed(value, metadata[name])} in {self.folder}")
+        if metadata["parallel"] != _parallel():
+            warnings.warn(f"resume_run: {self.folder} ran with (threads, processes) {metadata['parallel']}, now "
+                          f"{_parallel()}: its metrics will differ in the last digits", RuntimeWarning, stacklevel=3)
+        self.phase, self.float_accuracy = metadata["phase"], metadata["float_accuracy"]
+        self.seconds = metadata["seconds"]
+        if self.phase == "quantized":
+            self._convert()
+        tensors = load_checkpoint(self.folder / CHECKPOINT, self.model)
+        position = metadata["state"]
+        losses = {int(b): loss for b, loss in position.pop("losses").items()}
+        self.state = State(**position, losses=losses, tensors=tensors)
+        self.metrics.reset(metadata["metrics"])
+
+    def go(self) -> Result:
+        options = self.options
+        with stop_requests() as stop:
+            if self.phase == "float":
+                self._train((FLOAT,), options.float_epochs, stop)
+                self.float_accuracy = self._accuracy((FLOAT,))[FLOAT]
+                if distributed.rank() == 0:
+                    save_checkpoint(self.folder / FLOAT_NETWORK, self.model)
+                self._convert()
+                self.phase, self.state = "quantized", State()
+            self._train(options.bits, options.epochs, stop)
+            return self._finish()
+
+    def _train(self, bits, epochs: int, stop) -> None:
+        """Train one phase, with a line of metrics and a checkpoint after every epoch."""
+        def on_epoch(record):
+            distributed.share_from_first(self.model)  # each process has its own running statistics
+            if self.phase == "quantized":
+                self.seconds += record["seconds"]
+            if record["epoch"] % self.options.evaluate_every == 0 or record["epoch"] == epochs:
+                record["accuracy"] = self._accuracy(bits)
+            self.metrics.add({"phase": self.phase, **record})
+
+        recipe = recipe_type(self.options.recipe if self.phase == "quantized" else "plain")
+        recipe = functools.partial(recipe, folder=self.folder, on_probe=self.observer.probe)
+        self.training = Training(self.model, self.data, bits, self.options, epochs=epochs, state=self.state,
+                                 recipe=recipe)
+        self.training.run(on_epoch=on_epoch, on_batch=functools.partial(self.observer.batch, self.phase),
+                          save=self._save, save_every=self.save_every, stop=stop)
+
+    def _save(self, state: State, phase: str | None = None) -> None:
+        if distributed.rank():
+            return
+        position = {key: value for key, value in vars(state).items() if key != "tensors"}
+        save_checkpoint(self.folder / CHECKPOINT, self.model, state=state.tensors, metadata={
+            "phase": phase or self.phase, "state": position, "metrics": self.metrics.records, "seconds": self.seconds,
+            "float_accuracy": self.float_accuracy, "parallel": _parallel(), **self._made_from()})
+
+    def _made_from(self) -> dict:
+        """Return what must not change between two parts of a run, as JSON has it."""
+        data = self.data
+        facts = {"name": data.name, "classes": data.classes, "train_size": data.train_size, "test_size": data.test_size}
+        return {"options": json.loads(json.dumps(self.options.to_json())), "data": facts}
+
+    def _accuracy(self, bits) -> dict[int, float]:
+        return {b: evaluate(self.model, self.data, b, batch_size=max(self.options.batch_size, 1)) for b in bits}
+
+    def _convert(self) -> None:
+        plan_of(self.options, self.data, self.model).apply()
+
+    def _finish(self) -> Result:
+        accuracy = self._accuracy(self.options.bits)
+        result = Result(accuracy, self.float_accuracy, 1000 * self.seconds / self.training.steps,
+                        self.training.recipe.summary())
+        self.metrics.add({"phase": "result", **asdict(result)})
+        if distributed.rank() == 0:
+            plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy)
+            plot_curves(self.folder / CURVES, self.metrics.records)
+            if any("layer_bits" in record for record in self.metrics.records):
+                plot_layers(self.folder / LAYERS, self.metrics.records)
+        self._save(State(), "finished")  # last: it says that the run is finished
+        return result
+
+
+def _changed(now: dict, before: dict) -> str:
+    """Return the first entry that differs."""
+    name = next(name for name in {**now, **before} if now.get(name) != before.get(name))
+    return f"{name} {now.get(name)!r} instead of {before.get(name)!r}"
+
+
+def _parallel() -> list[int]:
+    return [torch.get_num_threads(), distributed.world_size()]

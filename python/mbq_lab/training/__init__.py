@@ -1,0 +1,1 @@
+"""The training loop, and what a recipe can change in it."""

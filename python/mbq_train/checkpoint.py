@@ -1,0 +1,172 @@
+"""Checkpoints and configurations on disk: safetensors and JSON, written whole or not at all."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ._packages import required
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or configuration that cannot be read, or is not of this model."""
+
+
+VERSION = 2  # of config.json, of the metadata and of the names of the tensors
+_STATE = "state/"  # before the names of tensors that are not the model's
+_STORABLE = {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
+             torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+             torch.float8_e8m0fnu, torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a path in the same folder to write to; on success it replaces `path`, on any error it is removed."""
+    path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; some libraries write files that only their owner reads
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metadata: dict | None = None) -> None:
+    """Write the state_dict of `model` to `path` as safetensors.
+
+    Args:
+        state: more tensors by name, which `load_checkpoint` gives back.
+        metadata: a JSON object, into the file's header.
+    """
+    required("save_checkpoint", "safetensors")
+    import safetensors.torch
+
+    check_state(model)
+    tensors = model.state_dict() | {_STATE + name: tensor for name, tensor in (state or {}).items()}
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    header = {"mbq": json.dumps({"version": VERSION, **(metadata or {})})}
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, header)
+        except safetensors.SafetensorError as error:  # a full disk, for one
+            raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
+
+
+def check_state(model: nn.Module, function: str = "save_checkpoint") -> None:
+    """Raise ValueError for a state_dict that a checkpoint cannot hold, as `check_storable` says of each entry."""
+    for name, value in model.state_dict().items():
+        check_storable(function, name, value)
+
+
+def check_storable(function: str, name: str, value) -> None:
+    """Raise ValueError, naming the entry of a state_dict, unless it is a dense tensor of a dtype of safetensors."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{function}: {name} must be a tensor, got {type(value).__name__}; get_extra_state can return "
+                         "one")
+    if kind := not_dense(value) or (None if value.dtype in _STORABLE else value.dtype):
+        raise ValueError(f"{function}: {name} must be a dense, real tensor, got {kind}; a buffer that is no part of "
+                         "the state is registered with persistent=False")
+
+
+def not_dense(tensor: torch.Tensor) -> str | None:
+    """Return what `tensor` is where it has no memory with an element for each place."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+    if tensor.is_meta:
+        return "one on device meta"
+    return type(tensor).__name__ if is_traceable_wrapper_subclass(tensor) else None
+
+
+def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Load what `save_checkpoint` wrote into `model`, all of it or, after an error, nothing; returns its `state`.
+
+    Raises:
+        CheckpointError (a ValueError), naming the file: it is missing, truncated, no checkpoint, of another version,
+        or holds other tensors or shapes than `model`. ValueError for a `model` of which there is no checkpoint.
+    """
+    check_state(model, "load_checkpoint")
+    with _opened("load_checkpoint", path) as file:
+        _metadata_of("load_checkpoint", path, file)
+        every = {name: file.get_tensor(name) for name in file.keys()}
+    state = {name.removeprefix(_STATE): tensor for name, tensor in every.items() if name.startswith(_STATE)}
+    tensors = {name: tensor for name, tensor in every.items() if not name.startswith(_STATE)}
+    own = model.state_dict()
+    name = type(model).__name__
+    for kind, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
+        if names:
+            raise CheckpointError(f"load_checkpoint: path must be a checkpoint of this {name}, got {path}, which "
+                                  f"{kind} {_some(names)}")
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise CheckpointError(f"load_checkpoint: {key} must have shape {tuple(own[key].shape)}, "
+                                  f"got {tuple(tensor.shape)} in {path}")
+    model.load_state_dict(tensors)
+    return state
+
+
+def load_metadata(path) -> dict:
+    """Return the metadata that `save_checkpoint` wrote. Raises CheckpointError as `load_checkpoint` does."""
+    with _opened("load_metadata", path) as file:
+        return _metadata_of("load_metadata", path, file)
+
+
+@contextlib.contextmanager
+def _opened(function: str, path):
+    safetensors = required(function, "safetensors")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{function}: path must be a file, got {path} (no such file)") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{function}: path must be a whole safetensors file, got {path} ({error})") from None
+
+
+def _metadata_of(function: str, path, file) -> dict:
+    try:
+        metadata = json.loads((file.metadata() or {}).get("mbq", "null"))
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{function}: path must be a checkpoint of mbq_train, got {path} without its metadata")
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(f"{function}: version must be {VERSION}, got {metadata.get('version')!r} in {path}")
+    return metadata
+
+
+def save_json(path, value: dict) -> None:
+    """Write `value` to `path` as indented JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def load_json(path) -> dict:
+    """Read a JSON object. Raises CheckpointError, naming the file, when it is missing or not one."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"load_json: path must be a file, got {path} (no such file)") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"load_json: path must be a JSON file, got {path} ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"load_json: path must hold a JSON object, got {type(value).__name__} in {path}")
+    return value
+
+
+def _some(names) -> str:
+    """Return the first three names and how many more there are."""
+    first = sorted(names)[:3]
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ", ".join(first) + more

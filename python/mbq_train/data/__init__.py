@@ -1,7 +1,0 @@
-"""Data sets of images: where they lie, how they are read, and the batches they give."""
-
-from .batches import Batch, Data
-from .errors import DataError
-from .load import load_data
-
-__all__ = ["Batch", "Data", "DataError", "load_data"]
