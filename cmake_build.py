@@ -27,6 +27,8 @@ COMPILERS = ("c++", "g++", "clang++")
 class FreshBuild(build_command):
     """Empties build/lib first: wheels are made of all that lies there, modules that are no longer part included."""
 
+    sub_commands = build_command.sub_commands[::-1]  # modules last: what is missing is said before their long list
+
     def run(self):
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
