@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export OMP_WAIT_POLICY ?= passive
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py cmake_build.py pyproject.toml constraints.txt \
-	$(wildcard python/mbq_store/*.*)
+	$(wildcard python/mbq_store/*.py python/mbq_store/*.t*)
 FORMATTED := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: demo test test-all lint bench clean

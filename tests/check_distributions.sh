@@ -16,6 +16,11 @@ fresh() {
   "$CLEAN/$1/bin/python" -m pip install -q -c "$ROOT/constraints.txt" "${@:2}"
 }
 
+# said TEXT COMMAND...: the command prints the text, whether it ends well or not.
+said() {
+  ("${@:2}" 2>&1 || true) | grep -F "$1"
+}
+
 # try_store NAME TESTS...: with no package of this clone but the store, and the tests away from the clone beside them.
 try_store() {
   (cd "$CLEAN" && "$CLEAN/$1/bin/python" -c 'import importlib.util, mbq_store, sys
@@ -38,6 +43,7 @@ kernels() {
   fresh kernels "$WHEEL"
   cd "$CLEAN"
   kernels/bin/python -m mbq_kernels.info
+  said "pip install 'mbq-kernels[lab]'" kernels/bin/mbq --help
   kernels/bin/python - <<'END'
 import torch
 from mbq_train import convert, set_bits
@@ -55,7 +61,9 @@ END
 
 lab() {
   fresh lab "$WHEEL[lab]"
-  (cd "$CLEAN" && lab/bin/mbq --help >/dev/null && echo "mbq --help works")
+  cd "$CLEAN"
+  said Usage: lab/bin/mbq --help
+  said "pip install ./python/mbq_store" lab/bin/mbq inspect store
 }
 
 "$1"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cmake_build
@@ -113,6 +114,19 @@ def test_what_cmake_reads_once_from_the_environment(source, monkeypatch, variabl
     monkeypatch.setenv(variable, value)
     assert not build(source)
     assert build(source)
+
+
+def test_a_build_folder_of_another_machine(source, monkeypatch):
+    build(source)
+    monkeypatch.setattr(cmake_build.platform, "libc_ver", lambda: ("glibc", "2.99"))
+    assert not build(source)
+
+
+def test_processes_take_turns(source):
+    """Else one empties the folder that the other works in."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda package: cmake_build.build(source, source / "build/cmake", {}, packages=[package]),
+                      ["pytest", "numpy"] * 3))
 
 
 def test_modules_that_are_no_longer_part_of_the_wheel(tmp_path):
