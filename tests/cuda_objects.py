@@ -10,7 +10,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-
 import cmake_build
 
 ROOT = Path(__file__).resolve().parent.parent

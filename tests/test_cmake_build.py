@@ -8,10 +8,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cmake_build
 import pytest
 from setuptools import Distribution
 from setuptools.errors import ExecError
+
+import cmake_build
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = """
@@ -156,13 +157,24 @@ def test_what_is_missing_is_said_in_one_sentence(source, tmp_path, monkeypatch, 
         build(source, packages=["headers"])
 
 
-@pytest.mark.parametrize("folder", [".", "python/mbq_store"])
-def test_an_install_that_fails_ends_in_that_sentence(folder, tmp_path):
-    done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "-b", tmp_path], cwd=ROOT / folder,
-                          env={**os.environ, "CXX": "no-such-compiler"}, capture_output=True, text=True, check=False)
+def last_words(folder, *command, **environment):
+    """The last line of a build that fails."""
+    done = subprocess.run([sys.executable, *command, "-q", "build_ext"], cwd=ROOT / folder, capture_output=True,
+                          env={**os.environ, **environment}, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == \
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("folder", [".", "python/mbq_store"])
+def test_an_install_that_fails_ends_in_that_sentence(folder):
+    assert last_words(folder, "setup.py", CXX="no-such-compiler") == \
         "error: CXX must name a C++ compiler, got 'no-such-compiler', which is not on the PATH"
+
+
+def test_a_python_without_headers():
+    code = "import runpy, sysconfig; sysconfig.get_path = lambda _: '/none'; runpy.run_path('setup.py')"
+    assert last_words("python/mbq_store", "-c", code) == \
+        "error: mbq_store: Python's headers must be installed (python3-dev, python3-devel), got no Python.h in /none"
 
 
 def test_a_build_that_fails_ends_in_that_sentence(source, capfd):
