@@ -222,7 +222,7 @@ def test_networks_converted_apart(images, tmp_path):
         assert store.trained_bits == (8, 4)
 
 
-def test_the_commands_train_export_switch_and_inspect(tmp_path):
+def test_the_commands_train_export_switch_and_inspect(tmp_path, monkeypatch):
     def mbq(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
@@ -243,3 +243,6 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path):
     refused = CliRunner().invoke(app, ["inspect", str(low), "--plot", str(tmp_path / "none.png")])
     assert refused.exit_code == 2 and "got one bit-width in every layer" in refused.stderr
     assert not (tmp_path / "none.png").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, ["inspect", str(low)])
+    assert refused.exit_code == 2 and "pip install ./python/mbq_store" in refused.stderr
