@@ -124,7 +124,7 @@ def why_not(backend: str, op: str, device: str) -> str | None:
     if _load_error:
         return _load_error
     if not _compiled[device.upper()] and device == "cuda":
-        return "built without CUDA (no nvcc, or MBQ_CUDA=off)"
+        return "built without CUDA (MBQ_CUDA=on builds it where nvcc is found)"
     return f"{_COMPILED.name} has no {op}: build it again"
 
 

@@ -77,6 +77,21 @@ def test_missing_library_warns_once_and_runs_on_the_reference(tmp_path):
     assert errors.count("compiled kernels are missing (_C.so was not built)") == 1
 
 
+def symbols(*command):
+    return subprocess.run([*command, _library._COMPILED], capture_output=True, text=True, check=True).stdout
+
+
+def test_library_asks_for_torch_itself():
+    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
+    assert "[libtorch.so]" in symbols("readelf", "-d")
+
+
+def test_library_knows_no_python():
+    """So that one wheel serves every Python."""
+    names = symbols("nm", "-D", "--undefined-only").split()
+    assert "aoti_torch_get_data_ptr" in names and not [name for name in names if name.startswith(("Py", "_Py"))]
+
+
 SWEEP = """
 import json, torch, mbq_kernels as m
 torch.manual_seed(0)

@@ -1,6 +1,8 @@
 """From a trained network to an int8 store, and back to the same weights at every bit-width."""
 
+import importlib.util
 import warnings
+from importlib.machinery import ModuleSpec
 
 import mbq_store
 import numpy as np
@@ -208,6 +210,15 @@ def test_extra_state_that_is_no_tensor(tmp_path, state):
     assert (tmp_path / "file.onnx").stat().st_size
 
 
+@pytest.mark.parametrize("found", [None, ModuleSpec("mbq_store", None)], ids=["nothing", "a folder of its name"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(images, tmp_path, monkeypatch, found):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(ImportError, match="^export_store: the package mbq_store must be installed, got none: "
+                                          "pip install ./python/mbq_store "):
+        export_store(network(images), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_networks_converted_apart(images, tmp_path):
     """One store has one second rounding; the bit-widths it was trained at are those of all parts."""
     parts = [network(images), network(images, "half_up")]
@@ -220,7 +231,7 @@ def test_networks_converted_apart(images, tmp_path):
         assert store.trained_bits == (8, 4)
 
 
-def test_the_commands_train_export_switch_and_inspect(tmp_path):
+def test_the_commands_train_export_switch_and_inspect(tmp_path, monkeypatch):
     def mbq(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
@@ -241,3 +252,6 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path):
     refused = CliRunner().invoke(app, ["inspect", str(low), "--plot", str(tmp_path / "none.png")])
     assert refused.exit_code == 2 and "got one bit-width in every layer" in refused.stderr
     assert not (tmp_path / "none.png").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, ["inspect", str(low)])
+    assert refused.exit_code == 2 and "pip install ./python/mbq_store" in refused.stderr

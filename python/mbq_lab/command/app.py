@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import mbq_store
 import torch
 import typer
 from mbq_train import distributed
+from mbq_train._packages import required
 from mbq_train.checkpoint import atomic_path, load_metadata
 from mbq_train.export import export_onnx, export_store
 from rich.console import Console
@@ -205,7 +205,7 @@ def switch(
 ) -> None:
     """Write a store of one lower bit-width, packed."""
     with clean_errors():
-        mbq_store.switch(store, bits, out)
+        required("switch", "mbq_store").switch(store, bits, out)
         typer.echo(f"written: {out} ({out.stat().st_size / 2**20:.2f} MiB)")
 
 
@@ -216,7 +216,7 @@ def inspect(
 ) -> None:
     """Print the sizes of a store and the error of every layer at every bit-width."""
     with clean_errors():
-        facts = mbq_store.inspect(store)
+        facts = required("inspect", "mbq_store").inspect(store)
         if plot is not None:
             plot_store(plot, facts)
         Console().print(store_table(facts))

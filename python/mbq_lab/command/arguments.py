@@ -44,7 +44,7 @@ def clean_errors():
     """What a user can cause ends in one line on stderr: exit code 2, after Ctrl-C 130, after SIGTERM 143."""
     try:
         yield
-    except (ValueError, TypeError, OSError, TrainingError, BackendError) as error:
+    except (ValueError, TypeError, OSError, ImportError, TrainingError, BackendError) as error:
         if distributed.is_first():
             typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

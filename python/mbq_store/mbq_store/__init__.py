@@ -15,4 +15,5 @@ from .store import Store, open
 from .switching import switch
 from .writing import BFloat16, LayerData, to_bfloat16, write
 
+__version__ = "0.1.0"
 __all__ = ["BFloat16", "Layer", "LayerData", "Store", "StoreError", "inspect", "open", "switch", "to_bfloat16", "write"]
