@@ -3,30 +3,54 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two architectures are what the tests read; a release builds all that nvcc knows (leave MBQ_CUDA_ARCHS empty).
-export MBQ_CUDA_ARCHS ?= 80;90
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
 # Threads that wait by spinning starve each other when the machine has other work.
 export OMP_WAIT_POLICY ?= passive
 
-SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py cmake_build.py pyproject.toml constraints.txt \
+	$(wildcard python/mbq_store/*.py python/mbq_store/*.t*)
+FORMATTED := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mbq train --data digits --bits 8,4,2 --out runs/digits --overwrite
 
-test: $(VENV)/installed
+# What the tests read of CUDA kernels is compiled before them, because some measure time.
+test: $(VENV)/tests-installed
+	$(BIN)/python tests/cuda_objects.py
+	$(BIN)/python -m pytest -n auto --dist loadscope -m "not long"
+
+test-all: export MBQ_EXAMPLES ?= 2000
+test-all: $(VENV)/tests-installed
+	$(BIN)/python tests/cuda_objects.py
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
+lint: $(VENV)/lint-installed
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
 bench: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,bench]"
+	$(PIP) --no-build-isolation -e ".[lab,test,bench]"
 	$(BIN)/python -m pytest bench
 
-$(VENV)/installed: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch numpy "setuptools>=77" ninja pybind11
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(SOURCES) | $(BIN)/python
+	@echo "Installing and building: a few minutes (CPU kernels, and CUDA kernels where nvcc and a GPU are)"
+	$(PIP) torch numpy "setuptools>=77" ninja pybind11
+	$(PIP) --no-build-isolation -e ".[lab]" -e ./python/mbq_store
+	touch $@
+
+$(VENV)/tests-installed: $(VENV)/installed
+	$(PIP) --no-build-isolation -e ".[lab,test]"
+	touch $@
+
+$(VENV)/lint-installed: constraints.txt | $(BIN)/python
+	$(PIP) ruff clang-format
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist mbq_kernels/_C.so *.egg-info
+	rm -rf $(VENV) build dist mbq_kernels/_C.so *.egg-info \
+		python/mbq_store/build python/mbq_store/*.egg-info python/mbq_store/mbq_store/_core*.so

@@ -44,8 +44,8 @@ environment() {
 build() {
   tar -C "$ROOT" --exclude=./.venv --exclude=./build --exclude='*.so' -cf - . | tar -C "$WORK/source" -xf - &&
     cd "$WORK/source" &&
-    "$PYTHON" -m pip install --no-build-isolation --no-deps --target "$WORK/site" . &&
-    cp "$WORK"/site/mbq_kernels/*.so mbq_kernels/ && cp "$WORK"/site/mbq_store/*.so python/mbq_store/
+    "$PYTHON" -m pip install --no-build-isolation --no-deps --target "$WORK/site" . ./python/mbq_store &&
+    cp "$WORK"/site/mbq_kernels/*.so mbq_kernels/ && cp "$WORK"/site/mbq_store/*.so python/mbq_store/mbq_store/
 }
 
 # What has a GPU in its name; the rest is what machines without one run.
@@ -69,7 +69,7 @@ sanitize() {
 
 export -f environment build tests benches sanitize
 mkdir "$WORK/source" && cd "$WORK/source" || exit 1
-export PYTHONPATH=$WORK/source:$WORK/source/python
+export PYTHONPATH=$WORK/source:$WORK/source/python:$WORK/source/python/mbq_store
 stage environment 30 build.log bash -c environment
 stage build 120 build.log bash -c build
 stage info 30 build.log "$PYTHON" -m mbq_kernels.info

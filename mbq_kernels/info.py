@@ -43,8 +43,9 @@ def _build_lines() -> list[str]:
     if build is None:
         return [f"compiled library: missing ({_library.why_not('cpu', _library.ops()[0], 'cpu')})"]
     archs = build["cuda_architectures"]
+    cuda = "sm_" + archs.replace(" ", " sm_") if archs else "not built (MBQ_CUDA=on builds them where nvcc is found)"
     return [f"compiled library: {build['compiler']}; CPU loops use {build['instruction_set']}",
-            f"CUDA kernels: {'sm_' + archs.replace(' ', ' sm_') if archs else 'not built (no nvcc, or MBQ_CUDA=off)'}"]
+            f"CUDA kernels: {cuda}"]
 
 
 def _op_lines(op: str, forced: str | None) -> list[str]:

@@ -1,31 +1,19 @@
-"""What nvcc made of csrc/cuda, read without a GPU: wide accesses, no stack, no local memory, no contraction.
+"""What nvcc makes of csrc/cuda, read without a GPU: wide accesses, no stack, no local memory, no contraction.
 
-One module, because disassembling the library takes most of a minute.
+One module, because one process compiles and disassembles.
 """
 
 import collections
 import functools
-import importlib.util
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+from cuda_objects import ARCHITECTURES, dump, has_nvcc
 
-from mbq_kernels import _library
-
-LIBRARY = Path(_library.__file__).with_name("_C.so")
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc")
 QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
     r"(?:round_clamp|lsb_gradient)_kernel"
 NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
-
-
-@functools.cache
-def dump(kind):
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run([tool, kind, LIBRARY], capture_output=True, text=True, check=True).stdout
 
 
 @functools.cache
@@ -53,26 +41,8 @@ def ptx(pattern):
     return _named(_parts("--dump-ptx", r"\.entry "), pattern)
 
 
-@pytest.fixture(autouse=True)
-def built():
-    if not (_library.build() or {}).get("cuda_architectures"):
-        pytest.skip("no CUDA kernels were built (no nvcc, or MBQ_CUDA=off)")
-    if not importlib.util.find_spec("triton"):
-        pytest.skip("cuobjdump comes with triton, which is not installed")
-
-
-def test_library_asks_for_torch_itself():
-    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
-    dynamic = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
-    assert "[libtorch.so]" in dynamic
-
-
 def test_kernels_are_built_for_two_architectures():
-    wanted = {"80", "90"}
-    built = set(re.findall(r"\d+", _library.build()["cuda_architectures"]))
-    if not wanted <= built:
-        pytest.skip(f"MBQ_CUDA_ARCHS left out sm_{' sm_'.join(sorted(wanted - built))} when this was built")
-    assert wanted <= {arch for arch, _ in machine_code(QUANTIZERS)}
+    assert {arch for arch, _ in machine_code(QUANTIZERS)} == set(ARCHITECTURES)
 
 
 def test_no_kernel_has_a_stack_or_local_memory():

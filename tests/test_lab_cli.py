@@ -14,6 +14,7 @@ import torch
 from cli import TINY, mbq
 from mbq_lab import Options
 from mbq_lab.command import progress
+from mbq_lab.command.app import app
 from networks import interruptible, one_thread  # noqa: F401
 
 def copy_of(finished, tmp_path):

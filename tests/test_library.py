@@ -2,21 +2,13 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from running import run_python
 
 import mbq_kernels as mbq
 from mbq_kernels import _library, info
-
-
-def run_python(code, **environment):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MBQ_") and k != "TRITON_INTERPRET"} | environment
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_compiled_library_is_the_default_on_the_cpu():
@@ -83,6 +75,21 @@ def test_missing_library_warns_once_and_runs_on_the_reference(tmp_path):
         f"import sys; sys.path.insert(0, r'{tmp_path}'); {CALL}; print(m.backends('fake_quantize'))")
     assert code == 0 and out == "[1.0, 1.0]\n['reference']\n"
     assert errors.count("compiled kernels are missing (_C.so was not built)") == 1
+
+
+def symbols(*command):
+    return subprocess.run([*command, _library._COMPILED], capture_output=True, text=True, check=True).stdout
+
+
+def test_library_asks_for_torch_itself():
+    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
+    assert "[libtorch.so]" in symbols("readelf", "-d")
+
+
+def test_library_knows_no_python():
+    """So that one wheel serves every Python."""
+    names = symbols("nm", "-D", "--undefined-only").split()
+    assert "aoti_torch_get_data_ptr" in names and not [name for name in names if name.startswith(("Py", "_Py"))]
 
 
 SWEEP = """

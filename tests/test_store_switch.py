@@ -1,6 +1,8 @@
 """Switching a whole store to one bit-width, inspecting it, and the sizes of a real network. Runs without torch."""
 
 import json
+import subprocess
+import sys
 
 import mbq_store
 import numpy as np
@@ -114,6 +116,19 @@ def test_summary(tmp_path):
     assert [line.split() for line in lines[2:]] == [["layer", "shape", "bits", "layout", "bytes"],
                                                     ["conv", "3x2x3x3", "8..2", "planes", "84"],
                                                     ["head", "2x5", "4", "packed", "22"]]
+
+
+def test_the_command_inspects(tmp_path):
+    stores.small_store(tmp_path / "s")
+
+    def inspect(name):
+        command = [sys.executable, "-m", "mbq_store", "inspect", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+    with mbq_store.open(tmp_path / "s") as store:
+        assert inspect("s") == (0, store.summary() + "\n", "")
+    status, out, errors = inspect("none")
+    assert (status, out) == (1, "") and "cannot be read" in errors and len(errors.splitlines()) == 1
 
 
 def resnet18(classes, quantized_ends):

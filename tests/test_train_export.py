@@ -1,17 +1,28 @@
 """From a trained network to an int8 store, and back to the same weights at every bit-width."""
 
+import importlib.util
 import warnings
+from importlib.machinery import ModuleSpec
 
 import mbq_store
 import numpy as np
 import pytest
 import torch
 from mbq_lab import build_model
-from mbq_train import convert, export_onnx, initialise, load_checkpoint, save_checkpoint, set_bits
 from mbq_lab.command.app import app
+from mbq_train import (
+    DoubleRounding,
+    Float,
+    convert,
+    export_onnx,
+    initialise,
+    load_checkpoint,
+    save_checkpoint,
+    set_bits,
+)
 from mbq_train.deployment import deploy
 from mbq_train.export import export_store
-from networks import one_thread, small_network  # noqa: F401
+from networks import one_thread, small_network, specs  # noqa: F401
 from torch.testing._internal.two_tensor import TwoTensor
 from typer.testing import CliRunner
 
@@ -25,7 +36,7 @@ def images():
 
 def network(images, rounding="half_even", quantizer="double-rounding"):
     options = {"rounding": rounding} if quantizer == "double-rounding" else {}
-    model = convert(small_network(), BITS, quantizer=quantizer, batch_norm="shared", **options)
+    model = convert(small_network(), BITS, batch_norm="shared", **specs(quantizer=quantizer, **options))
     initialise(model, images)
     return model.eval()
 
@@ -75,7 +86,7 @@ def test_what_cannot_be_exported_is_an_error(images, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'codes'"):
         export_store(network(images), tmp_path / "store", layout="code")
     with pytest.raises(RuntimeError, match="must have seen a training batch"):
-        export_store(convert(small_network(), BITS, quantizer="double-rounding"), tmp_path / "store")
+        export_store(convert(small_network(), BITS, weights=DoubleRounding()), tmp_path / "store")
     for make in (lambda model: export_store(model, tmp_path / "store"), deploy):
         with pytest.raises(TypeError, match="weight of 3 must be float32, bfloat16 or float16, got torch.float64"):
             make(network(images).double())
@@ -88,7 +99,7 @@ def test_a_resnet18_is_small(tmp_path, classes, size, options, stored, packed):
     """Files with one BatchNorm a bit-width, as parts of the float network's."""
     model = build_model("resnet18", classes=classes, in_channels=3, image_size=(size, size))
     as_float = sum(tensor.nbytes for tensor in model.state_dict().values())
-    initialise(convert(model, BITS, quantizer="double-rounding", **options), torch.randn(2, 3, size, size))
+    initialise(convert(model, BITS, **specs(quantizer="double-rounding", **options)), torch.randn(2, 3, size, size))
     export_store(model, tmp_path / "store")
     mbq_store.switch(tmp_path / "store", 4, tmp_path / "low")
     assert 44e6 < as_float < 47e6
@@ -100,7 +111,7 @@ def test_a_layer_under_two_names_is_stored_under_both(tmp_path):
     """No float weight stays in the rest."""
     layer = torch.nn.Linear(6, 6)
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), layer, torch.nn.ReLU(), torch.nn.ModuleDict({"again": layer}))
-    model = convert(model, BITS, quantizer="double-rounding", keep_float=("0",), rules=[("1", {"activations": False})])
+    model = convert(model, BITS, keep_float=("0",), rules=[("1", {"activations": Float()})], weights=DoubleRounding())
     initialise(model[1], torch.randn(3, 6))
     export_store(model, tmp_path / "store")
     with mbq_store.open(tmp_path / "store") as store:
@@ -132,7 +143,7 @@ class Holder(torch.nn.Sequential):
 
 def holder(entry, is_extra=False):
     torch.manual_seed(0)
-    model = convert(Holder(entry, is_extra), (8,), quantizer="double-rounding")
+    model = convert(Holder(entry, is_extra), (8,), weights=DoubleRounding())
     initialise(model, torch.randn(3, 4))
     return model.eval()
 
@@ -199,19 +210,28 @@ def test_extra_state_that_is_no_tensor(tmp_path, state):
     assert (tmp_path / "file.onnx").stat().st_size
 
 
+@pytest.mark.parametrize("found", [None, ModuleSpec("mbq_store", None)], ids=["nothing", "a folder of its name"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(images, tmp_path, monkeypatch, found):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(ImportError, match="^export_store: the package mbq_store must be installed, got none: "
+                                          "pip install ./python/mbq_store "):
+        export_store(network(images), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_networks_converted_apart(images, tmp_path):
     """One store has one second rounding; the bit-widths it was trained at are those of all parts."""
     parts = [network(images), network(images, "half_up")]
     with pytest.raises(ValueError, match="model must have one rounding in all layers, got half_even, half_up"):
         export_store(torch.nn.Sequential(*parts), tmp_path / "store")
-    other = convert(small_network(), (8, 4, 3), quantizer="double-rounding")
+    other = convert(small_network(), (8, 4, 3), weights=DoubleRounding())
     initialise(other, images)
     export_store(torch.nn.Sequential(parts[0], other), tmp_path / "store")
     with mbq_store.open(tmp_path / "store") as store:
         assert store.trained_bits == (8, 4)
 
 
-def test_the_commands_train_export_switch_and_inspect(tmp_path):
+def test_the_commands_train_export_switch_and_inspect(tmp_path, monkeypatch):
     def mbq(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
@@ -222,7 +242,7 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path):
         "--batch-size", 256, "--out", run)
     assert "MiB" in mbq("export", run, "--store", store, "--layout", "planes")
     shown = mbq("inspect", store, "--plot", plot)
-    assert "Error (half_up)" in shown and "4 bits: " in shown and plot.read_bytes()[:4] == b"\x89PNG"
+    assert "at fewer bits (half_up)" in shown and "4 bits: " in shown and plot.read_bytes()[:4] == b"\x89PNG"
     mbq("switch", store, "--bits", 4, "-o", low)
     assert low.stat().st_size < store.stat().st_size
     with mbq_store.open(store) as full, mbq_store.open(low) as four:
@@ -232,3 +252,6 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path):
     refused = CliRunner().invoke(app, ["inspect", str(low), "--plot", str(tmp_path / "none.png")])
     assert refused.exit_code == 2 and "got one bit-width in every layer" in refused.stderr
     assert not (tmp_path / "none.png").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, ["inspect", str(low)])
+    assert refused.exit_code == 2 and "pip install ./python/mbq_store" in refused.stderr

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ._packages import required
+
 
 class CheckpointError(ValueError):
     """A checkpoint or configuration that cannot be read, or is not of this model."""
@@ -47,7 +49,9 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
         state: more tensors by name, which `load_checkpoint` gives back.
         metadata: a JSON object, into the file's header.
     """
-    safetensors = _safetensors("save_checkpoint")
+    required("save_checkpoint", "safetensors")
+    import safetensors.torch
+
     check_state(model)
     tensors = model.state_dict() | {_STATE + name: tensor for name, tensor in (state or {}).items()}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
@@ -118,19 +122,9 @@ def load_metadata(path) -> dict:
         return _metadata_of("load_metadata", path, file)
 
 
-def _safetensors(function: str):
-    """Return the package of the file format, which the training layer needs for nothing else."""
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError(f"{function}: the package safetensors must be installed, got none: pip install safetensors"
-                          ) from None
-    return safetensors
-
-
 @contextlib.contextmanager
 def _opened(function: str, path):
-    safetensors = _safetensors(function)
+    safetensors = required(function, "safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
             yield file

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..options import Options
 from .config import read_config
 
 RUN = "run"  # the panel of options that are not of Options
@@ -26,6 +25,8 @@ Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low
 
 def with_options(command):
     """Return `command` with one command line option for each of Options, which it gets as one Options object."""
+    from ..options import Options
+
     def run(context: typer.Context, config: Path | None, **arguments):
         values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
         given = {name: value for name, value in values.items() if name != "recipe"

@@ -65,11 +65,11 @@ def switch(
     as_json: AsJson = False,
 ) -> None:
     """Write a store of one lower bit-width, packed."""
-    import mbq_store
+    from mbq_train._packages import required
 
     from .output import show
 
-    mbq_store.switch(store, bits, out)
+    required("switch", "mbq_store").switch(store, bits, out)
     file = {"path": out, "bytes": out.stat().st_size}
     show(as_json, {"written": [file]}, _written(**file))
 
@@ -81,13 +81,13 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print the sizes of a store and the error of every layer at every bit-width."""
-    import mbq_store
+    from mbq_train._packages import required
 
     from ..runs.names import bits_name
     from .output import show
     from .tables import store_table
 
-    facts = mbq_store.inspect(store)
+    facts = required("inspect", "mbq_store").inspect(store)
     if plot is not None:
         from ..runs.plots import plot_store
 
@@ -116,10 +116,8 @@ def _trained(model) -> tuple[int, ...]:
 
 def _has_own_bits(model) -> bool:
     """Return whether every layer says itself at which bit-width it is stored."""
-    from mbq_train import DoubleRoundingQuantizer
-
-    quantizers = [module.weight_quantizer for module in model.modules() if hasattr(module, "weight_quantizer")]
-    return all(isinstance(quantizer, DoubleRoundingQuantizer) or quantizer.own_bits for quantizer in quantizers)
+    return all(module.weight_quantizer.stored_bits(None) for module in model.modules()
+               if hasattr(module, "weight_quantizer"))
 
 
 def _about(store: Path, run: Path, bits: int | None, trained: tuple[int, ...]) -> list[str]:

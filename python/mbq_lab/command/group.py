@@ -21,7 +21,18 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130."""
+    """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130.
+
+    A command whose callback has an attribute `complete` is what that returns once it is called: its options take
+    seconds to import, and the list of commands needs none of them.
+    """
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        complete = getattr(command.callback, "complete", None)
+        if complete is not None:
+            command = self.commands[name] = complete()
+        return name, command, rest
 
     def main(self, args=None, prog_name=None, *, standalone_mode: bool = True, **extra):
         """Run a command; without one, print the help."""
@@ -84,11 +95,10 @@ def said(error: Exception, options: dict[str, str]) -> str:
     The function that raised it goes, and an argument that is one of `options`, {name: as typed}, is named as typed:
     `options: learning_rate must be ..., got 0.0` becomes `--learning-rate must be ..., got 0.0`.
     """
-    from mbq_store import StoreError
-
+    store = sys.modules.get("mbq_store")  # where it is not, none of its errors is
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
-    if isinstance(error, StoreError):
+    if store is not None and isinstance(error, store.StoreError):
         layer = f"layer {error.layer!r}: " if error.layer else ""
         return f"{error.path} is not a store that can be read: {layer}{error.reason}"
     text = " ".join(str(error).split())

@@ -2,19 +2,21 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import Options
 from .arguments import RUN, AsJson, Device, Folder, Overwrite, SaveEvery, Threads, bits_of, resumable
+
+if TYPE_CHECKING:
+    from ..options import Options
 
 Trackers = Annotated[str, typer.Option(rich_help_panel=RUN,
                                        help="where metrics go too: none, or tensorboard,wandb")]
 
 
 def train(
-    options: Options, *,
+    options: "Options", *,
     threads: Threads = 1,
     device: Device = "cpu",
     save_every: SaveEvery = 300.0,
@@ -78,7 +80,7 @@ def resume(
 
 
 def ablate(
-    options: Options, *,
+    options: "Options", *,
     measure: Annotated[str, typer.Option(rich_help_panel=RUN, help="bit-widths to measure, trained or not; "
                                          "empty: the trained")] = "",
     threads: Threads = 1,
@@ -123,7 +125,7 @@ def _show_result(as_json: bool, result, out: Path) -> None:
          f"next: mbq eval {out}, mbq export {out} --store FILE")
 
 
-def _plan(plan, options: Options) -> tuple:
+def _plan(plan, options: "Options") -> tuple:
     """Return a dry run as a JSON object and as what is printed."""
     from .tables import conversion_table, memory_table
 

@@ -1,18 +1,23 @@
 """export_store: the int8 store of a trained network, which mbq_store reads without torch."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-import mbq_store
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 import torch
-from mbq_store.format import compact_layout
 from torch import nn
 
 from .._names import look_up
-from ..quantize.bits import bit_states
-from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
+from .._packages import required
 from ..checkpoint import check_storable
-from .codes import code_bits, codes_of, quantized_layers
+from ..quantize.bits import bit_states
+from ..quantize.round_clamp import own_layer_bits
+from .quantized_layers import quantized_layers
+
+if TYPE_CHECKING:
+    import mbq_store
 
 REST = ("float32", "bfloat16")
 LAYOUTS = ("codes", "planes", "packed")
@@ -43,58 +48,56 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
         that cannot hold the codes; double rounding with a weight correction; a layer of 8 bits in round-clamp's
         sign-magnitude form; an entry of the state_dict, as of get_extra_state, that is no dense, real tensor.
         TypeError: float64 weights. RuntimeError:
-        a scale has no value yet. OSError: the disk is full.
+        a scale has no value yet. OSError: the disk is full. ImportError: mbq_store is not installed.
     """
+    stores = required("export_store", "mbq_store")
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")
     look_up("export_store", dict.fromkeys(LAYOUTS), layout, argument="layout")
     layers = quantized_layers("export_store", model)
-    data = [_layer_data(name, layer, bits, layout) for name, layer in layers.items()]
+    data = [_layer_data(stores, name, layer, bits, layout) for name, layer in layers.items()]
     inside = {f"{name}.{part}" for name in layers for part in ("weight", "weight_quantizer")}
-    others = {name: _array(name, value, rest) for name, value in model.state_dict().items()
+    others = {name: _array(stores, name, value, rest) for name, value in model.state_dict().items()
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
     if own_layer_bits(model):
         trained = {layer.weight_quantizer.own_bits or bits for layer in layers.values()}
-    mbq_store.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
+    stores.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
                     metadata=metadata)
 
 
 def _rounding(layers: dict[str, nn.Module]) -> str:
     """That of all layers with double rounding: a store has one."""
-    found = {layer.weight_quantizer.rounding for layer in layers.values()
-             if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    found = {layer.weight_quantizer.rounding for layer in layers.values() if layer.weight_quantizer.switchable}
     if len(found) > 1:
         raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")
     return found.pop() if found else "half_even"
 
 
-def _layer_data(name: str, layer: nn.Module, bits: int | None, layout: str) -> mbq_store.LayerData:
+def _layer_data(stores: ModuleType, name: str, layer: nn.Module, bits: int | None,
+                layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
-    switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    trained = quantizer.bit_state.trained
-    bits = quantizer.high_bits if switchable else quantizer.own_bits or bits
+    trained, bits = quantizer.bit_state.trained, quantizer.stored_bits(bits)
     if bits not in (*trained, quantizer.own_bits) or bits is None:
         raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
                          f"trained, got {bits}")
-    if switchable and layout == "packed":
+    if quantizer.switchable and layout == "packed":
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
-    codes, scale, offset = codes_of(layer, bits)
-    bits = code_bits(layer, bits)
-    if bits == 1 and isinstance(quantizer, RoundClampQuantizer):  # -1 and 0; signed codes of a store are -1 and 1
-        codes, offset = (codes + 1).to(torch.uint8), -scale
-    data = mbq_store.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
-                               None if offset is None else offset.cpu().numpy(), bits=bits,
-                               signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)
-    return replace(data, layout=compact_layout(data.described(), bits) if layout == "packed" else layout)
+    codes, scale, offset = quantizer.store_codes(layer.weight_by_channel(), bits)
+    bits = quantizer.code_bits(bits)
+    data = stores.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
+                            None if offset is None else offset.cpu().numpy(), bits=bits,
+                            signed=codes.dtype == torch.int8, switchable=quantizer.switchable,
+                            module=type(layer).__name__)
+    return replace(data, layout=stores.format.compact_layout(data.described(), bits) if layout == "packed" else layout)
 
 
-def _array(name: str, value, rest: str):
+def _array(stores: ModuleType, name: str, value, rest: str):
     """Return an entry of the rest for mbq_store. numpy knows neither bfloat16 nor float8, all of which bfloat16 holds.
     """
     check_storable("export_store", name, value)
     value = value.detach().cpu().contiguous()
     is_short = value.dtype == torch.bfloat16 or (value.is_floating_point() and value.itemsize == 1)
     if is_short or (value.is_floating_point() and rest == "bfloat16"):
-        return mbq_store.to_bfloat16(value.float().numpy())
+        return stores.to_bfloat16(value.float().numpy())
     return value.numpy()

@@ -1,6 +1,5 @@
 """export_onnx: a trained network at one bit-width as an ONNX file of standard operators."""
 
-import importlib.util
 import math
 import warnings
 
@@ -9,9 +8,10 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from .._errors import first_line
+from .._packages import required
+from ..checkpoint import atomic_path, not_dense
 from ..conversion.call_order import arguments, try_example
 from ..quantize.bits import bit_states, in_mode, set_bits
-from ..checkpoint import atomic_path, not_dense
 from .one_bit_width import DEQUANTIZE, OPSET, at_one_bit_width, packed_codes
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -43,10 +43,11 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     Raises:
         TypeError: bits is not an integer, example none of these, a tensor of the model not dense or not float32,
         metadata no text. ValueError: bits was not trained; nothing is quantized; the model does not run on example or
-        cannot be exported; a layer of 8 bits in round-clamp's sign-magnitude form; onnx or onnxscript is missing; the
-        file would exceed 2 GiB. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        cannot be exported; a layer of 8 bits in round-clamp's sign-magnitude form; the file would exceed 2 GiB.
+        RuntimeError: a scale has no value yet. OSError: the disk is full. ImportError: onnx or onnxscript is missing.
     """
-    _check_packages()
+    for package in ("onnx", "onnxscript"):
+        required("export_onnx", package)
     _check_bits(model, bits)
     metadata = dict(metadata or {})
     if not all(isinstance(part, str) for item in metadata.items() for part in item):
@@ -62,13 +63,6 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
     proto = _checked_proto(program)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def _check_packages() -> None:
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"export_onnx: the packages onnx and onnxscript must be installed, got no {package}: "
-                             "pip install 'mbq-kernels[onnx]'")
 
 
 def _check_bits(model: nn.Module, bits: int) -> None:

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# What users install, in clean virtual environments outside the clone:   tests/check_distributions.sh store|kernels|lab
+# store: mbq-store from its folder and from its sdist, without torch, with its tests. kernels: the wheel that WHEEL names
+# with torch and numpy alone. lab: that wheel with the extra of the command mbq. PYTHON names the Python they are tried
+# with.
+set -euo pipefail
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+PYTHON=${PYTHON:-python3}
+CLEAN=$(mktemp -d)
+trap 'rm -rf "$CLEAN"' EXIT
+unset PYTHONPATH
+
+# fresh NAME PACKAGES...: a virtual environment of nothing else.
+fresh() {
+  "$PYTHON" -m venv "$CLEAN/$1"
+  "$CLEAN/$1/bin/python" -m pip install -q -c "$ROOT/constraints.txt" "${@:2}"
+}
+
+# said TEXT COMMAND...: the command prints the text, whether it ends well or not.
+said() {
+  ("${@:2}" 2>&1 || true) | grep -F "$1"
+}
+
+# try_store NAME TESTS...: with no package of this clone but the store, and the tests away from the clone beside them.
+try_store() {
+  (cd "$CLEAN" && "$CLEAN/$1/bin/python" -c 'import importlib.util, mbq_store, sys
+assert not any(importlib.util.find_spec(name) for name in ("torch", "mbq_kernels", "mbq_train"))
+print("mbq-store", mbq_store.__version__, "from", mbq_store.__file__)')
+  cp "$ROOT"/tests/test_store*.py "$ROOT/tests/stores.py" "$CLEAN"
+  (cd "$CLEAN" && "$CLEAN/$1/bin/python" -m pytest -q -p no:cacheprovider "${@:2}")
+}
+
+store() {
+  fresh folder numpy safetensors pytest "$ROOT/python/mbq_store"
+  try_store folder test_store_switch.py
+  fresh sdist numpy safetensors pytest "setuptools>=77"
+  (cd "$ROOT/python/mbq_store" && "$CLEAN/sdist/bin/python" setup.py -q sdist -d "$CLEAN/dist")
+  "$CLEAN/sdist/bin/python" -m pip install -q "$CLEAN"/dist/mbq_store-*.tar.gz
+  try_store sdist .
+}
+
+kernels() {
+  fresh kernels "$WHEEL"
+  cd "$CLEAN"
+  kernels/bin/python -m mbq_kernels.info
+  said "pip install 'mbq-kernels[lab]'" kernels/bin/mbq --help
+  kernels/bin/python - <<'END'
+import torch
+from mbq_train import convert, set_bits
+
+import mbq_kernels
+
+assert mbq_kernels.backends("fake_quantize")[0] == "cpu", "the wheel lacks _C.so"
+network = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(4)))
+model = convert(network, (8, 2), example=torch.randn(4, 6))
+set_bits(model, 2)
+model(torch.randn(4, 6)).sum().backward()
+assert len(model[1].weight.unique()) > 4 and model[1].weight.grad.any()
+END
+}
+
+lab() {
+  fresh lab "$WHEEL[lab]"
+  cd "$CLEAN"
+  said Usage: lab/bin/mbq --help
+  said "pip install ./python/mbq_store" lab/bin/mbq inspect store
+}
+
+"$1"
