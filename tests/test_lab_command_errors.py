@@ -70,7 +70,7 @@ def test_what_does_not_exist_is_a_line():
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    result = mbq("train", *TINY, "--train-limit", "200", "--out", "/proc/nosuch/run")
+    result = mbq("train", *TINY, "--train-limit", "200", "--test-limit", "20", "--out", "/proc/nosuch/run")
     assert result.exit_code == 2 and result.stderr.splitlines()[-1] == "error: /proc/nosuch: no such file or directory"
 
 
