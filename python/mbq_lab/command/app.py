@@ -20,7 +20,7 @@ from ..runs.ablate import ablate
 from ..runs.dry_run import DryRun, dry_run
 from ..runs.evaluation import Evaluation, evaluate_run
 from ..runs.folder import CHECKPOINT, CONFIG, load_options
-from ..runs.networks import load_quantized
+from ..runs.networks import input_shape, load_quantized
 from ..runs.plots import plot_store
 from ..runs.run import Result, resume_run, train_run
 from ..runs.score import score_run, transfer_run
@@ -184,13 +184,13 @@ def export(
             raise ValueError("export: --store or --onnx must name a file to write, got neither")
         if store == onnx:
             raise ValueError(f"export: --store and --onnx must name two files, got {store} for both")
-        model, data = load_quantized(run)
+        model = load_quantized(run)
         with contextlib.ExitStack() as files:  # both are written or none
             if store is not None:
                 export_store(model, files.enter_context(atomic_path(store)), bits=bits or None, layout=layout,
                              rest=rest)
             if onnx is not None:
-                images = torch.zeros(batch or 1, data.in_channels, *data.image_size)
+                images = torch.zeros(batch or 1, *input_shape(run))
                 export_onnx(model, files.enter_context(atomic_path(onnx)), bits=bits, example=images,
                             dynamic_batch=not batch)
         for path in filter(None, (store, onnx)):
