@@ -69,6 +69,8 @@ def standing(file: Path) -> dict:
 
 def load_options(path) -> Options:
     """The Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"load_options: no run in {Path(path).parent}: {CONFIG} (no such file)")
     values = load_json(path)
     version = values.pop("version", None)
     if version not in READABLE:

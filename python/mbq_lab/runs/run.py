@@ -199,7 +199,7 @@ class _Run:
                         self.training.recipe.summary())
         self.metrics.add({"phase": "result", **asdict(result)})
         if distributed.rank() == 0:
-            plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy)
+            plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy, result.recipe.get("layer_bits", {}))
             plot_curves(self.folder / CURVES, self.metrics.records)
             if any("layer_bits" in record for record in self.metrics.records):
                 plot_layers(self.folder / LAYERS, self.metrics.records)
