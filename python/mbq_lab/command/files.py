@@ -31,7 +31,7 @@ def export(
     from mbq_train.checkpoint import atomic_path
     from mbq_train.export import export_onnx, export_store
 
-    from ..runs.networks import load_quantized
+    from ..runs.networks import input_shape, load_quantized
     from .output import show
 
     if store is None and onnx is None:
@@ -41,7 +41,7 @@ def export(
     for path in filter(None, (store, onnx)):
         if not path.parent.is_dir():
             raise ValueError(f"no folder {path.parent} to write {path.name} to")
-    model, data = load_quantized(run)
+    model = load_quantized(run)
     trained = _trained(model)
     if onnx is not None and not bits:
         raise ValueError(f"--onnx needs --bits, one of {', '.join(map(str, trained))}")
@@ -50,7 +50,7 @@ def export(
         if store is not None:
             export_store(model, files.enter_context(atomic_path(store)), bits=chosen, layout=layout, rest=rest)
         if onnx is not None:
-            images = torch.zeros(batch or 1, data.in_channels, *data.image_size)
+            images = torch.zeros(batch or 1, *input_shape(run))
             export_onnx(model, files.enter_context(atomic_path(onnx)), bits=bits, example=images,
                         dynamic_batch=not batch)
     written = [{"path": path, "bytes": path.stat().st_size} for path in (store, onnx) if path is not None]
@@ -69,7 +69,8 @@ def switch(
 
     from .output import show
 
-    required("switch", "mbq_store").switch(store, bits, out)
+    mbq_store = required("switch", "mbq_store")
+    mbq_store.switch(store, bits, out)
     file = {"path": out, "bytes": out.stat().st_size}
     show(as_json, {"written": [file]}, _written(**file))
 
@@ -116,8 +117,9 @@ def _trained(model) -> tuple[int, ...]:
 
 def _has_own_bits(model) -> bool:
     """Return whether every layer says itself at which bit-width it is stored."""
-    return all(module.weight_quantizer.stored_bits(None) for module in model.modules()
-               if hasattr(module, "weight_quantizer"))
+    from mbq_train.quantize.layers import weight_layers
+
+    return all(layer.weight_quantizer.stored_bits(None) for layer in weight_layers(model).values())
 
 
 def _about(store: Path, run: Path, bits: int | None, trained: tuple[int, ...]) -> list[str]:
