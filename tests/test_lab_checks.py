@@ -146,7 +146,7 @@ def test_a_network_without_second_derivatives_has_no_traces(monkeypatch, tmp_pat
 
 def test_the_checks_change_nothing(monkeypatch, tmp_path):
     of_network(monkeypatch, with_subclass)
-    options = Options.for_recipe(**EMQNET)
+    options = Options.for_recipe(**EMQNET, quantizer="learned")
     data, model = run_networks.data_and_float_network(options, torch.device("cpu"))
     state, numbers = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     plan = check_run(options, data, model)
@@ -164,6 +164,6 @@ def test_a_folder_with_a_run_is_refused_by_a_dry_run(monkeypatch, tmp_path):
     options = ["train", "--dry-run", "--bits", "4,2", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: train_run: folder must not hold an unfinished run")
+    assert result.stderr.startswith("error: folder must not hold an unfinished run")
     assert CliRunner().invoke(app, [*options, "--overwrite"]).exit_code == 0
     assert (tmp_path / "run" / "config.json").read_text() == "{}"

@@ -117,7 +117,7 @@ def test_eval_names_what_is_wrong_with_a_run(finished, tmp_path):
     assert "path must be the checkpoint of a run" in stderr()
     (folder / "checkpoint.safetensors").unlink()
     assert "checkpoint.safetensors (no such file)" in stderr()
-    for change, message in (({"version": 0}, "version must be 2, got 0"),
+    for change, message in (({"version": 0}, "version must be 2 or 3, got 0"),
                             ({"epochs": "3"}, "epochs must be of type int"),
                             ({"extra": 1}, "have unknown extra"),
                             ({"bits": [4, 8, 2]}, "bits must go from high to low")):

@@ -119,7 +119,7 @@ def test_help_and_version_import_neither_torch_nor_numpy():
         import sys
         from mbq_lab.command.app import app
         from typer.testing import CliRunner
-        for arguments in (["--help"], ["--version"], ["train", "--help"], ["--show-completion"]):
+        for arguments in (["--help"], ["--version"], ["--show-completion"]):
             print(CliRunner().invoke(app, arguments).output)
         print("loaded:", *{"torch", "numpy", "matplotlib", "mbq_train", "mbq_kernels"} & {*sys.modules})"""
     done = in_a_process(code)

@@ -146,7 +146,7 @@ def test_what_cannot_be_resumed_is_an_error(unbroken, tmp_path):
         train_run(options, tmp_path, observer=Told(batch=lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
     with pytest.raises(ValueError, match="must not hold an unfinished run, .*mbq resume goes on with it"):
         train_run(options, tmp_path)
-    with pytest.raises(ValueError, match="evaluate_run: .* still training its float network"):
+    with pytest.raises(ValueError, match="load_quantized: .* still training its float network"):
         evaluate_run(tmp_path)
     whole = (tmp_path / "checkpoint.safetensors").read_bytes()
     (tmp_path / "checkpoint.safetensors").write_bytes(whole[:-7])

@@ -209,7 +209,7 @@ def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (["--measure", "16"], "--measure must be between 1 and 8, or 32, got 16"),
     (["--measure", "2,4"], "--measure must go from high to low"),
-    (["--quantizer", "round-clamp"], "--weight-correction must be off with quantizer 'round-clamp'"),
+    (["--quantizer", "round-clamp"], "--weight-correction must be left alone unless quantizer is"),
     ([], "folder must not hold an unfinished run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_ablate_finds_errors_before_it_trains(tmp_path, options, message):

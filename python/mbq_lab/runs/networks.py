@@ -92,7 +92,10 @@ def made_from(options: Options, data: Data) -> dict:
 
 def _checkpoint_of(path) -> Path:
     path = Path(path)
-    return path / CHECKPOINT if path.is_dir() or not path.exists() else path
+    if path.is_file():
+        return path
+    load_options(path / CONFIG)  # which says where there is no run
+    return path / CHECKPOINT
 
 
 def _quantized_metadata(file: Path) -> dict:
