@@ -70,7 +70,7 @@ def test_what_does_not_exist_is_a_line():
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    result = mbq("train", *TINY, "--train-limit", "200", "--out", "/proc/nosuch/run")
+    result = mbq("train", *TINY, "--train-limit", "200", "--test-limit", "20", "--out", "/proc/nosuch/run")
     assert result.exit_code == 2 and result.stderr.splitlines()[-1] == "error: /proc/nosuch: no such file or directory"
 
 
@@ -119,7 +119,7 @@ def test_help_and_version_import_neither_torch_nor_numpy():
         import sys
         from mbq_lab.command.app import app
         from typer.testing import CliRunner
-        for arguments in (["--help"], ["--version"], ["--show-completion"]):
+        for arguments in (["--help"], ["--version"], ["eval", "--help"], ["--show-completion"]):
             print(CliRunner().invoke(app, arguments).output)
         print("loaded:", *{"torch", "numpy", "matplotlib", "mbq_train", "mbq_kernels"} & {*sys.modules})"""
     done = in_a_process(code)

@@ -76,7 +76,7 @@ def test_json_alone_on_stdout(finished, tmp_path):
         ("inspect", low): {"layers", "bytes_at", "file_bytes"},
         ("score", run, "--score", "el2n", "--bits", "8", "--out", tmp_path): {"score", "bits", "hardest", "easiest"},
         ("train", "--dry-run", "--out", tmp_path / "new"): {"options", "modules", "memory", "steps"},
-        ("train", *TINY, "--train-limit", "128", "--out", tmp_path / "n"): {"accuracy", "step_ms", "folder"},
+        ("train", *TINY, "--train-limit", "64", "--test-limit", "20", "--out", tmp_path / "n"): {"accuracy", "step_ms"},
         ("info",): {"mbq_kernels", "backends"}}
     for arguments, names in expected.items():
         result = mbq(*arguments, "--json")

@@ -242,7 +242,7 @@ def test_the_commands_train_export_switch_and_inspect(tmp_path, monkeypatch):
         "--batch-size", 256, "--out", run)
     assert "MiB" in mbq("export", run, "--store", store, "--layout", "planes")
     shown = mbq("inspect", store, "--plot", plot)
-    assert "half_up" in shown and "4 bits: " in shown and plot.read_bytes()[:4] == b"\x89PNG"
+    assert "at fewer bits (half_up)" in shown and "4 bits: " in shown and plot.read_bytes()[:4] == b"\x89PNG"
     mbq("switch", store, "--bits", 4, "-o", low)
     assert low.stat().st_size < store.stat().st_size
     with mbq_store.open(store) as full, mbq_store.open(low) as four:

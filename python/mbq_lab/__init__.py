@@ -3,7 +3,7 @@
 import importlib
 
 _HOMES = {  # imported when a name is first used, because torch takes seconds and `mbq --help` needs none of it
-    "data": ("Data", "DataError", "load_data"),
+    "data": ("Data", "DataError", "data_of", "load_data"),
     "models": ("Decoder", "build_model"),
     "options": ("Options",),
     "runs.dry_run": ("DryRun", "dry_run"),

@@ -19,6 +19,8 @@ RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
     "msq": {"bits": (8,), "quantizer": "round-clamp"},
 }
 
+GROUPS = ("data", "network", "quantizers", "training", "emqnet", "msq")  # of options, as the command's help shows them
+
 
 def _option(default, help, *, group=None, **limits):
     """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to; group:

@@ -3,5 +3,6 @@
 from .batches import Data
 from .errors import DataError
 from .load import load_data
+from .loader import data_of
 
-__all__ = ["Data", "DataError", "load_data"]
+__all__ = ["Data", "DataError", "data_of", "load_data"]

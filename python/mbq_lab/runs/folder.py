@@ -42,8 +42,8 @@ def open_folder(folder: Path, overwrite: bool) -> None:
     """Make `folder`, and take the files of an earlier run out of it."""
     check_free(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    for path in (*(folder / name for name in _FILES), *folder.glob("events.out.tfevents.*")):  # TensorBoard's too
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -18,17 +18,23 @@ from ..models import build_model
 from ..options import Options
 from .devices import check_device
 from .folder import CHECKPOINT, CONFIG, load_options, standing
+from .given import check_given
 
 
-def data_and_float_network(options: Options, device: torch.device) -> tuple[Data, nn.Module]:
-    """Return the data and a float network on `device`."""
+def data_and_float_network(options: Options, device: torch.device, *, data: Data | None = None,
+                           model: nn.Module | None = None) -> tuple[Data, nn.Module]:
+    """Return the data and a float network on `device`: those that are given, or those that the options name."""
+    check_given(options, data, model)
     if options.cuda_graph and device.type != "cuda":
         raise ValueError(f"train: cuda_graph must be off without a CUDA device, got {device}")
-    data = load_data(options.data, augment=options.augment, train_limit=options.train_limit or None,
-                     test_limit=options.test_limit or None, image_size=options.image_size or None,
-                     workers=options.workers, device=device)
+    if data is None:
+        data = load_data(options.data, augment=options.augment, train_limit=options.train_limit or None,
+                         test_limit=options.test_limit or None, image_size=options.image_size or None,
+                         workers=options.workers, device=device)
     torch.manual_seed(options.seed)
-    model = build_model(options.model, classes=data.classes, in_channels=data.in_channels, image_size=data.image_size)
+    if model is None:
+        model = build_model(options.model, classes=data.classes, in_channels=data.in_channels,
+                            image_size=data.image_size)
     model = model.to(device)
     distributed.share_from_first(model)
     return data, model

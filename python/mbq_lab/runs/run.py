@@ -14,6 +14,7 @@ from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save
 from mbq_train.conversion.description import describe, described_conversion
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.weight_bank import WeightBank
+from torch import nn
 
 from ..options import Options
 from ..recipes import recipe_type
@@ -36,6 +37,7 @@ from .folder import (
     open_folder,
     standing,
 )
+from .given import data_given, with_given
 from .metrics import Metrics
 from .networks import data_and_float_network, made_from, plan_of
 from .observer import Observer
@@ -52,8 +54,8 @@ class Result:
     recipe: dict  # what the recipe says of the network
 
 
-def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool = False,
-              observer: Observer | None = None, save_every: float = 300.0) -> Result:
+def train_run(options: Options, folder, *, data=None, model: nn.Module | None = None, device: str = "cpu",
+              overwrite: bool = False, observer: Observer | None = None, save_every: float = 300.0) -> Result:
     """Train a float network, convert it, train it at every bit-width, and write all of it to `folder`.
 
     Under torchrun every process calls it and trains on its part of each batch; the first one writes.
@@ -61,7 +63,9 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     Args:
         options: what to train.
         folder: made when missing. A run in it, finished or not, is an error without `overwrite`.
-        device: 'cpu', 'cuda' or 'cuda:N'.
+        data: a Data, or a pair (train, test) as `data_of` takes it, in place of options.data.
+        model: a float network in place of options.model; it is converted and trained in place.
+        device: 'cpu', 'cuda', 'cuda:N' or 'auto'.
         observer: is told what happens.
         save_every: seconds between two checkpoints within an epoch.
 
@@ -72,7 +76,9 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
     folder, observer = Path(folder), observer or Observer()
     with processes(device) as device:
         distributed.share_error(lambda: check_free(folder, overwrite))
-        data, model = data_and_float_network(options, device)
+        data = data_given(data, device)
+        options = with_given(options, data, model)
+        data, model = data_and_float_network(options, device, data=data, model=model)
         plan = check_run(options, data, model)  # errors now, not after float training
         observer.plan(plan, WeightBank(plan.model, options.bits).nbytes if options.weight_bank else 0)
 
@@ -86,18 +92,19 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
             return _Run(options, folder, data, model, describe(plan.model), observer, save_every).go()
 
 
-def resume_run(folder, *, device: str = "cpu", observer: Observer | None = None,
-               save_every: float = 300.0) -> Result:
+def resume_run(folder, *, data=None, model: nn.Module | None = None, device: str = "cpu",
+               observer: Observer | None = None, save_every: float = 300.0) -> Result:
     """Go on with a run that was interrupted or killed, as if it had not been: on CPU with the same metrics, bit by bit.
 
-    Arguments, result and errors as `train_run`; ValueError when there is no run, it is finished, or its options or data
+    Arguments, result and errors as `train_run`: data and a model that were given to it must be given again, the model
+    as it was built, in float; ValueError when there is no run, it is finished, or its options or data
     are not those it was started with. Another number of threads or processes than before is a warning: sums are then
     added in another order.
     """
     folder, observer = Path(folder), observer or Observer()
     with processes(device) as device:
         options = load_options(folder / CONFIG)
-        data, model = data_and_float_network(options, device)
+        data, model = data_and_float_network(options, device, data=data_given(data, device), model=model)
         with locked(folder):
             run = _Run(options, folder, data, model, None, observer, save_every)
             if (folder / CHECKPOINT).exists():

@@ -1,0 +1,53 @@
+"""Data and networks that Python code gives to a run, in place of names in its options."""
+
+from dataclasses import fields, replace
+
+import torch
+from torch import nn
+
+from ..data import Data, data_of
+from ..options import Options
+
+_GIVEN = "given:"  # before the name of a class, in config.json
+
+
+def data_given(data, device: torch.device) -> Data | None:
+    """Return what was given as a Data on `device`, None for nothing: a Data, or a pair for `data_of`."""
+    if data is None or isinstance(data, Data):
+        if data is not None and data.device != device:
+            raise ValueError(f"train: data must be on the device of the run, {device}, got {data.device}")
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise TypeError(f"train: data must be a Data or a pair (train, test), got {type(data).__name__}")
+    return data_of(*data, device=device)
+
+
+def with_given(options: Options, data: Data | None, model: nn.Module | None) -> Options:
+    """Return the options of a run whose data or model are given, which name what they are.
+
+    Raises ValueError for options that are about data by name, where data are given.
+    """
+    if data is not None:
+        for option in fields(options):
+            shapes_data = option.metadata["group"] == "data" and option.name != "data"
+            if shapes_data and getattr(options, option.name) != option.default:
+                raise ValueError(f"train: {option.name} must be left alone where data are given, got "
+                                 f"{getattr(options, option.name)!r}")
+        options = replace(options, data=_GIVEN + data.name)
+    if model is not None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"train: model must be an nn.Module, got {type(model).__name__}")
+        options = replace(options, model=_GIVEN + type(model).__name__)
+    return options
+
+
+def check_given(options: Options, data: Data | None, model: nn.Module | None) -> None:
+    """Raise ValueError unless exactly that is given which the run began with."""
+    for name, kind in (("data", data and data.name), ("model", model is not None and type(model).__name__)):
+        began, given = getattr(options, name), _GIVEN + kind if kind else None
+        if began.startswith(_GIVEN) and given is None:
+            raise ValueError(f"resume_run: {name} must be given again: this run began in Python with a "
+                             f"{began.removeprefix(_GIVEN)}, which its folder does not hold")
+        if given is not None and given != began:
+            raise ValueError(f"resume_run: {name} must be what the run began with, {began.removeprefix(_GIVEN)}, got "
+                             f"{kind}")
