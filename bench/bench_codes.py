@@ -139,7 +139,7 @@ def step(x):
 
 
 SHAPES = {"64Mi": (8192, 8192), "1Mi": (1024, 1024)}
-FUNCTIONS = {  # by the name of the work: op, bits of the codes, bytes a code, inputs, ours, eager, NumPy
+WORK = {  # by its name: op, bits of the codes, bytes a code, inputs, ours, eager, NumPy
     "8to4": ("switch_bits", 8, 2, lambda c: (c,), lambda c: mbq.switch_bits(c, to_bits=4), eager_switch, numpy_switch),
     "8to4-float32": ("dequantize_codes", 8, 5, lambda c: (c, scales(c)), lambda c, s: mbq.dequantize_codes(
         c, s, to_bits=4, axis=0), eager_dequantize, numpy_dequantize),
@@ -152,19 +152,28 @@ FUNCTIONS = {  # by the name of the work: op, bits of the codes, bytes a code, i
     "from_planes-8to4": ("to_planes", 8, 1 + 5 / 8, lambda c: (mbq.to_planes(c),), lambda p: mbq.from_planes(
         p, bits=4, shape=(p.shape[1], 8 * p.shape[2])), eager_from_planes, numpy_from_planes),
 }
-CASES = [(work, shape) for work in FUNCTIONS for shape in SHAPES]
 
 
-@pytest.mark.parametrize("work, shape", CASES, ids=["-".join(case) for case in CASES])
-def test_codes(work, shape, device, pytestconfig, run_case):
-    op, bits, bytes_per_code, make, ours, eager, array = FUNCTIONS[work]
-    case = CodeCase(op=op, shape=f"{work}-{shape}", shapes=(SHAPES[shape],), what=FORWARD, bits=(bits,), device=device,
-                    dtype=torch.float32 if op == "quantize_codes" else torch.int8, make=make,
-                    bytes_per_code=bytes_per_code)
-    if pytestconfig.getoption("--mbq-small"):
-        case = dataclasses.replace(case, shapes=((24, 32),))
-    rivals = [Candidate(EAGER, calls(eager), exact=True),
-              Candidate(COMPILED, lambda case, inputs: calls(torch.compile(eager))(case, inputs),
-                        exact=op != "quantize_codes", compiles=True)]  # a compiled x / scale may be x * (1 / scale)
-    rivals += [Candidate(NUMPY, in_numpy(array), exact=True)] if device == "cpu" else []
-    run_case(case, calls(ours), rivals)
+def rivals(eager, array, exact: bool) -> Callable:
+    """Case.rivals from the eager and the NumPy form; a compiled one has other bits where exact is false."""
+    every = [Candidate(EAGER, calls(eager), exact=True),
+             Candidate(COMPILED, lambda case, inputs: calls(torch.compile(eager))(case, inputs), exact=exact,
+                       compiles=True)]
+    return lambda case: every + [Candidate(NUMPY, in_numpy(array), exact=True)] * (case.device == "cpu")
+
+
+def case_of(work: str, shape: str) -> CodeCase:
+    op, bits, bytes_per_code, make, ours, eager, array = WORK[work]
+    floats = op == "quantize_codes"  # whose compiled x / scale may be x * (1 / scale)
+    return CodeCase(op=op, shape=f"{work}-{shape}", shapes=(SHAPES[shape],), what=FORWARD, bits=(bits,), make=make,
+                    dtype=torch.float32 if floats else torch.int8, bytes_per_code=bytes_per_code, ours=calls(ours),
+                    rivals=rivals(eager, array, exact=not floats))
+
+
+CASES = [case_of(work, shape) for work in WORK for shape in SHAPES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.shape)
+def test_codes(case, device, pytestconfig, run_case):
+    small = {"shapes": ((24, 32),)} if pytestconfig.getoption("--mbq-small") else {}
+    run_case(dataclasses.replace(case, device=device, **small))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import mbq_kernels as mbq
 import timing
-from harness import BOTH, FORWARD, fill_ratios, row_of, time_all, wanted
+from harness import BOTH, FORWARD, measure_calls, our_calls, wanted
 
 EAGER, COMPILED = "eager PyTorch", "torch.compile(eager)"
 BITS = (8, 4, 2)
@@ -175,27 +175,12 @@ def measure(case: Score):
     timing.release_memory()
     torch.manual_seed(0)
     arguments = case.make(case)
-    names = [name for name in mbq.backends(case.op, case.device) if name in ("cpu", "cuda", "triton")]
-    compiled = torch.compile(case.eager)
-    main = arguments[0].detach()
-    every = {f"mbq {name}": (lambda: case.ours(*arguments), contextlib.nullcontext if i == 0 else
-                             lambda name=name: mbq.use_backend(name)) for i, name in enumerate(names)}
-    every |= {EAGER: (lambda: case.eager(*arguments), contextlib.nullcontext),
-              COMPILED: (lambda: compiled(*arguments), contextlib.nullcontext),
-              "copy": (main.clone, contextlib.nullcontext)}
-    every = {name: pair for name, pair in every.items() if wanted(name)}
-    results = {}
-    for name, (call, context) in every.items():
-        with context():
-            results[name] = call()
-    results.pop("copy")
-    verdicts = {**check(case, arguments, results), "copy": ""}
-    del results
-    steps, contexts = ({name: pair[i] for name, pair in every.items()} for i in (0, 1))
-    rows = [row_of(case, name, timer=timer, check=verdicts[name], differs="", **timing.summary(values))
-            for timer, samples in time_all(case, steps, contexts).items() for name, values in samples.items()]
-    fill_ratios(case, rows, next(iter(every)))
-    return rows, next(iter(steps.values()))
+    compiled, main = torch.compile(case.eager), arguments[0].detach()
+    calls = our_calls(case, lambda: case.ours(*arguments)) | {
+        EAGER: (lambda: case.eager(*arguments), contextlib.nullcontext),
+        COMPILED: (lambda: compiled(*arguments), contextlib.nullcontext), "copy": (main.clone, contextlib.nullcontext)}
+    calls = {name: pair for name, pair in calls.items() if wanted(name)}
+    return measure_calls(case, calls, lambda results: check(case, arguments, results), {})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

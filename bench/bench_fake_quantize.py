@@ -11,7 +11,7 @@ import torch
 from harness import BOTH, FORWARD, Case
 from mbq_kernels import double_round, fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
 from mbq_train.quantize.bits import code_range
-from rivals import functional, one_by_one, ours, rivals_of
+from rivals import affine_rivals, double_rivals, foreach_rivals, functional, lsq_rivals, one_by_one, ours
 
 
 def resnet50() -> tuple[tuple[int, int], ...]:
@@ -38,6 +38,27 @@ SHAPES = {"resnet50": resnet50(), "resnet20": resnet20(), "512x512x3x3": ((512, 
 MULTI_BITS = (8, 6, 4, 2)
 
 
+def _foreach(case: Case, inputs):
+    def call():
+        rows = fake_quantize_foreach(inputs.xs, inputs.scales, bits=case.bits, axis=case.axis)
+        return [x_hat for row in rows for x_hat in row]
+    return call, inputs.parameters(case)
+
+
+WORK = {  # by op: what a Case of it has
+    "fake_quantize": {"ours": one_by_one(ours), "rivals": lsq_rivals},
+    "fake_quantize_multi": {"bits": MULTI_BITS, "rivals": lsq_rivals, "ours": functional(
+        lambda case, x, scales, zp: fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis))},
+    "fake_quantize_foreach": {"bits": MULTI_BITS, "rivals": foreach_rivals, "ours": _foreach},
+    "double_round": {"bits": MULTI_BITS, "rivals": double_rivals, "single": "double_round", "one_scale": True,
+                     "ours": functional(lambda case, x, scales, zp:
+                                        double_round(x, scales[0], bits=case.bits, axis=case.axis))},
+    "fake_quantize_affine": {"rivals": affine_rivals, "zero_point": True, "ours": one_by_one(
+        lambda case, x, scale, zp, bits: fake_quantize_affine(
+            x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis))},
+}
+
+
 def _cases():
     """(op, shape, dtype, what, axis): what a network or a paper would ask for, within the time there is."""
     f32, bf16 = torch.float32, torch.bfloat16
@@ -58,27 +79,11 @@ def _cases():
                (affine, "512x512x3x3", f32, BOTH, 0)]
     chosen += [(double, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
     chosen += [(double, "4096x4096", f32, FORWARD, 0), (double, "4096x4096", bf16, BOTH, 0)]
-    return [Case(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, axis=axis,
-                 bits=MULTI_BITS if op in (multi, foreach, double) else (4,)) for op, shape, dtype, what, axis in chosen]
+    return [Case(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, axis=axis, **WORK[op])
+            for op, shape, dtype, what, axis in chosen]
 
 
-def _foreach(case: Case, inputs):
-    def call():
-        rows = fake_quantize_foreach(inputs.xs, inputs.scales, bits=case.bits, axis=case.axis)
-        return [x_hat for row in rows for x_hat in row]
-    return call, inputs.parameters(case)
-
-
-OURS = {
-    "fake_quantize": one_by_one(ours),
-    "fake_quantize_multi": functional(lambda case, x, scales, zp:
-                                      fake_quantize_multi(x, scales, bits=case.bits, axis=case.axis)),
-    "fake_quantize_foreach": _foreach,
-    "double_round": functional(lambda case, x, scales, zp:
-                               double_round(x, scales[0], bits=case.bits, axis=case.axis)),
-    "fake_quantize_affine": one_by_one(lambda case, x, scale, zp, bits: fake_quantize_affine(
-        x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis)),
-}
+CASES = _cases()
 
 
 def _small(case: Case) -> Case:
@@ -92,11 +97,11 @@ def _only_cuda(case: Case) -> bool:
     return case.shape == "64Mi" and case.what == BOTH and (case.dtype != torch.float32 or len(case.bits) > 1)
 
 
-@pytest.mark.parametrize("case", _cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fake_quantize(case, device, pytestconfig, run_case):
     case = dataclasses.replace(case, device=device)
     if device == "cpu" and _only_cuda(case):
         pytest.skip("measured on CUDA alone: a call of most rivals takes seconds on a CPU")
     if pytestconfig.getoption("--mbq-small"):
         case = _small(case)
-    run_case(case, OURS[case.op], rivals_of(case))
+    run_case(case)

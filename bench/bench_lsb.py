@@ -16,19 +16,22 @@ import torch
 import mbq_kernels as mbq
 from bench_fake_quantize import SHAPES
 from harness import BOTH, FORWARD, Case
-from lsb_rivals import BITS, K, one_tensor, rivals_of
+from lsb_rivals import BITS, K, both, many_rivals, one_rivals, one_tensor, penalty, residual, value
 
 OPTIONS = {"bits": BITS, "k": K}
-ELEMENTS = {"round_clamp": 2, "lsb_penalty": 3, "round_clamp_lsb": 5, "round_clamp_lsb_foreach": 5}
 
 
 @dataclass(frozen=True)
 class LsbCase(Case):
+    """moves: elements of x's dtype for each of x; codes: int8 values beside them; value: x_hat is an output."""
+    moves: int = 0
+    codes: int = 0
+    value: bool = True
+    many: bool = False
+
     @property
     def bytes(self) -> int:
-        if self.op == "extract_lsb":
-            return (self.dtype.itemsize + 1) * self.numel
-        return ELEMENTS[self.op] * self.numel * self.dtype.itemsize
+        return (self.moves * self.dtype.itemsize + self.codes) * self.numel
 
     def inputs(self):
         return LsbInputs(self)
@@ -43,10 +46,10 @@ class LsbInputs:
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
         self.limits = [x.detach().abs().amax().float() for x in self.xs]
         one = torch.ones((), device=case.device)
-        residuals = case.op == "extract_lsb"  # in which a code more or less is as many as 2^k
-        self.scales = [[one * 2**K if residuals else limit * 2.0 ** (1 - BITS)] for limit in self.limits] + [[one]]
-        penalties = torch.full((len(self.xs),) if case.op.endswith("foreach") else (), 1e-3, device=case.device)
-        values = [] if case.op == "lsb_penalty" else [make(shape) for shape in case.shapes]
+        # in a residual a code more or less is as many as 2^k
+        self.scales = [[one * 2**K if case.codes else limit * 2.0 ** (1 - BITS)] for limit in self.limits] + [[one]]
+        penalties = torch.full((len(self.xs),) if case.many else (), 1e-3, device=case.device)
+        values = [make(shape) for shape in case.shapes] if case.value else []
         self.upstream = [*values, penalties] if case.what == BOTH else []
 
 
@@ -61,30 +64,37 @@ def ours_one(x, limit):
     return mbq.round_clamp_lsb(x, limit=limit, **OPTIONS)
 
 
-OURS = {
-    "round_clamp": one_tensor(lambda x, limit: mbq.round_clamp(x, bits=BITS, limit=limit)),
-    "extract_lsb": one_tensor(lambda x, limit: mbq.extract_lsb(x, limit=limit, **OPTIONS)),
-    "lsb_penalty": one_tensor(lambda x, limit: mbq.lsb_penalty(x, limit=limit, **OPTIONS)),
-    "round_clamp_lsb": one_tensor(ours_one),
-    "round_clamp_lsb_foreach": _foreach,
+def work(function, formula, **facts) -> dict:
+    return {"ours": one_tensor(function), "rivals": one_rivals(formula), **facts}
+
+
+WORK = {  # by op: what a Case of it has
+    "round_clamp": work(lambda x, limit: mbq.round_clamp(x, bits=BITS, limit=limit), value, moves=2, what=FORWARD),
+    "extract_lsb": work(lambda x, limit: mbq.extract_lsb(x, limit=limit, **OPTIONS), residual, moves=1, codes=1,
+                        what=FORWARD),
+    "lsb_penalty": work(lambda x, limit: mbq.lsb_penalty(x, limit=limit, **OPTIONS), penalty, moves=3, value=False),
+    "round_clamp_lsb": work(ours_one, both, moves=5),
+    "round_clamp_lsb_foreach": {"ours": _foreach, "rivals": many_rivals(ours_one), "moves": 5, "many": True},
 }
 
 
 def _cases():
     f32, bf16 = torch.float32, torch.bfloat16
-    chosen = [(op, shape, f32, what) for op, what in (("round_clamp", FORWARD), ("extract_lsb", FORWARD),
-                                                      ("lsb_penalty", BOTH), ("round_clamp_lsb", BOTH))
+    chosen = [(op, shape, f32) for op in WORK if op != "round_clamp_lsb_foreach"
               for shape in ("512x512x3x3", "4096x4096")]
-    chosen += [("lsb_penalty", "4096x4096", bf16, BOTH)]
-    chosen += [("round_clamp_lsb_foreach", shape, f32, BOTH) for shape in ("resnet20", "resnet50")]
-    return [LsbCase(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, what=what, bits=(BITS,))
-            for op, shape, dtype, what in chosen]
+    chosen += [("lsb_penalty", "4096x4096", bf16)]
+    chosen += [("round_clamp_lsb_foreach", shape, f32) for shape in ("resnet20", "resnet50")]
+    return [LsbCase(op=op, shape=shape, shapes=SHAPES[shape], dtype=dtype, bits=(BITS,), **WORK[op])
+            for op, shape, dtype in chosen]
 
 
-@pytest.mark.parametrize("case", _cases(), ids=lambda case: case.name)
+CASES = _cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_lsb(case, device, pytestconfig, run_case):
     case = dataclasses.replace(case, device=device)
     if pytestconfig.getoption("--mbq-small"):
         shapes = tuple(tuple(min(size, 24) for size in shape) for shape in case.shapes[:3])
         case = dataclasses.replace(case, shapes=shapes)
-    run_case(case, OURS[case.op], rivals_of(case, ours_one))
+    run_case(case)

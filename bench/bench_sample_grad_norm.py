@@ -18,8 +18,7 @@ import torch
 import mbq_kernels as mbq
 import memory
 import timing
-from harness import fill_ratios, row_of, time_all, wanted
-from mbq_kernels import backends, use_backend
+from harness import fill_ratios, our_calls, row_of, time_all, wanted
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,7 @@ def ours(case: Layer, layer, activations, grad_outputs):
 
 def candidates(case: Layer, layer, activations, grad_outputs) -> dict:
     """{name: (call or exception, context)}"""
-    names = [name for name in backends(case.op, case.device) if name in ("cpu", "triton")]
-    call = ours(case, layer, activations, grad_outputs)
-    mine = {f"mbq {name}": (call, contextlib.nullcontext if i == 0 else lambda name=name: use_backend(name))
-            for i, name in enumerate(names)}
+    mine = our_calls(case, ours(case, layer, activations, grad_outputs))
     return mine | {name: (call, contextlib.nullcontext)
                    for name, call in norm_rivals.calls(layer, activations, grad_outputs).items() if wanted(name)}
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import timing
-from harness import fill_ratios, row_of, time_all, wanted
-from mbq_kernels import backends, switched_linear, use_backend
+from harness import measure_calls, our_calls, wanted
+from mbq_kernels import switched_linear
 
 OP = "switched_linear"
 OUTPUTS, INPUTS = 28672, 8192
@@ -91,9 +91,6 @@ def candidates(weight: Weight) -> dict:
     """{name: (call, context)}"""
     case, x = weight.case, weight.x
     ours = lambda: switched_linear(x, weight.store, weight.scale, bits=case.bits[0])  # noqa: E731
-    names = [name for name in backends(OP, case.device) if name in ("cpu", "cuda", "triton")]
-    calls = {f"mbq {name}": (ours, contextlib.nullcontext if i == 0 else lambda name=name: use_backend(name))
-             for i, name in enumerate(names)}
     eager = lambda codes, scale: F.linear(x, weight.dequantized(x.dtype, codes, scale))  # noqa: E731
     compiled = torch.compile(eager)
     half, x_half = weight.float.bfloat16(), x.bfloat16()
@@ -104,7 +101,7 @@ def candidates(weight: Weight) -> dict:
     copy = (lambda: weight.codes.clone(), contextlib.nullcontext)
     rivals = {name: (call, contextlib.nullcontext) for name, call in rivals.items()
               if wanted(name) or name == DEQUANTIZED}  # which sets the error that ours may have
-    return {**calls, **rivals, "copy": copy}
+    return {**our_calls(case, ours), **rivals, "copy": copy}
 
 
 def check(weight: Weight, results: dict) -> dict:
@@ -124,21 +121,8 @@ def measure(case: Linear):
     torch._dynamo.reset()
     timing.release_memory()
     weight = Weight(case)
-    every = candidates(weight)
-    results = {}
-    for name, (call, context) in every.items():
-        with context():
-            results[name] = call()
-    results.pop("copy")
-    verdicts = {**check(weight, results), "copy": ""}
-    del results
-    steps, contexts = ({name: pair[i] for name, pair in every.items()} for i in (0, 1))
-    rows = [row_of(case, name, timer=timer, check=verdicts[name],
-                   differs="weight rounded to bfloat16 beforehand" if name == LINEAR16 else "",
-                   **timing.summary(values))
-            for timer, samples in time_all(case, steps, contexts).items() for name, values in samples.items()]
-    fill_ratios(case, rows, next(iter(every)))
-    return rows, next(iter(steps.values()))
+    return measure_calls(case, candidates(weight), lambda results: check(weight, results),
+                         {LINEAR16: "weight rounded to bfloat16 beforehand"})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

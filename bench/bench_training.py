@@ -11,17 +11,16 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
+import eager_quantizers as eager
 import timing
+import torch
 from harness import wanted
 from mbq_lab import Options, build_model
-from mbq_train import convert, initialise
-from mbq_train.batches import Batch
-import eager_quantizers as eager
-from mbq_train.quantize import quantizers
 from mbq_lab.training.loop import stepper_of
 from mbq_lab.training.optimizers import build_optimizer
+from mbq_train import convert, initialise
+from mbq_train.batches import Batch
+from mbq_train.quantize.quantizer import Quantizer
 from rivals import COMPILED, EAGER
 from targets import FLOAT_STEPS
 
@@ -57,12 +56,12 @@ def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, grad_facto
 
 @contextlib.contextmanager
 def eager_quantizers():
-    kernel = vars(quantizers.Quantizer)["kernel"]
-    quantizers.Quantizer.kernel = staticmethod(eager_fake_quantize)
+    kernel = vars(Quantizer)["kernel"]
+    Quantizer.kernel = staticmethod(eager_fake_quantize)
     try:
         yield
     finally:
-        quantizers.Quantizer.kernel = kernel
+        Quantizer.kernel = kernel
 
 
 def step_of(work: Work, batch: Batch) -> Callable:

@@ -23,13 +23,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import code_values as cv  # noqa: E402
-from mbq_kernels import fake_quantize, fake_quantize_affine, fake_quantize_multi, use_backend  # noqa: E402
+from mbq_kernels import use_backend  # noqa: E402
 from mbq_kernels._library import build  # noqa: E402
-from mbq_train.quantize.bits import code_range  # noqa: E402
 
 BACKENDS = {"cpu": ("triton", "reference", "cpu"), "cuda": ("cuda", "triton")}  # compared on each device
 INSTRUCTION_SETS = ("baseline", "v3", "v4")  # MBQ_CPU_ISA
-MULTI_BITS = ((8, 6, 4, 2), (1, 3, 5, 7))
 SHOWN = 5
 EVERY_SETTING = 3e6  # about how many values all settings have at least
 
@@ -47,11 +45,11 @@ class Tally:
 def sweep(backend: str, values: float, device: str = "cpu", seed: int = 0) -> Tally:
     """Compare codes of `backend` with the definition on at least `values` values; the same ones for the same seed.
 
-    Covers fake_quantize, _multi and _affine x dtypes x bits x signed x per tensor, first and last axis x offset.
+    Covers code_values.QUANTIZERS x dtypes x bits x signed x per tensor, first and last axis x offset.
     """
     tally, start = Tally(backend), time.perf_counter()
     dtypes = cv.DTYPES if backend in ("reference", "cpu") else cv.DTYPES[:3]
-    settings = list(cv.settings(dtypes, MULTI_BITS))
+    settings = list(cv.settings(dtypes))
     if values < EVERY_SETTING:  # a quick look: some of the settings, all of their ties and edges
         settings = random.Random(seed).sample(settings, max(1, round(len(settings) * values / EVERY_SETTING)))
     rounds = 3 if values > 1e7 else 1
@@ -101,15 +99,8 @@ def _compare(tally: Tally, setting, inputs, backend: str, device: str) -> None:
 @torch.no_grad()
 def _run(setting, inputs) -> list[torch.Tensor]:
     wide = None if setting.dtype == torch.float64 else torch.float32
-    common = dict(bits=setting.bits if setting.op == "fake_quantize_multi" else setting.bits[0],
-                  signed=setting.signed, axis=setting.axis, out_dtype=wide)
-    if setting.op == "fake_quantize":
-        return [fake_quantize(inputs.x, inputs.scales[0], inputs.offsets and inputs.offsets[0], **common)]
-    if setting.op == "fake_quantize_multi":
-        return list(fake_quantize_multi(inputs.x, inputs.scales, inputs.offsets, **common))
-    lo, hi = code_range(setting.bits[0], setting.signed)
-    return [fake_quantize_affine(inputs.x, inputs.scales[0], inputs.offsets[0], quant_min=lo, quant_max=hi,
-                                 axis=setting.axis)]
+    options = {"signed": setting.signed, "axis": setting.axis, "out_dtype": wide}
+    return cv.QUANTIZERS[setting.op].call(setting, inputs, options)
 
 
 def _jobs(device: str) -> list[tuple[str, str, dict]]:

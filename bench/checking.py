@@ -41,9 +41,7 @@ def _codes_off(case, inputs, i, out, ref, candidate) -> float:
         raise Wrong(f"x_hat[{i}] has {tuple(out.shape)} {out.dtype}, the reference {tuple(ref.shape)} {ref.dtype}")
     if candidate.exact and torch.equal(out, ref):
         return 0.0
-    scale = inputs.scales[i // len(case.bits)][i % len(case.bits)].detach()
-    if case.op == "double_round":
-        scale = scale * 2 ** (case.bits[0] - case.bits[i % len(case.bits)])
+    scale = case.step(inputs, i)
     if case.axis is not None:
         scale = scale.view([-1 if d == case.axis else 1 for d in range(ref.dim())])
     error = (out.detach().float() - ref.float()).abs_()
@@ -73,7 +71,7 @@ def _check_sum(case, inputs, candidate, i, grad, ref):
     One per cent of that finds a lost block or a wrong factor and forgives the order of a float32 sum.
     """
     k = len(case.bits)
-    together = k if case.op == "double_round" else 1  # bit-widths that share the parameter
+    together = k if case.one_scale else 1  # bit-widths that share the parameter
     first = i * together % (k * len(inputs.xs))
     size = sum(_sum_size(case, inputs.upstream[j].float(), case.bits[j % k]) for j in range(first, first + together))
     share = 1e-4 if candidate.exact else 1e-2 if case.dtype == torch.float32 else 0.1
@@ -89,5 +87,4 @@ def _sum_size(case, upstream, bits):
     """factor |grad|_2 of every channel."""
     norm = upstream.square().sum(dim=[d for d in range(upstream.dim()) if d != case.axis]).sqrt()
     hi = code_range(bits, signed=True)[1]
-    factor = 1.0 if case.op == "fake_quantize_affine" else (upstream.numel() / norm.numel() * hi) ** -0.5
-    return factor * norm.reshape(-1)
+    return case.grad_factor(upstream.numel() / norm.numel(), hi) * norm.reshape(-1)

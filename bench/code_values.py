@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+import mbq_kernels as mbq
 from mbq_train.quantize.bits import code_range
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -14,6 +16,31 @@ INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float
             torch.float64: torch.int64}
 SCALES = (0.125, 1 / 3, 1.0, 0.0371, 2.0**-20, 7.77, 1e-4, 2.0**-130)  # the last one is subnormal in float32
 CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """One op of the sweep. call(setting, inputs, options) -> its results; affine: a zero point instead of an offset,
+    x * (1 / scale), and at signed 1 bit the three codes -1, 0, 1."""
+    bit_lists: tuple[tuple[int, ...], ...]
+    call: Callable
+    affine: bool = False
+
+
+def _affine(setting, inputs, options):
+    lo, hi = code_range(setting.bits[0], setting.signed)
+    return [mbq.fake_quantize_affine(inputs.x, inputs.scales[0], inputs.offsets[0], quant_min=lo, quant_max=hi,
+                                     axis=setting.axis)]
+
+
+EVERY_BIT_WIDTH = tuple((b,) for b in range(1, 9))
+QUANTIZERS = {
+    "fake_quantize": Quantizer(EVERY_BIT_WIDTH, lambda setting, inputs, options: [mbq.fake_quantize(
+        inputs.x, inputs.scales[0], inputs.offsets and inputs.offsets[0], bits=setting.bits[0], **options)]),
+    "fake_quantize_multi": Quantizer(((8, 6, 4, 2), (1, 3, 5, 7)), lambda setting, inputs, options: list(
+        mbq.fake_quantize_multi(inputs.x, inputs.scales, inputs.offsets, bits=setting.bits, **options))),
+    "fake_quantize_affine": Quantizer(EVERY_BIT_WIDTH, _affine, affine=True),
+}
 
 
 @dataclass(frozen=True)
@@ -25,14 +52,16 @@ class Setting:
     axis: int | None
     offset: bool
 
+    @property
+    def affine(self) -> bool:
+        return QUANTIZERS[self.op].affine
 
-def settings(dtypes, multi_bits):
-    """Every combination; fake_quantize_affine always has a zero point, and at signed 1 bit the three codes -1, 0, 1."""
-    several = {"fake_quantize": [(b,) for b in range(1, 9)], "fake_quantize_multi": multi_bits,
-               "fake_quantize_affine": [(b,) for b in range(1, 9)]}
-    for op, bit_lists in several.items():
-        offsets = (True,) if op == "fake_quantize_affine" else (False, True)
-        for choice in itertools.product(dtypes, bit_lists, (True, False), (None, 0, -1), offsets):
+
+def settings(dtypes):
+    """Every combination; an affine quantizer always has a zero point."""
+    for op, quantizer in QUANTIZERS.items():
+        offsets = (True,) if quantizer.affine else (False, True)
+        for choice in itertools.product(dtypes, quantizer.bit_lists, (True, False), (None, 0, -1), offsets):
             yield Setting(op, *choice)
 
 
@@ -42,13 +71,12 @@ class Inputs:
 
     def __init__(self, setting: Setting, count: int, generator, turn: int):
         channels = 1 if setting.axis is None else CHANNELS
-        affine = setting.op == "fake_quantize_affine"
         wide = torch.float64 if setting.dtype == torch.float64 else torch.float32
-        usable = SCALES[:-1] if affine else SCALES  # affine's 1 / scale must be finite
+        usable = SCALES[:-1] if setting.affine else SCALES  # affine's 1 / scale must be finite
         pick = lambda k: [usable[(turn + 3 * c + 5 * k) % len(usable)] for c in range(channels)]  # noqa: E731
         self.scales = [torch.tensor(pick(k), dtype=wide) for k in range(len(setting.bits))]
         self.offsets = None
-        if affine:
+        if setting.affine:
             lo, hi = code_range(setting.bits[0], setting.signed)
             self.offsets = [torch.linspace(lo, hi, channels + 2, dtype=wide)[1:-1].round()]
         elif setting.offset:
@@ -65,7 +93,7 @@ class Inputs:
             scale = self.scales[k][channel].double()
             lo, hi = code_range(bits, setting.signed)
             start = 0.0 if self.offsets is None else self.offsets[k][channel].double()
-            if setting.op == "fake_quantize_affine":
+            if setting.affine:
                 lo, hi, start = lo - start, hi - start, 0.0
             grid = torch.arange(2 * lo - 4, 2 * hi + 5, dtype=torch.float64) / 2  # codes and ties, two beyond each edge
             parts.append(_with_neighbours((grid * scale + start).to(setting.dtype)))
@@ -109,7 +137,7 @@ def numpy_codes(setting: Setting, inputs: Inputs) -> list[torch.Tensor]:
             scale = inputs.scales[k].numpy().reshape(shape)
             offset = kind(0) if inputs.offsets is None else inputs.offsets[k].numpy().reshape(shape)
             lo, hi = (kind(bound) for bound in code_range(bits, setting.signed))
-            if setting.op == "fake_quantize_affine":
+            if setting.affine:
                 code = np.clip(np.rint(x * (kind(1) / scale)) + offset, lo, hi)
                 y = torch.from_numpy((code - offset) * scale).to(setting.dtype)
             else:

@@ -20,10 +20,10 @@ from typing import Annotated
 import torch
 import typer
 from mbq_lab import Options, build_model, evaluate, load_data
-from mbq_train import convert
 from mbq_lab.recipes import recipe_type
-from mbq_lab.training.recipe import Recipe
 from mbq_lab.training.loop import Training
+from mbq_lab.training.recipe import Recipe
+from mbq_train import convert
 
 METHODS = {"random": {"sampling": "random"}, "el2n": {"score": "el2n"}, "grand": {"score": "grand"}}
 FULL, SHORT = "full", "full, same time"
@@ -69,8 +69,8 @@ def measured(name: str, images, start, options: Options, rows) -> dict:
     recipe = recipe_type("emqnet") if name in METHODS else Recipe
     options = replace(options, **METHODS.get(name, {}), epochs=max(epochs, options.score_epochs + 1))
     model = convert(copy.deepcopy(start), [b for b in options.bits if b != 32],
-                    example=next(images.test_batches(2)).images, quantizer=options.quantizer,
-                    weight_correction=options.weight_correction, batch_norm=options.batch_norm)
+                    example=next(images.test_batches(2)).images, weights=options.weights,
+                    batch_norm=options.batch_norm)
     torch.manual_seed(options.seed)
     training, records = Training(model, images, options.bits, options, epochs=epochs, recipe=recipe), []
     begin = time.process_time()

@@ -19,7 +19,12 @@ GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work: `op` on tensors of `shapes`, together one call. `what` is FORWARD or BOTH."""
+    """One piece of work: `op` on tensors of `shapes`, together one call. `what` is FORWARD or BOTH.
+
+    ours(case, inputs) is Candidate.build of the op, rivals(case) gives the Candidates of everybody else; single names
+    the op at one bit-width, in mbq_kernels and in its eager form. one_scale: all bit-widths share the highest one's;
+    zero_point: one is learned.
+    """
     op: str
     shape: str  # its name in tables
     shapes: tuple[tuple[int, ...], ...]
@@ -28,6 +33,11 @@ class Case:
     bits: tuple[int, ...] = (4,)
     axis: int | None = None
     device: str = "cpu"
+    ours: Callable = None
+    rivals: Callable = None
+    single: str = "fake_quantize"
+    one_scale: bool = False
+    zero_point: bool = False
 
     @property
     def numel(self) -> int:
@@ -50,6 +60,16 @@ class Case:
     def inputs(self):
         return Inputs(self)
 
+    def step(self, inputs, i: int) -> torch.Tensor:
+        """Return the step between two codes of output i."""
+        k = i % len(self.bits)
+        scale = inputs.scales[i // len(self.bits)][k].detach()
+        return scale * 2 ** (self.bits[0] - self.bits[k]) if self.one_scale else scale
+
+    def grad_factor(self, count: int, hi: int) -> float:
+        """Return what the gradient of a scale of `count` elements is multiplied by."""
+        return 1.0 if self.zero_point else (count * hi) ** -0.5
+
 
 class Inputs:
     """x, scales, zero points (affine) and upstream gradients: the same tensors for every candidate of a case."""
@@ -59,13 +79,12 @@ class Inputs:
         make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
         self.xs = [make(shape).requires_grad_() for shape in case.shapes]
         self.scales = [self._row(case, shape) for shape in case.shapes]
-        affine = case.op == "fake_quantize_affine"
-        self.zero_points = [torch.zeros_like(row[0]).requires_grad_(affine) for row in self.scales]
+        self.zero_points = [torch.zeros_like(row[0]).requires_grad_(case.zero_point) for row in self.scales]
         self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
 
     def _row(self, case, shape):
-        """A scale per bit-width; of double rounding that of the highest one, in every place."""
-        if case.op == "double_round":
+        """A scale per bit-width; where they share one, that of the highest in every place."""
+        if case.one_scale:
             return [self._scale(case, shape, case.bits[0])] * len(case.bits)
         return [self._scale(case, shape, b) for b in case.bits]
 
@@ -77,7 +96,7 @@ class Inputs:
         return (spread * 2 * 0.8 / math.sqrt(code_range(bits, signed=True)[1])).requires_grad_()
 
     def parameters(self, case: Case) -> list[torch.Tensor]:
-        zero_points = self.zero_points if case.op == "fake_quantize_affine" else []
+        zero_points = self.zero_points if case.zero_point else []
         return [*self.xs, *(scale for row in self.scales for scale in dict.fromkeys(row)), *zero_points]
 
 
@@ -97,10 +116,10 @@ def wanted(name: str) -> bool:
     return RIVALS or name.startswith(("mbq", "copy"))
 
 
-def our_candidates(case: Case, build: Callable) -> list[Candidate]:
+def our_candidates(case: Case) -> list[Candidate]:
     """One per backend that can run here, the one in use by default first; "mbq reference" is the definition."""
     names = backends(case.op, case.device)
-    return [Candidate(f"mbq {name}", build, exact=True,
+    return [Candidate(f"mbq {name}", case.ours, exact=True,
                       context=contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
             for name in names]
 
@@ -180,12 +199,12 @@ def time_all(case, steps: dict, contexts: dict, tensors: int = 1) -> dict[str, d
     return timers
 
 
-def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[dict], Callable]:
+def measure(case: Case) -> tuple[list[dict], Callable]:
     """Rows of every candidate, measured or with the reason why not, and our own step. Checks before it times."""
     torch._dynamo.reset()
     timing.release_memory()
-    inputs, own = case.inputs(), our_candidates(case, ours)
-    by_name = {c.name: c for c in [copy_candidate(case), *own, *rivals] if wanted(c.name)}
+    inputs, own = case.inputs(), our_candidates(case)
+    by_name = {c.name: c for c in [copy_candidate(case), *own, *case.rivals(case)] if wanted(c.name)}
     definition = by_name["mbq reference"]
     want = checked_call(reference_step := step_of(case, inputs, definition), definition, case)
     rows, steps, verdicts, result = [], {}, {}, None
@@ -208,3 +227,27 @@ def measure(case: Case, ours: Callable, rivals: list[Candidate]) -> tuple[list[d
                         **timing.summary(values)) for name, values in samples.items()]
     fill_ratios(case, rows, own[0].name)
     return rows, steps.get(own[0].name)
+
+
+def our_calls(case, call: Callable) -> dict:
+    """{name: (call, context)}, one per backend with kernels that can run here, the one in use by default first."""
+    names = [name for name in backends(case.op, case.device) if name != "reference"]
+    return {f"mbq {name}": (call, contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
+            for name in names}
+
+
+def measure_calls(case, calls: dict, check: Callable, differs: dict) -> tuple[list[dict], Callable]:
+    """Rows of {name: (call, context)}, ours first, and our call. check(results by name) gives a line for each."""
+    results = {}
+    for name, (call, context) in calls.items():
+        with context():
+            results[name] = call()
+    results.pop("copy")
+    verdicts = {**check(results), "copy": ""}
+    del results
+    steps, contexts = ({name: pair[i] for name, pair in calls.items()} for i in (0, 1))
+    rows = [row_of(case, name, timer=timer, check=verdicts[name], differs=differs.get(name, ""),
+                   **timing.summary(values))
+            for timer, samples in time_all(case, steps, contexts).items() for name, values in samples.items()]
+    fill_ratios(case, rows, next(iter(calls)))
+    return rows, next(iter(steps.values()))

@@ -40,9 +40,6 @@ def both(x, limit):
     return x + (value(x.float(), limit).to(x.dtype) - x).detach(), *penalty(x, limit)
 
 
-FORMULAS = {"round_clamp": value, "extract_lsb": residual, "lsb_penalty": penalty, "round_clamp_lsb": both}
-
-
 def results(outputs):
     """Those that are compared and have gradients: all but the rate, which every candidate computes."""
     return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs[:-1])
@@ -75,14 +72,19 @@ def whole_network(case, inputs):
     return call, inputs.xs
 
 
-def rivals_of(case, ours_one) -> list[Candidate]:
-    """All that can do the case's work; `ours_one` is round_clamp_lsb of one x."""
-    if case.op == "round_clamp_lsb_foreach":
-        return [Candidate(EAGER, each_tensor(both)), Candidate(CALLS, each_tensor(ours_one)),
-                Candidate(COMPILED, lambda case, inputs: each_tensor(torch.compile(both))(case, inputs), compiles=True),
-                Candidate(NETWORK, whole_network, compiles=True)]
-    formula = FORMULAS[case.op]
-    exact = case.what == FORWARD
-    return [Candidate(EAGER, one_tensor(formula), exact=exact),
-            Candidate(COMPILED, lambda case, inputs: one_tensor(torch.compile(formula))(case, inputs), exact=exact,
-                      compiles=True)]
+def many_rivals(ours_one):
+    """Case.rivals of many tensors; `ours_one` is round_clamp_lsb of one x."""
+    return lambda case: [
+        Candidate(EAGER, each_tensor(both)), Candidate(CALLS, each_tensor(ours_one)),
+        Candidate(COMPILED, lambda case, inputs: each_tensor(torch.compile(both))(case, inputs), compiles=True),
+        Candidate(NETWORK, whole_network, compiles=True)]
+
+
+def one_rivals(formula):
+    """Case.rivals of one tensor: the formula and torch.compile of it."""
+    def rivals(case):
+        exact = case.what == FORWARD
+        return [Candidate(EAGER, one_tensor(formula), exact=exact),
+                Candidate(COMPILED, lambda case, inputs: one_tensor(torch.compile(formula))(case, inputs), exact=exact,
+                          compiles=True)]
+    return rivals

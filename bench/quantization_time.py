@@ -5,17 +5,16 @@ import statistics
 import time
 from dataclasses import dataclass
 
+import eager_quantizers as eager
 import torch
+from mbq_train.quantize.any_precision import AnyPrecisionActivation, any_precision
+from mbq_train.quantize.bits import bit_states, in_mode, set_bits
+from mbq_train.quantize.double_rounding import corrected_double_round
+from mbq_train.quantize.quantizer import quantizers
+from mbq_train.quantize.round_clamp import round_clamp
 from torch import nn
 
 import mbq_kernels
-
-import eager_quantizers as eager
-from mbq_train.quantize.any_precision import any_precision
-from mbq_train.quantize.bits import bit_states, in_mode, set_bits
-from mbq_train.quantize.double_rounding import corrected_double_round
-from mbq_train.quantize.quantizers import quantizers
-from mbq_train.quantize.round_clamp import round_clamp
 
 _EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round,
           mbq_kernels.fake_quantize_corrected: eager.fake_quantize_corrected, any_precision: eager.any_precision,
@@ -88,11 +87,13 @@ def _record(model, images) -> list[_Call]:
 def _call(quantizer, x) -> _Call:
     x = x.detach().requires_grad_(x.requires_grad)
     parameters, options = list(quantizer.current()), quantizer.options()
+    if isinstance(quantizer, AnyPrecisionActivation):
+        parameters = [quantizer.step(x)]
     if options.pop("scale_unit", None) is not None:  # which no eager rival knows, nor floors
         del options["scale_floor"]
         parameters[0] = quantizer.scale(quantizer.bits).requires_grad_(parameters[0].requires_grad)
     return _Call(quantizer.kernel, (x, *parameters), options, torch.randn_like(x),
-                 getattr(quantizer, "correction", False))
+                 quantizer.correction)
 
 
 def _check_agreement(call: _Call) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+import mbq_kernels
 from harness import FORWARD, Candidate, Case, Inputs
-from mbq_kernels import double_round, fake_quantize, fake_quantize_multi
+from mbq_kernels import fake_quantize_multi
 from mbq_train.quantize.bits import code_range
 
 STE = "straight-through autograd, no 1/sqrt(N hi) factor"
@@ -29,7 +30,7 @@ def one_by_one(quantize: Callable) -> Callable:
 def _formula(case):
     """The case's work at one bit-width, from plain PyTorch operations."""
     import eager_quantizers as eager
-    return eager.double_round if case.op == "double_round" else eager.fake_quantize
+    return getattr(eager, case.single)
 
 
 def _eager(case, x, scale, zero_point, bits):
@@ -37,7 +38,7 @@ def _eager(case, x, scale, zero_point, bits):
 
 
 def ours(case, x, scale, zero_point, bits):
-    return (double_round if case.op == "double_round" else fake_quantize)(x, scale, bits=bits, axis=case.axis)
+    return getattr(mbq_kernels, case.single)(x, scale, bits=bits, axis=case.axis)
 
 
 def _ours_multi(case, x, scales, zero_point):
@@ -87,8 +88,7 @@ def _torch_fixed(case: Case, inputs: Inputs):
 
 def _torch_learnable(case, x, scale, zero_point, bits):
     lo, hi = code_range(bits, signed=True)
-    n = x.numel() // scale.numel()
-    factor = 1.0 if case.op == "fake_quantize_affine" else (n * hi) ** -0.5
+    factor = case.grad_factor(x.numel() // scale.numel(), hi)
     if case.axis is None:
         return torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, lo, hi, factor)
     return torch._fake_quantize_learnable_per_channel_affine(x, scale, zero_point, case.axis, lo, hi, factor)
@@ -164,28 +164,35 @@ DOUBLE_CALLS = "mbq double_round, a call each"
 BREVITAS, TORCHAO_COMPILED = "Brevitas", "torch.compile(torchao)"
 
 
-def rivals_of(case: Case) -> list[Candidate]:
+def double_rivals(case: Case) -> list[Candidate]:
+    return [Candidate(EAGER_DOUBLE, one_by_one(_eager)), Candidate(DOUBLE_CALLS, one_by_one(ours)),
+            Candidate(COMPILED_DOUBLE, _compiled_each, compiles=True),
+            Candidate(JOINT, _compiled_joint, compiles=True)]
+
+
+def _torch_and_torchao(case: Case, differs: str, torchao: str) -> list[Candidate]:
+    fixed = [Candidate(TORCH_FIXED, _torch_fixed, differs="fixed scale, no gradient to it")]
+    return [*(fixed if case.what == FORWARD else []),
+            Candidate(TORCH_LEARNABLE, one_by_one(_torch_learnable), differs=differs),
+            Candidate("FlagGems learnable", one_by_one(_torch_learnable), differs=differs, context=_flag_gems),
+            Candidate("torchao", one_by_one(_torchao), differs=torchao)]
+
+
+MODULES = [Candidate(BREVITAS, _brevitas, differs=STE), Candidate("NNCF", _nncf, differs=f"learns hi * scale; {STE}")]
+
+
+def affine_rivals(case: Case) -> list[Candidate]:
+    return [*_torch_and_torchao(case, "", ""), Candidate(TORCHAO_COMPILED, _torchao_compiled, compiles=True), *MODULES]
+
+
+def lsq_rivals(case: Case, *more: Candidate) -> list[Candidate]:
     """All that can do, or claim to do, the case's work."""
-    if case.op == "double_round":
-        return [Candidate(EAGER_DOUBLE, one_by_one(_eager)), Candidate(DOUBLE_CALLS, one_by_one(ours)),
-                Candidate(COMPILED_DOUBLE, _compiled_each, compiles=True),
-                Candidate(JOINT, _compiled_joint, compiles=True)]
-    affine, foreach = case.op == "fake_quantize_affine", case.op == "fake_quantize_foreach"
-    differs = "" if affine else ROUNDED_MASK
-    lsq = [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True)]
-    found = [] if affine else lsq
-    if foreach:
-        found.append(Candidate(MULTI_CALLS, functional(_ours_multi)))
-        found.append(Candidate(NETWORK, _compiled_network, compiles=True))
-    if len(case.bits) > 1:
-        found.append(Candidate(SINGLE_CALLS, one_by_one(ours)))
-        found.append(Candidate(JOINT, _compiled_joint, compiles=True))
-    if case.what == FORWARD:
-        found.append(Candidate(TORCH_FIXED, _torch_fixed, differs="fixed scale, no gradient to it"))
-    found += [Candidate(TORCH_LEARNABLE, one_by_one(_torch_learnable), differs=differs),
-              Candidate("FlagGems learnable", one_by_one(_torch_learnable), differs=differs, context=_flag_gems),
-              Candidate("torchao", one_by_one(_torchao), differs="" if affine else f"{ROUNDED_MASK}; {STE}")]
-    if affine:
-        found.append(Candidate(TORCHAO_COMPILED, _torchao_compiled, compiles=True))
-    return [*found, Candidate(BREVITAS, _brevitas, differs=STE),
-            Candidate("NNCF", _nncf, differs=f"learns hi * scale; {STE}")]
+    several = [Candidate(SINGLE_CALLS, one_by_one(ours)), Candidate(JOINT, _compiled_joint, compiles=True)]
+    return [Candidate(EAGER, one_by_one(_eager)), Candidate(COMPILED, _compiled_each, compiles=True), *more,
+            *(several if len(case.bits) > 1 else []),
+            *_torch_and_torchao(case, ROUNDED_MASK, f"{ROUNDED_MASK}; {STE}"), *MODULES]
+
+
+def foreach_rivals(case: Case) -> list[Candidate]:
+    return lsq_rivals(case, Candidate(MULTI_CALLS, functional(_ours_multi)),
+                      Candidate(NETWORK, _compiled_network, compiles=True))

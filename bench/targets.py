@@ -31,6 +31,7 @@ TARGETS = (
     Target("cpu", "fake_quantize_foreach-axis0-resnet20-float32-forward+backward", (SINGLE_CALLS,), 3),
     Target("cpu", "fake_quantize_foreach-*-float32-*", (COMPILED, JOINT, NETWORK), 1.0),
     Target("cpu", "fake_quantize_foreach-axis0-resnet50-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cpu", "fake_quantize_affine-*-float32-forward+backward", (TORCH_LEARNABLE,), 5),
     Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
     Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
     Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
@@ -41,6 +42,8 @@ TARGETS = (
     Target("cuda", "round_clamp*-4096x4096-*", COPY, 0.90),
     *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
       for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
+    Target("cpu", "quantize_codes-*-64Mi", ("eager integers",), 3),
+    Target("cpu", "correct_weight_bias-*", ("torch.compile(eager)",), 1.0),
     Target("cpu", "el2n-65536x1000-*", ("eager PyTorch",), 5),
     Target("cpu", "el2n-2048x128Ki-*", ("eager PyTorch",), 5),
     Target("cpu", "el2n-*", ("torch.compile(eager)",), 1.0),

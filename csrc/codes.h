@@ -46,7 +46,10 @@ struct CodeRows {
   // Rows that end with a byte follow each other without a gap: they are one.
   CodeRows joined(int64_t codes_per_byte) const {
     CodeRows one = *this;
-    if (n % codes_per_byte == 0) one.n *= one.rows, one.rows = 1;
+    if (n % codes_per_byte == 0) {
+      one.n *= one.rows;
+      one.rows = 1;
+    }
     return one;
   }
 

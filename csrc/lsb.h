@@ -22,8 +22,8 @@ struct __attribute__((visibility("hidden"))) Weight {
   bool sign_magnitude;
   std::string which = "";  // tensor of several
 
-  Weight(const char* name, const Tensor& given_x, const std::optional<Tensor>& given_limit,
-         std::optional<int64_t> axis, int64_t given_bits, int64_t given_k, bool in_sign_magnitude)
+  Weight(const char* name, const Tensor& given_x, const std::optional<Tensor>& given_limit, std::optional<int64_t> axis,
+         int64_t given_bits, int64_t given_k, bool in_sign_magnitude)
       : op(name),
         x(dense(given_x)),
         layout(layout_of(op, x, axis)),

@@ -47,13 +47,16 @@ struct RowSums {
   MBQ_HD void raise(T other) {
     if (!(other > max)) return;
     const T ratio = exponential(max - other);  // 0 for a first maximum
-    sum *= ratio, squares *= ratio * ratio, max = other;
+    sum *= ratio;
+    squares *= ratio * ratio;
+    max = other;
   }
 
   MBQ_HD void merge(RowSums other) {
     raise(other.max);
     other.raise(max);
-    sum += other.sum, squares += other.squares;
+    sum += other.sum;
+    squares += other.squares;
   }
 };
 

@@ -1,8 +1,12 @@
 """The one place that touches `torch.library` and the compiled library.
 
 An op is a pair of raw operators `mbq::<op>_forward` and `mbq::<op>_backward`. Each backend gives functions of those
-names and that signature: `reference/<op>.py` (plain PyTorch), `csrc/cpu` and `csrc/cuda` (in `_C.so`, they register
-themselves) and `triton/<op>.py`. PyTorch's dispatcher picks by the device of the tensors; there is no second one.
+names and that signature: `reference/<op>.py` (plain PyTorch), `csrc/ops`, `csrc/cpu` and `csrc/cuda` (in `_C.so`, they
+register themselves) and `triton/<op>.py`. PyTorch's dispatcher picks by the device of the tensors; there is no second
+one.
+
+Ops of one family share kernels, not raw operators: one operator for a family, over lists or with flags, makes a small
+call 0.3 to 11 us slower.
 """
 
 import contextlib

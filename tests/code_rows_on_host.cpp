@@ -1,4 +1,4 @@
-// The CUDA loops of csrc/cuda/code_rows.cuh on the host, one lane a warp: for tests/test_gpu_switched_linear.py.
+// The CUDA loops of csrc/cuda/code_rows.cuh on the host, one lane a warp: for tests/test_switched_linear_on_host.py.
 #include "cuda/code_rows.cuh"
 
 using namespace mbq;

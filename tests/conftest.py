@@ -10,7 +10,6 @@ if not torch.cuda.is_available():
 import pytest
 
 import mbq_kernels
-from mbq_kernels import _library
 
 DEVICES = {"cpu": ("cpu", "reference", "triton"), "cuda": ("cuda", "triton", "reference")}
 
@@ -27,18 +26,17 @@ def _pairs():
             yield pytest.param((device, name), id=f"{device}-{name}", marks=marks)
 
 
-def _op_of(request) -> str:
-    """The op that a test is about: an op or a raw operator in its id, or its module's OP."""
-    names = {name: op for op, raws in _library._raw_names.items() for name in (op, *raws)}
-    found = [names[part] for part in request.node.callspec.id.split("-") if part in names]
-    return found[0] if found else getattr(request.module, "OP", "fake_quantize")
+@pytest.fixture
+def op(request):
+    """The op that a test is about: its parameter `op`, else its module's OP."""
+    return getattr(request.module, "OP", "fake_quantize")
 
 
 @pytest.fixture(params=_pairs())
-def device(request):
+def device(request, op):
     """A device, with every op forced to one of its backends; skipped where the test's op has no such backend."""
     device, name = request.param
-    if name not in mbq_kernels.backends(op := _op_of(request), device):
+    if name not in mbq_kernels.backends(op, device):
         pytest.skip(f"{name} has no {op} for {device} tensors (python -m mbq_kernels.info says why)")
     with mbq_kernels.use_backend(name):
         yield device

@@ -6,7 +6,8 @@ import re
 
 import torch
 from mbq_train import set_bits
-from mbq_train.quantize.quantizers import ActivationQuantizer, quantizers
+from mbq_train.quantize.learned import ActivationQuantizer
+from mbq_train.quantize.quantizer import quantizers
 from random_networks import Case
 
 HOUSE_WORDING = re.compile(r"(?P<who>[^\s:]+): .+ must .+, got .+", re.DOTALL)

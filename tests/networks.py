@@ -4,6 +4,8 @@ import signal
 
 import pytest
 import torch
+from mbq_lab import Options
+from mbq_lab.options import SPEC_OPTIONS
 from torch import nn
 
 
@@ -148,3 +150,11 @@ def llama_network():
                           nn.Linear(8, 7, bias=False))
     model[4].weight = model[0].weight
     return model
+
+
+def specs(**options):
+    """Arguments of convert: what the options of quantizers on the command line name, and all others as they are."""
+    flat = {name: options.pop(name) for name in ("quantizer", *SPEC_OPTIONS) if name in options}
+    flat = {name: value for name, value in flat.items() if value is not None}
+    chosen = Options(**flat)
+    return {"weights": chosen.weights, "activations": chosen.activations, **options}

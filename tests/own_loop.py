@@ -2,14 +2,14 @@
 
 import torch
 from mbq_train import convert, set_bits
-from networks import small_network
+from networks import small_network, specs
 
 BITS = (8, 4, 2)
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def converted(**options):
-    return convert(small_network(), BITS, **options)
+    return convert(small_network(), BITS, **specs(**options))
 
 
 def step(model, optimizer, images=IMAGES):

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 from hypothesis import strategies as st
-from mbq_train import convert, set_layer_bits
+from mbq_train import Float, Learned, convert, set_layer_bits
 from mbq_train.quantize.round_clamp import round_clamp_layers
+from networks import specs
 from odd_layers import FORMS, ActivatedBatchNorm1d, ActivatedBatchNorm2d, Mlp, Note, Notes, formed, halve
 from test_train_transposed_linear import Conv1D
 from torch import nn
@@ -77,7 +78,7 @@ class Case:
         return (self.gain * torch.randn(shape, generator=random)).to(self.dtype)
 
     def convert(self, network: nn.Module) -> nn.Module:
-        model = convert(network, self.bits, example=self.inputs() if self.example else None, **self.options)
+        model = convert(network, self.bits, example=self.inputs() if self.example else None, **specs(**self.options))
         if self.layer_bits:
             set_layer_bits(model, {name: self.layer_bits for name in list(round_clamp_layers(model))[:1]})
         return model
@@ -276,7 +277,7 @@ def conversions(draw, quantizers=("learned", "double-rounding", "any-precision",
         options |= {"form": draw(st.sampled_from(("offset", "sign-magnitude"))),
                     "normalise": draw(_mostly("max", "tanh"))}
         layer_bits = draw(_mostly(None, *range(1, 9)))
-    rules = ({"activations": False},) if quantizer == "any-precision" else ({"activations": False}, {"signed": True})
+    rules = ({"activations": Float()},) if quantizer == "any-precision" else ({"activations": Float()}, {"activations": Learned(signed=True)})
     options["rules"] = draw(_mostly((), *((("*", rule),) for rule in rules)))
     return {"bits": tuple(sorted(bits, reverse=True)), "example": draw(st.booleans()), "layer_bits": layer_bits,
             "options": options}

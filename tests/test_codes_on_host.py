@@ -1,15 +1,12 @@
-"""The CUDA loops of the integer ops, run on the host: indexing, rows, tails, alignment - all but threads and launches."""
+"""The CUDA loops of the integer ops, run on the host: indexing, rows, tails, alignment, all but launches."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import oracles
 import pytest
 import torch
+from running import host_library
 
-ROOT = Path(__file__).resolve().parent.parent
 I64, INT, PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 
 
@@ -21,15 +18,7 @@ class Arguments(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("host") / "codes_on_host.so"
-    include = Path(torch.__file__).parent / "include"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
-                    "-fno-sanitize-recover", f"-I{ROOT / 'csrc'}", "-isystem", include,
-                    ROOT / "tests/codes_on_host.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    return host_library("codes_on_host", tmp_path_factory)
 
 
 def call(host, name, source, shape, dtype, out_shape, *, bits=(8, 8), half_even=True, threads=1, aligned=True,

@@ -119,16 +119,6 @@ def test_memory_formats_empty_and_nan(device):
     assert bad[:, 2].all() and bad.sum() == bad[:, 2].numel()
 
 
-def test_repeats_whatever_the_threads(device):
-    quant, ref = make((3, 40_001), torch.float32, device)
-    first, threads = mbq.correct_weight_bias(quant, ref), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert torch.equal(first, mbq.correct_weight_bias(quant, ref))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_a_reference_of_another_dtype(device):
     quant, ref = make((4, 50), torch.float32, device)
     assert mbq.correct_weight_bias(quant.bfloat16(), ref).dtype == torch.bfloat16

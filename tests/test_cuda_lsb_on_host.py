@@ -1,19 +1,16 @@
 """The CUDA loops of the ops on least significant bits, run on the host: everything but warps and launches."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import oracles
 import pytest
 import torch
+from running import host_library
 from test_cuda_on_host import SHAPES
 from test_round_clamp import forms
 
 import mbq_kernels as mbq
 
-ROOT = Path(__file__).resolve().parent.parent
 I64, PTR, INT, BOOL = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
 POINTERS = ["x", "to", "grad", "grad_x", "limit", "grad_penalty", "counts"]
 
@@ -25,15 +22,7 @@ class Arguments(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("host") / "cuda_lsb_on_host.so"
-    include = Path(torch.__file__).parent / "include"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
-                    "-fno-sanitize-recover", f"-I{ROOT / 'csrc'}", "-isystem", include,
-                    ROOT / "tests/cuda_lsb_on_host.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    return host_library("cuda_lsb_on_host", tmp_path_factory)
 
 
 class Run:

@@ -1,17 +1,14 @@
 """The CUDA loops, run on the host: indexing, heads and tails, alignment, sums - everything but warps and launches."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import oracles
 import pytest
 import torch
+from running import host_library
 
 import mbq_kernels as mbq
 
-ROOT = Path(__file__).resolve().parent.parent
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
 FIELDS = ["x", "others", "grad_x", "scale", "shift", "unit", "floor", "lo", "hi", "scale_sums", "shift_sums"]
 
@@ -23,15 +20,7 @@ class Arguments(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("host") / "cuda_on_host.so"
-    include = Path(torch.__file__).parent / "include"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
-                    "-fno-sanitize-recover", f"-I{ROOT / 'csrc'}", "-isystem", include,
-                    ROOT / "tests/cuda_on_host.cpp", "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = host_library("cuda_on_host", tmp_path_factory)
     loaded.channel_sum.restype, loaded.tasks.restype = ctypes.c_double, I64
     return loaded
 

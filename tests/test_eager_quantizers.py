@@ -1,8 +1,8 @@
 """The eager rival computes what the kernel computes."""
 
+import eager_quantizers as eager
 import pytest
 import torch
-import eager_quantizers as eager
 
 import mbq_kernels
 

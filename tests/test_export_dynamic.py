@@ -1,9 +1,11 @@
+from mbq_train import Learned
+
 """torch.export with sizes that change: every public op, converted and deployed layers, strict and not."""
 
 import mbq_train
 import pytest
 import torch
-from networks import one_thread  # noqa: F401
+from networks import one_thread, specs  # noqa: F401
 from torch import nn
 from torch.export import Dim
 
@@ -150,8 +152,8 @@ def layers(kind):
 def test_networks(kind, form, strict):
     """Also more rows than a deployed linear layer multiplies from its codes where it runs eagerly."""
     network, specification = layers(kind)
-    options = {"learn_offset": True} if form == "learned offset" else {"quantizer": "double-rounding"}
-    model = mbq_train.convert(network, (8, 4), keep_float=(), **options)
+    options = {"activations": Learned(offset=True)} if form == "learned offset" else {"quantizer": "double-rounding"}
+    model = mbq_train.convert(network, (8, 4), keep_float=(), **specs(**options))
     x, = at({"n": 4, "m": 12}, [specification])
     mbq_train.initialise(model, x)
     model = mbq_train.deploy(model.eval(), layout=form) if form in ("codes", "planes") else model.eval()

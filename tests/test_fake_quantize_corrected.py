@@ -175,18 +175,6 @@ def test_float64_and_out_dtype():
     assert half.dtype == torch.bfloat16
 
 
-def test_repeats_whatever_the_threads(device, backend):
-    interpreted = backend == "triton" and device == "cpu"  # where only the sums behind a kernel have threads
-    x, scales, _ = make((3, 401 if interpreted else 40_001), 0, torch.float32, device)
-    call = lambda: mbq.fake_quantize_corrected(x, scales, bits=BITS, axis=0)  # noqa: E731
-    first, threads = call(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
-    finally:
-        torch.set_num_threads(threads)
-
-
 X, S = torch.randn(3, 4), torch.ones(3)
 ERRORS = [
     ({"axis": 0, "correct_axis": 1}, ValueError, "axis must be None or correct_axis, 1, got 0"),

@@ -1,5 +1,6 @@
-"""What Triton made of its kernels, read without a GPU: wide accesses, no spills, no contraction."""
+"""What Triton made of the kernels of every op, read without a GPU: wide accesses, no spills, no contraction."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -9,60 +10,78 @@ import sys
 from pathlib import Path
 
 import pytest
-
+from manifest import MANIFEST
 
 TESTS = Path(__file__).resolve().parent
-ELEMENTS = 8  # of a thread in a Triton kernel
+CAPABILITIES = (80, 90, 100)
+SHARED = 99 * 1024  # the least shared memory of a GPU these run on
+every_op = pytest.mark.parametrize("op", [op.name for op in MANIFEST.values() if callable(op.aot)])
 
 
-def compiled_kernels(program):
-    """What a program beside this file prints of the Triton kernels that it compiles."""
+@functools.cache
+def compiled_kernels():
+    """What aot.py prints of all Triton kernels: a process of its own, because here Triton interprets."""
     if not importlib.util.find_spec("triton"):
         pytest.skip("triton is not installed")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, TESTS / program], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, TESTS / "aot.py"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def check_wide_and_exact(kernels, count):
-    """`count` kernels for each architecture, which move all in 16 bytes, contract nothing and spill nothing."""
-    assert {c: sum(k["name"][0] == c for k in kernels) for c in (80, 90, 100)} == dict.fromkeys((80, 90, 100), count)
-    for kernel in kernels:
-        moved = wide_bytes(kernel["loads"]), wide_bytes(kernel["stores"])
-        assert moved == (kernel["reads"], kernel["writes"]), kernel["name"]
-        assert kernel["fma"] == [] and kernel["local"] == [], kernel["name"]
-        assert kernel["stack"] and not any(kernel["stack"]), kernel["name"]
-
-
-@pytest.fixture(scope="module")
-def triton_kernels():
-    return compiled_kernels("aot_triton.py")
-
-
-def test_triton_compiles_for_every_architecture(triton_kernels):
-    by_capability = {c: sum(k["name"][0] == c for k in triton_kernels) for c in (80, 90, 100)}
-    assert by_capability == {80: 124, 90: 124, 100: 124}
-
-
-def test_triton_moves_16_bytes_at_once(triton_kernels):
-    """All of x, the gradients and the results; scales, offsets and sums may be narrow."""
-    size = {"*fp32": 4, "*bf16": 2, "*fp16": 2}
-    for kernel in triton_kernels:
-        *_, direction, _, _, x, y, levels, _ = kernel["name"]
-        x_bytes, y_bytes = ELEMENTS * size[x], levels * ELEMENTS * size[y]
-        expected = (x_bytes, y_bytes) if direction == "forward" else (x_bytes + y_bytes, x_bytes)
-        assert (wide_bytes(kernel["loads"]), wide_bytes(kernel["stores"])) == expected, kernel["name"]
-        assert not [op for op in kernel["loads"] if op.endswith((".b16", ".b8"))], kernel["name"]
+@pytest.fixture
+def kernels(op):
+    """(variant, what became of it) of every compiled kernel of an op: each variant for each architecture."""
+    rows = [row for row in compiled_kernels() if row["op"] == op]
+    variants = {variant.name: variant for variant in MANIFEST[op].variants()}
+    assert len(variants) == len(MANIFEST[op].variants()), "two variants of one name"
+    assert sorted((row["variant"], row["capability"]) for row in rows) == sorted(
+        (variant, capability) for variant in variants for capability in CAPABILITIES)
+    return [(variants[row["variant"]], row) for row in rows]
 
 
 def wide_bytes(accesses):
     """Bytes that a thread moves in accesses of at least 16."""
-    sizes = (int(match[1]) * int(match[2]) // 8 for op in accesses if (match := re.search(r"\.v(\d)\.b(\d+)$", op)))
+    found = (re.search(r"\.v(\d)\.b(\d+)$", access) for access in accesses)
+    sizes = (int(match[1]) * int(match[2]) // 8 for match in found if match)
     return sum(size for size in sizes if size >= 16)
 
 
-def test_triton_neither_spills_nor_contracts(triton_kernels):
-    for kernel in triton_kernels:
-        assert kernel["fma"] == [] and kernel["local"] == [], kernel["name"]
-        assert kernel["stack"] and not any(kernel["stack"]), kernel["name"]
+@every_op
+def test_moves_16_bytes_at_once(op, kernels):
+    """All of x, the gradients and the results; scales, offsets and sums may be narrow."""
+    for variant, row in kernels:
+        what = op, variant.name, row["capability"]
+        loads = wide_bytes(row["loads"]) + sum(size for size in row["copies"] if size == 16)
+        stores = wide_bytes(row["stores"])
+        enough = loads >= variant.reads and stores >= variant.writes
+        exact = (loads, stores) == (variant.reads, variant.writes)
+        assert enough if variant.at_least else exact, (what, loads, stores)
+        assert not [load for load in row["loads"] if load.endswith(variant.no_loads)], what
+        if variant.all_wide:
+            assert set(row["copies"]) <= {16} and not [load for load in row["loads"] if ".v4." not in load], what
+
+
+@every_op
+def test_neither_spills_nor_wants_more_shared_memory_than_there_is(op, kernels):
+    for variant, row in kernels:
+        what = op, variant.name, row["capability"]
+        assert row["local"] == [] and row["stack"] and not any(row["stack"]), what
+        assert row["shared"] <= SHARED, what
+
+
+@every_op
+def test_does_not_contract(op, kernels):
+    for variant, row in kernels:
+        assert variant.contracts or row["fma"] == [], (op, variant.name, row["capability"])
+
+
+@pytest.mark.parametrize("op", ["sample_grad_norm_linear", "sample_grad_norm_conv2d"])
+def test_products_are_on_tensor_cores(op, kernels):
+    found = [(variant, row) for variant, row in kernels if variant.tensor_cores]
+    assert found
+    for variant, row in found:
+        kind = variant.tensor_cores
+        kind = "f16" if row["capability"] == 100 and kind == "bf16" else kind  # tcgen05 names both 16-bit types so
+        what = op, variant.name, row["capability"]
+        assert any(kind in product and "mma" in product for product in row["tensor_cores"]), what

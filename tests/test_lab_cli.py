@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from mbq_lab import Options
-from mbq_lab.command.app import app
 from mbq_lab.command import progress
+from mbq_lab.command.app import app
 from networks import interruptible, one_thread  # noqa: F401
 from typer.testing import CliRunner
 

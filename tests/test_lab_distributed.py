@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from mbq_lab import Options, train_run
+from mbq_lab.runs import networks as run_networks
+from mbq_lab.runs import run
 from mbq_train import own_layer_bits
-from mbq_lab.runs import networks as run_networks, run
 from networks import one_thread  # noqa: F401
 from safetensors.torch import load_file
 from small_data import halves

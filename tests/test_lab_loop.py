@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from mbq_lab import Options, evaluate
-from mbq_train import TrainingError, convert, initialise, parameter_groups, set_bits
-from mbq_train.batches import Batch
-from mbq_train.quantize import quantizers
-from mbq_train.quantize.bits import bit_states
-from mbq_train.quantize.weight_bank import WeightBank
-from mbq_train.training import distillation, steps
 from mbq_lab.training.loop import Training, stepper_of
 from mbq_lab.training.optimizers import build_optimizer, rate_at
+from mbq_train import TrainingError, convert, initialise, parameter_groups, set_bits
+from mbq_train.batches import Batch
+from mbq_train.quantize import learned
+from mbq_train.quantize.bits import bit_states
+from mbq_train.quantize.quantizer import quantizers
+from mbq_train.quantize.weight_bank import WeightBank
+from mbq_train.training import distillation, steps
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
 from networks import one_thread, tiny_model  # noqa: F401
 from small_data import halves
@@ -103,16 +104,16 @@ def test_the_weight_bank_changes_nothing_but_the_order_of_a_sum(data, autocast):
 
 def test_the_weight_bank_quantizes_once_a_step_and_lets_its_copies_go(data, monkeypatch):
     calls = []
-    foreach = quantizers.mbq_kernels.fake_quantize_foreach
+    foreach = learned.mbq_kernels.fake_quantize_foreach
 
     def watch(weights, *rest, **options):
         calls.append(len(weights))
         return foreach(weights, *rest, **options)
 
-    monkeypatch.setattr(quantizers.mbq_kernels, "fake_quantize_foreach", watch)
+    monkeypatch.setattr(learned.mbq_kernels, "fake_quantize_foreach", watch)
     model = convert(tiny_model(), BITS)
     train(model, data, schedule="accumulate", weight_bank=True, batch_size=30)
-    quantized = [module for module in model.modules() if isinstance(module, quantizers.WeightQuantizer)]
+    quantized = [module for module in model.modules() if isinstance(module, learned.WeightQuantizer)]
     assert calls == [len(quantized)] * 2 and not any(quantizer.held for quantizer in quantized)
     elements = sum(model[i].weight.numel() for i in (3,))
     assert WeightBank(model, BITS).nbytes == 2 * len(BITS) * 4 * elements
@@ -134,7 +135,7 @@ def test_scales_stay_positive_at_a_rate_that_overshoots(data):
     model = convert(tiny_model(), BITS)
     train(model, data, epochs=2, learning_rate=1.0)
     found = [(scale, quantizer.scale(int(b)), quantizer.scale_floors[b])
-             for quantizer in quantizers.quantizers(model)
+             for quantizer in quantizers(model)
              for b, scale in quantizer.scales.items()]
     assert len(found) == 6 and all((parameter > 0).all() and (scale > 0).all() for parameter, scale, _ in found)
     assert any((scale == floor).any() for _, scale, floor in found)  # the clamp was needed

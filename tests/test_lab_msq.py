@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 from mbq_lab import Options, resume_run, train_run
-from mbq_train import convert
 from mbq_lab.command.app import app
-from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers, set_layer_bits
 from mbq_lab.recipes.msq import Msq
 from mbq_lab.recipes.msq.bank import LsbBank
 from mbq_lab.recipes.msq.pruner import Pruner
 from mbq_lab.runs import networks as run_networks
+from mbq_lab.runs.networks import load_data_and_network
 from mbq_lab.runs.sensitivity import sensitivity_of_run
 from mbq_lab.training import traces
-from mbq_lab.runs.networks import load_data_and_network
+from mbq_lab.training.loop import Training
+from mbq_train import RoundClamp, convert
+from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers, set_layer_bits
 from mbq_train.sensitivity import Trace
 from mbq_train.training.divergence import TrainingError
-from mbq_lab.training.loop import Training
-from networks import interruptible, one_thread, small_network, tiny_model  # noqa: F401
+from networks import interruptible, one_thread, small_network, specs, tiny_model  # noqa: F401
 from small_data import Told, halves
 from torch import nn
 from typer.testing import CliRunner
@@ -45,7 +45,7 @@ def pruner(target=1e9, floor=1, bits=None):
 
 
 def network(bits=8, **options):
-    return convert(small_network(), (bits,), quantizer="round-clamp", keep_float=(), **options)
+    return convert(small_network(), (bits,), keep_float=(), **specs(quantizer="round-clamp", **options))
 
 
 def test_compression_is_bsqs():
@@ -208,7 +208,7 @@ def test_a_run_stopped_while_it_prunes_goes_on_bit_for_bit(tiny_run, tmp_path, m
 
 
 def test_traces_are_measured_once_for_the_same_weights(tiny_run, tmp_path, data):
-    model = convert(tiny_model(), (8,), quantizer="round-clamp", keep_float=())
+    model = convert(tiny_model(), (8,), keep_float=(), weights=RoundClamp())
     first = traces.float_traces(model, data, tiny_run, folder=tmp_path)
     kept = json.loads((tmp_path / "sensitivity.json").read_text())
     kept["layers"]["0"]["value"] = 123.0
@@ -292,7 +292,7 @@ def test_layers_that_share_a_weight_are_each_stored(data):
         def forward(self, x):
             return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
 
-    model = convert(Shared(), (8,), quantizer="round-clamp", keep_float=())
+    model = convert(Shared(), (8,), keep_float=(), weights=RoundClamp())
     training = Training(model, data, (8,), replace(SMALL, epochs=6), recipe=Msq)
     training.run()
     bits, summary = training.recipe.pruner.bits, training.recipe.summary()

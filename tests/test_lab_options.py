@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from mbq_lab import Options
-from mbq_lab.options import RECIPES
+from mbq_lab.options import RECIPE_DEFAULTS
 from mbq_lab.recipes import recipe_type, registry
 
 
@@ -53,7 +53,7 @@ def test_bits_may_be_given_from_low_to_high_with_the_float_path():
 
 
 def test_a_recipe_has_defaults_that_what_is_given_overrides(monkeypatch):
-    monkeypatch.setitem(RECIPES, "plain", {"epochs": 7, "distill": 0.5})
+    monkeypatch.setitem(RECIPE_DEFAULTS, "plain", {"epochs": 7, "distill": 0.5})
     assert Options.for_recipe("plain", epochs=3) == replace(Options(), epochs=3, distill=0.5)
     assert Options(recipe="plain").epochs == 30
     with pytest.raises(ValueError, match="options: recipe must be one of .*did you mean 'plain'"):
@@ -61,7 +61,7 @@ def test_a_recipe_has_defaults_that_what_is_given_overrides(monkeypatch):
 
 
 def test_every_recipe_of_the_options_exists():
-    assert {name: recipe_type(name) for name in RECIPES} == registry.RECIPES
+    assert {name: recipe_type(name) for name in RECIPE_DEFAULTS} == registry.RECIPES
 
 
 @pytest.mark.parametrize("change, match", [

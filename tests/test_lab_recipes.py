@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from mbq_lab import Options, evaluate, resume_run, train_run
-from mbq_train import convert
 from mbq_lab.recipes import registry
-from mbq_lab.training.recipe import Recipe
 from mbq_lab.runs import networks as run_networks
-from mbq_train.checkpoint import load_metadata
 from mbq_lab.training.interrupt import Interrupted, StopRequest
 from mbq_lab.training.loop import Training
+from mbq_lab.training.recipe import Recipe
+from mbq_train import convert
+from mbq_train.checkpoint import load_metadata
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import Told, halves
 

@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mbq_lab import Options, resume_run, train_run
-from mbq_train import load_checkpoint
+from mbq_lab import Options, evaluate_run, resume_run, train_run
 from mbq_lab.runs import networks as run_networks
-from mbq_train.checkpoint import load_metadata
-from mbq_lab import evaluate_run
 from mbq_lab.training.interrupt import Interrupted, stop_requests
+from mbq_train import load_checkpoint
+from mbq_train.checkpoint import load_metadata
 from networks import interruptible, one_thread  # noqa: F401
 from small_data import Told, halves
 from torch import nn

@@ -7,13 +7,13 @@ import pyarrow.parquet
 import pytest
 import torch
 from mbq_lab import dry_run, evaluate_run, train_run
-from mbq_train import adapt_bn, convert, initialise, score_images, set_bits
 from mbq_lab.command.app import app
-from mbq_lab.runs.linear_probe import linear_probe
-from mbq_train.coreset.transfer import gradient_angles
 from mbq_lab.options import Options
 from mbq_lab.runs import networks as run_networks
+from mbq_lab.runs.linear_probe import linear_probe
 from mbq_lab.runs.networks import load_data_and_network
+from mbq_train import AnyPrecision, adapt_bn, convert, initialise, score_images, set_bits
+from mbq_train.coreset.transfer import gradient_angles
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import halves
 from typer.testing import CliRunner
@@ -92,7 +92,7 @@ def test_transfer_writes_angles_and_probes(run):
 
 
 def trained(batch_norm="shared"):
-    model = convert(tiny_model(), BITS[1:], quantizer="any-precision", batch_norm=batch_norm)
+    model = convert(tiny_model(), BITS[1:], batch_norm=batch_norm, weights=AnyPrecision())
     initialise(model, next(halves().test_batches(20)).images)
     return model
 

@@ -2,21 +2,13 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from running import run_python
 
 import mbq_kernels as mbq
 from mbq_kernels import _library, info
-
-
-def run_python(code, **environment):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MBQ_") and k != "TRITON_INTERPRET"} | environment
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_compiled_library_is_the_default_on_the_cpu():

@@ -5,6 +5,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from running import threads
 from test_extract_lsb import BAD_K
 from test_round_clamp import BAD_X, forms, near_edges, weights_near_edges
 
@@ -117,13 +118,10 @@ def test_float64(backend):
 def test_large_counts_are_exact_and_repeat(device, backend):
     shape = (3, 40011) if backend == "triton" else (3, 400011)
     x, limit = lsb_oracles.make(shape, None)
-    results, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 3):
+        with threads(count):
             results.append([t.item() for t in mbq.lsb_penalty(x.to(device), bits=8, k=3, limit=limit.to(device))])
-    finally:
-        torch.set_num_threads(threads)
     assert results[0] == results[1] == list(expected(x, limit, None, 8, 3))
 
 

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import quantization_time as profile
 import torch
 from mbq_lab import Options
-from mbq_train import convert, initialise
-from quantization_time import quantization_time
-import quantization_time as profile
 from mbq_lab.runs.memory_estimate import estimate_memory
-from networks import one_thread, tiny_model  # noqa: F401
+from mbq_train import convert, initialise
+from networks import one_thread, specs, tiny_model  # noqa: F401
+from quantization_time import quantization_time
 from torch import nn
 
 BITS = (8, 4, 2)
@@ -33,7 +33,7 @@ def test_quantization_time_covers_every_quantizer_at_every_bit_width(images):
 @pytest.mark.parametrize("options", [{}, {"normalise": "tanh"}, {"form": "sign-magnitude"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantization_time_of_round_clamp_with_layers_of_zeros_and_frozen_ones(images, options, dtype):
-    model = convert(tiny_model(), (8, 2), quantizer="round-clamp", keep_float=(), **options).to(dtype)
+    model = convert(tiny_model(), (8, 2), keep_float=(), **specs(quantizer="round-clamp", **options)).to(dtype)
     first, second = (module for module in model if isinstance(module, nn.Conv2d))
     nn.init.zeros_(first.weight)
     second.weight.requires_grad_(False)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracles import DTYPES
+from running import threads
 from sample_norms import assert_norms, peak_memory
 
 import mbq_kernels as mbq
@@ -157,12 +158,8 @@ def test_memory_is_that_of_tiles(backend, monkeypatch, gram):
         pytest.skip("the reference forms a sample's gradient, and the interpreter is not what runs on a GPU")
     force(monkeypatch, gram)
     _, a, g, op = make("cpu", (512, 512, (22, 22), {"kernel_size": 3, "padding": 1}), samples=4)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         assert peak_memory(lambda: op(a, g)) <= 6 * 2**20
-    finally:
-        torch.set_num_threads(threads)
 
 
 A, G = torch.randn(2, 4, 6, 6), torch.randn(2, 6, 4, 4)

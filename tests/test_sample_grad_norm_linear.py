@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracles import DTYPES
+from running import threads
 from sample_norms import assert_norms, peak_memory
 
 import mbq_kernels as mbq
@@ -167,12 +168,8 @@ def test_memory_is_that_of_tiles(backend, gram, dtype):
     if backend != "cpu":
         pytest.skip("the reference forms a sample's gradient, and the interpreter is not what runs on a GPU")
     a, g = make("cpu", 6, (2048,), 1024, 1024, dtype)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # each has its own tiles
+    with threads(1):  # each has its own tiles
         assert peak_memory(lambda: raw(a, g, gram=gram)) <= 6 * 2**20
-    finally:
-        torch.set_num_threads(threads)
     gradients = peak_memory(lambda: torch.einsum("nti,nto->noi", a, g).square())
     assert gradients >= a.element_size() * 6 * 2**20  # so the measure sees what it must not find above
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from mbq_train import (
+    AnyPrecision,
     BitState,
+    DoubleRounding,
     DoubleRoundingQuantizer,
+    Learned,
     WeightBank,
     WeightQuantizer,
     add_bits,
@@ -18,9 +21,9 @@ from mbq_train import (
     initialise,
     set_bits,
 )
-from quantization_time import quantization_time
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight, normalised
-from networks import one_thread, small_network  # noqa: F401
+from networks import one_thread, small_network, specs  # noqa: F401
+from quantization_time import quantization_time
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -83,7 +86,7 @@ def test_activations_are_clamped_to_a_unit_and_rounded(bits):
 
 def test_negative_inputs_warn_once_in_training():
     quantizer = AnyPrecisionActivation(BitState(BITS), layer_name="block")
-    with pytest.warns(RuntimeWarning, match="block: inputs are negative.*the quantizer 'learned' keeps them"):
+    with pytest.warns(RuntimeWarning, match="block: inputs are negative.*Learned\(\) activations keep them"):
         quantizer(torch.tensor([-1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -126,7 +129,7 @@ def test_corrected_weights_have_the_moments_of_the_float_ones(weight, name, bits
                                                    ("double-rounding", True)])
 def test_weight_bank_profile_and_untrained_bits(images, quantizer, correction):
     bits = (8, 4, 2)
-    model = convert(small_network(), bits, quantizer=quantizer, weight_correction=correction, batch_norm="shared")
+    model = convert(small_network(), bits, batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction))
     initialise(model, images)
     bank = WeightBank(model, (32, *bits))
     bank.fill()
@@ -144,7 +147,7 @@ def test_weight_bank_profile_and_untrained_bits(images, quantizer, correction):
 
 
 def test_compiled_network_has_the_eager_values(images):
-    model = convert(small_network(), BITS, quantizer="any-precision", weight_correction=True, batch_norm="shared")
+    model = convert(small_network(), BITS, batch_norm="shared", weights=AnyPrecision(correction=True))
     model.eval()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -165,7 +168,7 @@ def test_autocast_gives_bfloat16(weight):
 @pytest.mark.parametrize("quantizer", ["any-precision", "learned"])
 @pytest.mark.parametrize("correction", [False, True])
 def test_a_store_gives_back_the_weights_with_the_correction_folded_in(images, tmp_path, quantizer, correction):
-    model = convert(small_network(), BITS, quantizer=quantizer, weight_correction=correction, batch_norm="shared")
+    model = convert(small_network(), BITS, batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction))
     initialise(model, images)
     for bits in BITS:
         export_store(model, tmp_path / "store", bits=bits)
@@ -182,16 +185,16 @@ def test_a_store_gives_back_the_weights_with_the_correction_folded_in(images, tm
 
 
 def test_what_does_not_fit_is_an_error(images, tmp_path):
-    with pytest.raises(ValueError, match="learn_offset and activation_bits must be off with quantizer 'any-precision'"):
-        convert(small_network(), BITS, quantizer="any-precision", learn_offset=True)
-    with pytest.raises(ValueError, match="7: signed and learn_offset must be off with any-precision quantizers"):
-        convert(small_network(), BITS, quantizer="any-precision", rules=[("7", {"signed": True})])
-    with pytest.raises(TypeError, match="weight_correction must be True or False, got 1"):
-        convert(small_network(), BITS, weight_correction=1)
-    model = convert(small_network(), (8, 4), quantizer="any-precision")
+    with pytest.raises(ValueError, match="learn_offset must be left alone unless quantizer is learned, got True"):
+        specs(quantizer="any-precision", learn_offset=True)
+    with pytest.raises(ValueError, match="activations must leave correction of AnyPrecision alone"):
+        convert(small_network(), BITS, activations=AnyPrecision(correction=True))
+    with pytest.raises(TypeError, match="correction must be True or False, got 1"):
+        convert(small_network(), BITS, weights=Learned(correction=1))
+    model = convert(small_network(), (8, 4), weights=AnyPrecision())
     with pytest.raises(ValueError, match="export_store: bits must be one of 8, 4, at which 3 was trained, got 3"):
         export_store(model, tmp_path / "store", bits=3)
-    corrected = convert(small_network(), (8, 4), quantizer="double-rounding", weight_correction=True)
+    corrected = convert(small_network(), (8, 4), weights=DoubleRounding(correction=True))
     initialise(corrected, images)
     with pytest.raises(ValueError, match="weight correction, which differs between bit-widths"):
         export_store(corrected, tmp_path / "store")
@@ -206,9 +209,9 @@ def test_a_network_made_on_the_meta_device_computes_once_its_state_is_loaded(emp
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
     torch.manual_seed(0)
-    model, x = convert(network(), (8, 2), quantizer="any-precision"), torch.rand(5, 4)
+    model, x = convert(network(), (8, 2), weights=AnyPrecision()), torch.rand(5, 4)
     with torch.device("meta"):
-        other = convert(network(), (8, 2), quantizer="any-precision")
+        other = convert(network(), (8, 2), weights=AnyPrecision())
     other = other.to_empty(device="cpu") if empty else other
     other.load_state_dict(model.state_dict(), assign=not empty)
     for bits in (8, 2):

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from mbq_train import QuantLinear, convert, set_bits
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train import Learned, QuantLinear, convert, set_bits
+from mbq_train.quantize.quantizer import quantizers
 from networks import one_thread  # noqa: F401
 from torch import nn
 
@@ -20,7 +20,7 @@ def attention(training=False, **options):
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.copy_(torch.randn_like(parameter) / 2)
-    model = convert(nn.Sequential(copy.deepcopy(source)), BITS, keep_float=(), rules=[("0", {"signed": True})])
+    model = convert(nn.Sequential(copy.deepcopy(source)), BITS, keep_float=(), rules=[("0", {"activations": Learned(signed=True)})])
     return source, model
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from mbq_train import WeightBank, at_bits, convert, initialise, set_bits
-from networks import one_thread  # noqa: F401
+from networks import one_thread, specs  # noqa: F401
 from torch import nn
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -44,7 +44,7 @@ RUNS = {
 def gradients(run, *, bank=False, first_values=True, **options):
     """Gradients by name of the summed losses of both bit-widths, whose backward comes when both forwards are over."""
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    model = convert(network(), BITS, **options)
+    model = convert(network(), BITS, **specs(**options))
     if first_values:
         initialise(model, x)
     weights = WeightBank(model, BITS) if bank else None

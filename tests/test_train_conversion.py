@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mbq_train import QuantConv2d, QuantLinear, convert, plan_conversion
+from mbq_train import DoubleRounding, Float, Learned, QuantConv2d, QuantLinear, convert, plan_conversion
 from networks import encoder_network, llama_network, one_thread, small_network, vision_transformer  # noqa: F401
 from torch import nn
 
@@ -169,7 +169,7 @@ def test_an_example_may_pad():
     ([(nn.Linear, "quantize")], {"3", "7", "9"}),
     ([("*", "quantize"), ("[03]", "float")], {"7", "9"}),
     ([("*", "float"), (nn.Linear, "quantize"), ("9", "float")], {"7"}),
-    ([("9", {"signed": True})], {"3", "7"}),
+    ([("9", {"activations": Learned(signed=True)})], {"3", "7"}),
 ], ids=lambda value: str(sorted(value) if isinstance(value, set) else value))
 def test_later_rules_win_over_earlier_ones_and_keep_float(rules, quantized):
     plan = plan_conversion(small_network(), rules=rules)
@@ -179,13 +179,15 @@ def test_later_rules_win_over_earlier_ones_and_keep_float(rules, quantized):
 
 
 def test_options_of_rules_reach_the_quantizers():
-    model = convert(small_network(), learn_offset=True, keep_float=("first",), rules=[
-        ("*", {"signed": True}), ("7", {"learn_offset": False}), (nn.Conv2d, {"signed": False}), ("0", "quantize"),
-        ("9", {"activations": False})])
+    model = convert(small_network(), keep_float=("first",), rules=[
+        ("*", {"activations": Learned(signed=True, offset=True)}), ("7", {"activations": Learned(signed=True)}),
+        (nn.Conv2d, {"activations": Learned(signed=False, offset=True)}), ("0", "quantize"),
+        ("9", {"activations": Float(), "weights": DoubleRounding()})], activations=Learned(bits=4))
     found = {name: (model[name].input_quantizer.signed, model[name].input_quantizer.offsets is not None)
              for name in (0, 3, 7)}
     assert found == {0: (False, True), 3: (False, True), 7: (True, False)}
     assert type(model[9].input_quantizer) is nn.Identity
+    assert model[9].weight_quantizer.switchable and not model[7].weight_quantizer.switchable
 
 
 class Mixed(nn.Module):
@@ -218,7 +220,7 @@ def test_the_report_names_everything_with_parameters_and_why():
     text = str(plan)
     assert all(name in text for name in told) and "84 of 340 parameters quantized (24.7%)" in text
     plan.apply()
-    assert str(plan) == text and plan.table().row_count == len(told)
+    assert str(plan) == text and len(plan.rows()) == len(told)
 
 
 def test_markup_in_names_is_shown_as_it_is():

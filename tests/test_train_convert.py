@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from mbq_lab import build_model
-from mbq_train import BitBatchNorm, QuantConv2d, QuantLinear, convert, parameter_groups, set_bits
+from mbq_train import BitBatchNorm, Learned, QuantConv2d, QuantLinear, convert, parameter_groups, set_bits
 from mbq_train.quantize.bits import bit_states
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train.quantize.quantizer import quantizers
 from networks import one_thread, small_network  # noqa: F401
 from torch import nn
 
@@ -72,7 +72,7 @@ def test_bit_widths_differ_and_lower_ones_are_further_from_float(images):
 
 
 def test_optimizer_built_after_convert_moves_every_scale(images):
-    model = convert(small_network(), learn_offset=True)
+    model = convert(small_network(), activations=Learned(offset=True))
     optimizer = torch.optim.SGD(parameter_groups(model, 0.1), lr=0.01)
     train_once(model, images)
     scales = {name: p.detach().clone() for name, p in model.named_parameters() if ".scales." in name}
@@ -83,7 +83,7 @@ def test_optimizer_built_after_convert_moves_every_scale(images):
 
 
 def test_scales_and_offsets_have_no_weight_decay():
-    model = convert(small_network(), learn_offset=True)
+    model = convert(small_network(), activations=Learned(offset=True))
     decayed, learned = parameter_groups(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], learned["weight_decay"]) == (0.1, 0.0)
@@ -149,8 +149,8 @@ def test_convert_refuses_bits(bits, error, match):
     ({"rules": [(3, "float")]}, TypeError, "match of a rule must be a name, a pattern or an nn.Module type, got 3"),
     ({"rules": [("3", "flaot")]}, ValueError, r"must be one of float, quantize, got 'flaot' \(did you mean 'float'"),
     ({"rules": [("3", None)]}, TypeError, "action of a rule must be 'float', 'quantize' or a dict, got None"),
-    ({"rules": [("3", {"sigend": True})]}, ValueError, r"option of a rule .* got 'sigend' .did you mean 'signed'"),
-    ({"rules": [("3", {"signed": 1})]}, TypeError, "option signed of a rule must be True or False, got 1"),
+    ({"rules": [("3", {"sigend": True})]}, ValueError, r"action of a rule must be one of activations, weights, got 'sigend'"),
+    ({"rules": [("3", {"activations": False})]}, TypeError, "activations must be a spec such as .*, got False"),
     ({"rules": [("33", "float")]}, ValueError, r"match of a rule must be one of 0, 3, 7, 9, got '33' \(did you mean"),
     ({"rules": [("1", "quantize")]}, ValueError, "must name a layer that can be quantized, got '1'; 1: a BatchNorm, "),
     ({"rules": [(nn.Conv1d, "float")]}, ValueError, r"got 'Conv1d' \(did you mean 'Conv2d'\?\)"),

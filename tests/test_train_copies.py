@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
-from mbq_train import set_bits
-from mbq_train.quantize.fake_quantizer import Quantizer
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train import Learned, set_bits
+from mbq_train.quantize.quantizer import quantizers
+from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 from networks import one_thread  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, step, trained
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,7 +26,7 @@ COPIES = {
     "exponential with buffers": lambda model: _averaged(model, multi_avg_fn=get_ema_multi_avg_fn(0.5),
                                                         use_buffers=True),
 }
-OPTIONS = {"learned": {}, "double-rounding": {"quantizer": "double-rounding"}, "offset": {"learn_offset": True},
+OPTIONS = {"learned": {}, "double-rounding": {"quantizer": "double-rounding"}, "offset": {"activations": Learned(offset=True)},
            "round-clamp": {"quantizer": "round-clamp"}, "any-precision": {"quantizer": "any-precision"}}
 
 
@@ -138,8 +138,8 @@ def test_scales_without_their_units_are_refused():
 
 def test_flags_are_read_only_after_they_were_written(monkeypatch):
     reads = []
-    read = Quantizer._read
-    monkeypatch.setattr(Quantizer, "_read", lambda quantizer: reads.append(quantizer) or read(quantizer))
+    read = ScaledQuantizer._read
+    monkeypatch.setattr(ScaledQuantizer, "_read", lambda quantizer: reads.append(quantizer) or read(quantizer))
     model, other = trained(), trained()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     outputs(model.train())

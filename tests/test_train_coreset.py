@@ -6,12 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 from mbq_lab import Options
-from mbq_train import CoresetSampler, GradNormScorer, convert, draw_rows, initialise, score_images, set_bits
-from mbq_train.coreset.sampling import coreset_size
-from mbq_train.coreset.scores import TddsScores, averaged
 from mbq_lab.recipes.emqnet import EmqNet
 from mbq_lab.training.interrupt import Interrupted, StopRequest
 from mbq_lab.training.loop import Training
+from mbq_train import (
+    AnyPrecision,
+    CoresetSampler,
+    GradNormScorer,
+    Learned,
+    convert,
+    draw_rows,
+    initialise,
+    score_images,
+    set_bits,
+)
+from mbq_train.coreset.sampling import coreset_size
+from mbq_train.coreset.scores import TddsScores, averaged
 from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
 from small_data import halves
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,7 +38,7 @@ def data():
 
 @pytest.fixture
 def model(data):
-    model = convert(tiny_model(), BITS[1:], quantizer="any-precision", weight_correction=True, batch_norm="shared")
+    model = convert(tiny_model(), BITS[1:], batch_norm="shared", weights=AnyPrecision(correction=True))
     initialise(model, next(data.test_batches(20)).images)
     return model
 
@@ -206,7 +216,7 @@ def test_every_bit_width_trains_on_its_own_coreset(data, model, options):
 @pytest.mark.parametrize("options", [{"rescore_every": 1}, {"score": "tdds", "score_epochs": 3}], ids=str)
 def test_a_stopped_run_draws_the_same_images(data, options):
     def go(stop_at):
-        model = convert(tiny_model(), BITS[1:], quantizer="any-precision", weight_correction=True, batch_norm="shared")
+        model = convert(tiny_model(), BITS[1:], batch_norm="shared", weights=AnyPrecision(correction=True))
         train, states, stop = training(model, data, **options), [], StopRequest()
         seen = drawn(train)
 
@@ -229,7 +239,7 @@ def test_a_stopped_run_draws_the_same_images(data, options):
 
 
 def test_the_recipe_on_a_transformer_with_learned_scales(data):
-    model, records = convert(vision_transformer(), BITS[1:], weight_correction=True), []
+    model, records = convert(vision_transformer(), BITS[1:], weights=Learned(correction=True)), []
     training(model, data, quantizer="learned").run(on_epoch=records.append)
     assert [record["epoch"] for record in records if "scores" in record] == [2]
     scores = score_images(model, data.still_batches(20), BITS)

@@ -7,18 +7,20 @@ import mbq_train
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import convert, set_bits
+from mbq_train import Float, convert, set_bits
 from mbq_train.deployment import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
 from mbq_train.deployment.switched_layers import MANY_ROWS
-from mbq_train.quantize.quantizers import WeightQuantizer
+from mbq_train.quantize.learned import WeightQuantizer
 from torch import nn
 
 TRAINED = (8, 6, 4, 2)
 LAYOUTS, ROUNDINGS = ("codes", "planes"), ("half_even", "half_up")
 
 
-class DoubleRounding(WeightQuantizer):
+class PlainDoubleRounding(WeightQuantizer):
     """What deploy needs of a DoubleRoundingQuantizer, in plain PyTorch: methods of the paper, eq. 1-3."""
+
+    switchable = True
 
     def __init__(self, bit_state, weight, *, rounding, **options):
         super().__init__(bit_state, weight, **options)
@@ -58,7 +60,7 @@ def trained(model=None, rounding="half_even", bits=TRAINED, **options):
     for layer in list(model.modules()):
         if hasattr(layer, "weight_quantizer"):
             old = layer.weight_quantizer
-            layer.weight_quantizer = DoubleRounding(old.bit_state, layer.weight, rounding=rounding,
+            layer.weight_quantizer = PlainDoubleRounding(old.bit_state, layer.weight, rounding=rounding,
                                                     layer_name=old.layer_name)
     return model
 
@@ -141,7 +143,7 @@ def test_bit_widths_that_were_not_trained(layout):
 
 def test_weights_alone_switch_to_every_bit_width():
     """Where nothing else depends on the bit-width, all from 2 to the highest can be chosen."""
-    model = trained(nn.Sequential(nn.Linear(20, 30)), bits=(8,), rules=[("*", {"activations": False})])
+    model = trained(nn.Sequential(nn.Linear(20, 30)), bits=(8,), rules=[("*", {"activations": Float()})])
     stored, x = deploy(copy.deepcopy(model)), torch.randn(3, 20)
     for bits in range(2, 9):
         set_bits(stored, bits)
@@ -150,7 +152,7 @@ def test_weights_alone_switch_to_every_bit_width():
 
 
 def test_many_rows_go_through_a_dequantized_weight(monkeypatch):
-    model = trained(nn.Sequential(nn.Linear(20, 30)), rules=[("*", {"activations": False})])
+    model = trained(nn.Sequential(nn.Linear(20, 30)), rules=[("*", {"activations": Float()})])
     stored, x = deploy(copy.deepcopy(model)), torch.randn(3, MANY_ROWS // 2, 20)
     calls = []
     monkeypatch.setattr("mbq_train.deployment.switched_layers.switched_linear",
@@ -161,7 +163,7 @@ def test_many_rows_go_through_a_dequantized_weight(monkeypatch):
 
 
 def test_float_weights_are_gone():
-    stored = deploy(trained(nn.Sequential(nn.Linear(4, 4)), rules=[("*", {"activations": False})]))
+    stored = deploy(trained(nn.Sequential(nn.Linear(4, 4)), rules=[("*", {"activations": Float()})]))
     set_bits(stored, 32)
     with pytest.raises(ValueError, match="bits must be between 2 and 8, got 32: a deployed network keeps no other"):
         stored(torch.randn(1, 4))
@@ -169,7 +171,7 @@ def test_float_weights_are_gone():
 
 def test_attention():
     attention, x = nn.MultiheadAttention(12, 3, batch_first=True), torch.randn(2, 5, 12)
-    model = trained(nn.Sequential(attention), rules=[("*", {"activations": False})]).eval()
+    model = trained(nn.Sequential(attention), rules=[("*", {"activations": Float()})]).eval()
     stored = deploy(copy.deepcopy(model))
     set_bits(model, 4)
     set_bits(stored, 4)
@@ -216,7 +218,7 @@ def test_gradient_of_the_input():
 
 
 def test_half_keeps_the_scale():
-    stored = deploy(trained(nn.Sequential(nn.Linear(9, 5)), rules=[("*", {"activations": False})]))
+    stored = deploy(trained(nn.Sequential(nn.Linear(9, 5)), rules=[("*", {"activations": Float()})]))
     scale, store = stored[0].scale.clone(), stored[0].store.clone()
     stored.half()
     assert stored[0].scale.dtype == torch.float32 and torch.equal(stored[0].scale, scale)
@@ -239,7 +241,7 @@ def test_state_survives_copies_and_files():
 
 
 def test_compiles_as_one_graph():
-    stored, x = deploy(trained(rules=[("*", {"activations": False})]).eval()), images()
+    stored, x = deploy(trained(rules=[("*", {"activations": Float()})]).eval()), images()
     with torch.no_grad():
         want = stored(x)
         torch.testing.assert_close(torch.compile(stored, fullgraph=True, backend="eager")(x), want)
@@ -255,6 +257,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="0 must have a DoubleRoundingQuantizer, got WeightQuantizer"):
         deploy(plain)
     model.linear.weight_quantizer.initialised.zero_()
-    with pytest.raises(RuntimeError, match="linear: DoubleRounding must have seen a training batch at 8 bits"):
+    with pytest.raises(RuntimeError, match="linear: PlainDoubleRounding must have seen a training batch at 8 bits"):
         deploy(model)
     assert not [m for m in model.modules() if isinstance(m, SwitchedConv2d)]

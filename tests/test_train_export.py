@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 import torch
 from mbq_lab import build_model
-from mbq_train import convert, export_onnx, initialise, load_checkpoint, save_checkpoint, set_bits
 from mbq_lab.command.app import app
+from mbq_train import (
+    DoubleRounding,
+    Float,
+    convert,
+    export_onnx,
+    initialise,
+    load_checkpoint,
+    save_checkpoint,
+    set_bits,
+)
 from mbq_train.deployment import deploy
 from mbq_train.export import export_store
-from networks import one_thread, small_network  # noqa: F401
+from networks import one_thread, small_network, specs  # noqa: F401
 from torch.testing._internal.two_tensor import TwoTensor
 from typer.testing import CliRunner
 
@@ -27,7 +36,7 @@ def images():
 
 def network(images, rounding="half_even", quantizer="double-rounding"):
     options = {"rounding": rounding} if quantizer == "double-rounding" else {}
-    model = convert(small_network(), BITS, quantizer=quantizer, batch_norm="shared", **options)
+    model = convert(small_network(), BITS, batch_norm="shared", **specs(quantizer=quantizer, **options))
     initialise(model, images)
     return model.eval()
 
@@ -77,7 +86,7 @@ def test_what_cannot_be_exported_is_an_error(images, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'codes'"):
         export_store(network(images), tmp_path / "store", layout="code")
     with pytest.raises(RuntimeError, match="must have seen a training batch"):
-        export_store(convert(small_network(), BITS, quantizer="double-rounding"), tmp_path / "store")
+        export_store(convert(small_network(), BITS, weights=DoubleRounding()), tmp_path / "store")
     for make in (lambda model: export_store(model, tmp_path / "store"), deploy):
         with pytest.raises(TypeError, match="weight of 3 must be float32, bfloat16 or float16, got torch.float64"):
             make(network(images).double())
@@ -90,7 +99,7 @@ def test_a_resnet18_is_small(tmp_path, classes, size, options, stored, packed):
     """Files with one BatchNorm a bit-width, as parts of the float network's."""
     model = build_model("resnet18", classes=classes, in_channels=3, image_size=(size, size))
     as_float = sum(tensor.nbytes for tensor in model.state_dict().values())
-    initialise(convert(model, BITS, quantizer="double-rounding", **options), torch.randn(2, 3, size, size))
+    initialise(convert(model, BITS, **specs(quantizer="double-rounding", **options)), torch.randn(2, 3, size, size))
     export_store(model, tmp_path / "store")
     mbq_store.switch(tmp_path / "store", 4, tmp_path / "low")
     assert 44e6 < as_float < 47e6
@@ -102,7 +111,7 @@ def test_a_layer_under_two_names_is_stored_under_both(tmp_path):
     """No float weight stays in the rest."""
     layer = torch.nn.Linear(6, 6)
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), layer, torch.nn.ReLU(), torch.nn.ModuleDict({"again": layer}))
-    model = convert(model, BITS, quantizer="double-rounding", keep_float=("0",), rules=[("1", {"activations": False})])
+    model = convert(model, BITS, keep_float=("0",), rules=[("1", {"activations": Float()})], weights=DoubleRounding())
     initialise(model[1], torch.randn(3, 6))
     export_store(model, tmp_path / "store")
     with mbq_store.open(tmp_path / "store") as store:
@@ -134,7 +143,7 @@ class Holder(torch.nn.Sequential):
 
 def holder(entry, is_extra=False):
     torch.manual_seed(0)
-    model = convert(Holder(entry, is_extra), (8,), quantizer="double-rounding")
+    model = convert(Holder(entry, is_extra), (8,), weights=DoubleRounding())
     initialise(model, torch.randn(3, 4))
     return model.eval()
 
@@ -215,7 +224,7 @@ def test_networks_converted_apart(images, tmp_path):
     parts = [network(images), network(images, "half_up")]
     with pytest.raises(ValueError, match="model must have one rounding in all layers, got half_even, half_up"):
         export_store(torch.nn.Sequential(*parts), tmp_path / "store")
-    other = convert(small_network(), (8, 4, 3), quantizer="double-rounding")
+    other = convert(small_network(), (8, 4, 3), weights=DoubleRounding())
     initialise(other, images)
     export_store(torch.nn.Sequential(parts[0], other), tmp_path / "store")
     with mbq_store.open(tmp_path / "store") as store:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mbq_lab import build_model
 from mbq_train import GradNormScorer, convert, initialise, set_bits
 from mbq_train.quantize.any_precision import AnyPrecisionWeight
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train.quantize.quantizer import quantizers
 from networks import (
     conv1d_network,
     depthwise_network,
@@ -17,6 +17,7 @@ from networks import (
     llama_network,
     one_thread,  # noqa: F401
     small_network,
+    specs,
 )
 from torch import nn
 
@@ -164,8 +165,7 @@ def test_layers_called_twice_and_a_bias_of_two_layers():
 
 
 def quantized_network(quantizer, correction=False, bits=2, **options):
-    model = convert(small_network(), (8, 2, 1) if quantizer != "double-rounding" else (8, 2), quantizer=quantizer,
-                    weight_correction=correction, batch_norm="shared", **options)
+    model = convert(small_network(), (8, 2, 1) if quantizer != "double-rounding" else (8, 2), batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction, **options))
     x, y = images()
     initialise(model, x)
     set_bits(model.eval(), bits)

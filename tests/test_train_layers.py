@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import convert, set_bits
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train import Float, Learned, convert, set_bits
+from mbq_train.quantize.quantizer import quantizers
 from networks import small_network
 from torch import nn
 
@@ -25,7 +25,7 @@ def images():
 def test_conv_options(kind, shape, options):
     conv = kind(4, 8, 3, **options)
     expected = copy.deepcopy(conv)
-    model = convert(nn.Sequential(conv), keep_float=(), rules=[("0", {"signed": True})])
+    model = convert(nn.Sequential(conv), keep_float=(), rules=[("0", {"activations": Learned(signed=True)})])
     x = torch.randn(shape)
     out = model(x)
     layer = model[0]
@@ -47,13 +47,13 @@ def test_linear_quantizes_weight_and_input():
 
 
 def test_a_rule_for_signed_inputs_keeps_negative_values():
-    model = convert(nn.Sequential(nn.Linear(5, 3)), keep_float=(), rules=[("0", {"signed": True})])
+    model = convert(nn.Sequential(nn.Linear(5, 3)), keep_float=(), rules=[("0", {"activations": Learned(signed=True)})])
     assert model[0].input_quantizer(torch.tensor([-1.0, 1.0])).min() < -0.5
 
 
 def test_weights_only():
     linear = nn.Linear(5, 3)
-    model = convert(nn.Sequential(linear), keep_float=(), rules=[("0", {"activations": False})])
+    model = convert(nn.Sequential(linear), keep_float=(), rules=[("0", {"activations": Float()})])
     x = torch.randn(4, 5)
     assert torch.equal(model(x), F.linear(x, model[0].weight_quantizer(linear.weight), linear.bias))
     assert len(quantizers(model)) == 1

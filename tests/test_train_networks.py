@@ -7,7 +7,7 @@ import torch
 from foreign import package
 from mbq_lab import build_model
 from mbq_train import convert, plan_conversion, set_bits
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train.quantize.quantizer import quantizers
 from networks import (  # noqa: F401
     conv1d_network,
     depthwise_network,

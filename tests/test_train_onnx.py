@@ -5,6 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import mbq_lab
 import mbq_train
 import numpy as np
 import onnx
@@ -12,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from mbq_lab import build_model
-from mbq_train import convert, deploy, export_onnx, initialise, set_bits
 from mbq_lab.command.app import app
+from mbq_train import Float, Learned, convert, deploy, export_onnx, initialise, set_bits
 from networks import (  # noqa: F401
     conv1d_network,
     depthwise_network,
@@ -21,6 +22,7 @@ from networks import (  # noqa: F401
     llama_network,
     one_thread,
     small_network,
+    specs,
     vision_transformer,
 )
 from onnx.reference import ReferenceEvaluator
@@ -33,7 +35,7 @@ def images(count=4, channels=1, size=8):
 
 
 def trained(model, example, bits=(8, 4, 2), **options):
-    model = convert(model, bits, **options)
+    model = convert(model, bits, **specs(**options))
     initialise(model, example)
     return model.eval()
 
@@ -82,7 +84,7 @@ NETWORKS = {
     "small": (small_network, images, {"bits": (8, 1)}),
     "small, double rounding": (small_network, images, {"quantizer": "double-rounding", "rounding": "half_up"}),
     "offsets": (small_network, images, {"learn_offset": True, "batch_norm": "shared", "bits": (3,)}),
-    "weights alone": (small_network, images, {"rules": [("*", {"activations": False})], "bits": (6,)}),
+    "weights alone": (small_network, images, {"rules": [("*", {"activations": Float()})], "bits": (6,)}),
     "depthwise": (depthwise_network, images, {"bits": (5,)}),
     "conv1d": (conv1d_network, lambda: torch.randn(4, 2, 16), {"bits": (8,), "learn_offset": True}),
     "llama": (llama_network, lambda: torch.randint(0, 7, (4, 6)), {"quantizer": "double-rounding", "bits": (4,)}),
@@ -116,7 +118,7 @@ class Kinds(nn.Module):
     Part p at b bits is quantized in the way p + b: over all bit-widths every part is in every way.
     """
 
-    WAYS = ({}, {"learn_offset": True}, {"rules": [("*", {"activations": False})]}, {"weight_correction": True},
+    WAYS = ({}, {"activations": Learned(offset=True)}, {"rules": [("*", {"activations": Float()})]}, {"weight_correction": True},
             {"quantizer": "double-rounding"}, {"quantizer": "round-clamp"})
     SHAPES = ((12,), (3, 4), (2, 6), (2, 3, 2))  # of a sample of each part
 
@@ -129,7 +131,7 @@ class Kinds(nn.Module):
                  nn.Sequential(nn.Conv2d(2, 4, 2, groups=2, padding=1), nn.ReLU(), nn.MaxPool2d(2),
                                nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 3, 1)))
         ways = [way for way in self.WAYS if bits > 1 or "double-rounding" not in way.values()]
-        self.parts = nn.ModuleList(convert(part, (bits,), keep_float=(), **ways[(p + bits) % len(ways)])
+        self.parts = nn.ModuleList(convert(part, (bits,), keep_float=(), **specs(**ways[(p + bits) % len(ways)]))
                                    for p, part in enumerate(parts))
 
     def forward(self, x):
@@ -187,8 +189,8 @@ class Side(nn.Module):
 @pytest.mark.parametrize("bits", [8, 7, 4, 2, 1])
 def test_inputs_are_rounded_as_in_training_bit_for_bit(tmp_path, bits):
     model = convert(Side(), (bits,), keep_float=(), rules=[
-        ("*", {"signed": True}), ("*offset", {"learn_offset": True}), ("unsigned", {"signed": False}),
-        ("offset", {"signed": False})])
+        ("*", {"activations": Learned(signed=True)}), ("*offset", {"activations": Learned(offset=True)}), ("unsigned", {"activations": Learned(signed=False)}),
+        ("offset", {"activations": Learned(signed=False)})])
     initialise(model, torch.rand(5, 1))
     for layer in (model.signed, model.unsigned, model.signed_offset, model.offset):
         layer.input_quantizer.start(bits, torch.tensor(0.0731), torch.tensor(0.0731))

@@ -22,11 +22,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from mbq_train import WeightBank, at_bits, deploy, export_onnx, export_store, load_checkpoint, save_checkpoint, set_bits
 from mbq_train.conversion import call_order
-from mbq_train.export import int8_store as store
-from mbq_train.export.codes import codes_of, quantized_layers
+from mbq_train.export.quantized_layers import quantized_layers
 from mbq_train.quantize.bits import BitState
-from mbq_train.quantize.fake_quantizer import Quantizer
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train.quantize.quantizer import BaseWeightQuantizer, quantizers
+from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 from network_outputs import alike, alike_at_all_bits, close, ends, gradients, outputs, same, told, train, trained
 from networks import one_thread  # noqa: F401
 from random_networks import Block, Case, cases
@@ -59,10 +58,15 @@ def test_onnx_in_a_default_session_computes_what_was_trained(case):
     check(case, [in_onnxruntime])
 
 
+def _other_codes(quantizer, weight, bits):
+    codes = quantizer.codes(weight, bits)
+    return codes._replace(codes=codes.codes ^ 1)
+
+
 FAULTS = {  # (where, name, what takes its place, what is said of it)
     "recomputation": (BitState, "restore", lambda state, snapshot: None, "gradient of"),
-    "flags": (Quantizer, "_read", lambda quantizer: None, "must have seen a training batch"),
-    "codes": (store, "codes_of", lambda *args: (codes_of(*args)[0] ^ 1, *codes_of(*args)[1:]), "store of stem"),
+    "flags": (ScaledQuantizer, "_read", lambda quantizer: None, "must have seen a training batch"),
+    "codes": (BaseWeightQuantizer, "store_codes", _other_codes, "store of stem"),
     "subclass": (call_order, "difference", lambda *args, **options: None, "32 bits"),
 }
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from mbq_train import (
     ActivationQuantizer,
     BitState,
@@ -18,6 +17,7 @@ from mbq_train import (
 )
 from mbq_train.quantize.bits import bit_states
 from networks import small_network, tiny_model
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mbq_kernels

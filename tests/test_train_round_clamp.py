@@ -7,10 +7,20 @@ import mbq_store
 import numpy as np
 import pytest
 import torch
-from mbq_train import add_bits, convert, export_onnx, export_store, initialise, set_bits
+from mbq_train import (
+    DoubleRounding,
+    Learned,
+    RoundClamp,
+    add_bits,
+    convert,
+    export_onnx,
+    export_store,
+    initialise,
+    set_bits,
+)
 from mbq_train.quantize.bits import BitState
 from mbq_train.quantize.round_clamp import FORMS, RoundClampQuantizer, own_layer_bits, set_layer_bits
-from networks import conv1d_network, encoder_network, one_thread, small_network  # noqa: F401
+from networks import conv1d_network, encoder_network, one_thread, small_network, specs  # noqa: F401
 from torch import nn
 
 import mbq_kernels
@@ -22,7 +32,7 @@ def images():
 
 
 def network(images, bits=(8,), **options):
-    model = convert(small_network(), bits, quantizer="round-clamp", keep_float=(), batch_norm="shared", **options)
+    model = convert(small_network(), bits, keep_float=(), batch_norm="shared", **specs(quantizer="round-clamp", **options))
     initialise(model, images)
     return model
 
@@ -45,7 +55,8 @@ def test_values_in_training_and_in_eval_mode_are_codes_times_a_scale(bits, norma
     trained = quantizer.train()(weight)
     assert torch.equal(trained, lsb_oracles.values(x, x.abs().max(), None, bits, form))
     assert torch.equal(trained, quantizer.eval()(weight))
-    codes, scale = quantizer.encode(weight, bits)
+    codes, scales, _ = quantizer.codes(weight, bits)
+    scale = scales[0]
     assert codes.dtype == torch.int8 and torch.equal(codes * scale, trained)
     assert np.array_equal(codes.numpy(), lsb_oracles.signed_codes(x, x.abs().max(), None, bits, form))
     assert quantizer.code_bits(bits) == bits + (form == "sign-magnitude")
@@ -56,7 +67,8 @@ def test_values_in_training_and_in_eval_mode_are_codes_times_a_scale(bits, norma
 def test_codes_of_large_and_small_weights(limit, form):
     weight = torch.linspace(-1, 1, 201) * limit
     quantizer = quantizer_at(3, weight.view(3, 67), form=form)
-    codes, scale = quantizer.encode(weight, 3)
+    codes, scales, _ = quantizer.codes(weight, 3)
+    scale = scales[0]
     assert torch.equal(codes * scale, quantizer(weight)) and scale.isfinite()
     assert codes.unique().tolist() == list(range(*((-4, 4) if form == "offset" else (-7, 8))))
 
@@ -67,7 +79,8 @@ def test_codes_of_large_and_small_weights(limit, form):
 def test_short_floats_are_codes_times_a_scale_rounded_once(dtype, normalise, form):
     weight = torch.randn(64, 33).to(dtype)
     quantizer = quantizer_at(7, weight, normalise=normalise, form=form)
-    codes, scale = quantizer.encode(weight, 7)
+    codes, scales, _ = quantizer.codes(weight, 7)
+    scale = scales[0]
     assert torch.equal(quantizer.train()(weight), (codes * scale).to(dtype))
     assert torch.equal(quantizer.eval()(weight), (codes * scale).to(dtype))
 
@@ -127,14 +140,14 @@ def test_bad_bit_widths_of_layers_change_nothing(images):
     with pytest.raises(ValueError, match="set_layer_bits: bits must be between 1 and 8, got 9"):
         set_layer_bits(model, {"0": 2, "3": 9})
     assert own_layer_bits(model) == {}
-    with pytest.raises(ValueError, match="normalise must be left alone unless quantizer is 'round-clamp', got 'tanh'"):
-        convert(small_network(), (8,), normalise="tanh")
-    with pytest.raises(ValueError, match="form must be left alone unless quantizer is 'round-clamp', got 'sign-magn"):
-        convert(small_network(), (8,), form="sign-magnitude")
+    with pytest.raises(ValueError, match="normalise must be left alone unless quantizer is round-clamp, got 'tanh'"):
+        specs(normalise="tanh")
+    with pytest.raises(ValueError, match="form must be left alone unless quantizer is round-clamp, got 'sign-magn"):
+        specs(form="sign-magnitude")
     with pytest.raises(ValueError, match="form must be one of offset, sign-magnitude, got 'sign'"):
-        convert(small_network(), (8,), quantizer="round-clamp", form="sign")
-    with pytest.raises(ValueError, match="scale_chain and shared_sum must be left alone .* got scale_chain"):
-        convert(small_network(), (8,), quantizer="round-clamp", scale_chain=True)
+        convert(small_network(), (8,), weights=RoundClamp(form="sign"))
+    with pytest.raises(ValueError, match="scale_chain must be left alone unless quantizer is double-rounding"):
+        specs(quantizer="round-clamp", scale_chain=True)
     set_layer_bits(model, {"3": 2})
     with pytest.raises(ValueError, match="3: bits must be left alone where a layer has .* of its own, 2, got 4"):
         add_bits(model, (4,), [images])
@@ -154,7 +167,7 @@ def test_activations_have_a_bit_width_of_their_own(images):
     fresh = network(images, (8, 2), activation_bits=3)
     fresh.load_state_dict(model.state_dict())
     assert isinstance(network(images, activation_bits=32)[3].input_quantizer, nn.Identity)
-    with pytest.raises(ValueError, match="convert: bits must be between 1 and 8, or 32, got 9"):
+    with pytest.raises(ValueError, match="Learned: bits must be between 1 and 8, got 9"):
         network(images, activation_bits=9)
 
 
@@ -214,7 +227,7 @@ def test_eight_bits_beside_a_sign_are_not_stored(images, tmp_path):
 
 def test_attention_and_sequences_are_stored_too(tmp_path):
     for make, shape in ((conv1d_network, (3, 2, 16)), (encoder_network, (3, 5, 8))):
-        model = convert(make(), (8,), quantizer="round-clamp")
+        model = convert(make(), (8,), weights=RoundClamp())
         initialise(model, torch.randn(shape))
         names = [name for name, module in model.named_modules() if hasattr(module, "weight_quantizer")]
         set_layer_bits(model, dict.fromkeys(names, 2))
@@ -230,7 +243,7 @@ def test_attention_and_sequences_are_stored_too(tmp_path):
 def test_what_a_store_refuses(images, tmp_path):
     with pytest.raises(ValueError, match="bits must be one of 8, 4, at which 0 was trained, got None"):
         export_store(network(images, (8, 4)), tmp_path / "store")
-    double = convert(small_network(), (8, 4), quantizer="double-rounding")
+    double = convert(small_network(), (8, 4), weights=DoubleRounding())
     initialise(double, images)
     with pytest.raises(ValueError, match="layout must be codes or planes for 3, which can be switched, got packed"):
         export_store(double, tmp_path / "store", layout="packed")
@@ -249,7 +262,8 @@ def test_an_onnx_file_has_the_layers_bit_widths_and_the_codes(images, tmp_path, 
     assert sorted(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in stored.values()) == kinds
     for layer in (model[int(name)] for name in own_layer_bits(model)):
         codes = onnx.numpy_helper.to_array(stored[tuple(layer.weight.shape)]).astype(np.int8)
-        expected, scale = layer.weight_quantizer.encode(layer.weight, layer.weight_quantizer.bits)
+        expected, scale, _ = layer.weight_quantizer.codes(layer.weight, layer.weight_quantizer.bits)
+        scale = scale[0]
         assert np.array_equal(codes, expected.numpy())
         assert torch.equal(expected * scale, layer.weight_quantizer(layer.weight))
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

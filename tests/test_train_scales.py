@@ -1,16 +1,15 @@
 """Scales in a loop that knows nothing of them: steps, floors, weight decay, first values."""
 
+import mbq_store
 import pytest
 import torch
 import torch.nn.functional as F
 from mbq_lab import build_model, evaluate, load_data
-from mbq_train import add_bits, convert, export_store, initialise, parameter_groups, scales, set_bits
-from mbq_train.quantize.quantizers import quantizers
-from networks import one_thread, small_network  # noqa: F401
+from mbq_train import Learned, add_bits, convert, export_store, initialise, parameter_groups, scales, set_bits
+from mbq_train.quantize.quantizer import quantizers
+from networks import one_thread, small_network, specs  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, trained
 from torch import nn
-
-import mbq_store
 
 
 @pytest.mark.parametrize("quantizer", ["double-rounding", "learned"])
@@ -18,7 +17,7 @@ def test_plain_adamw_leaves_every_channel_alive(quantizer):
     data = load_data("digits")
     torch.manual_seed(0)
     model = build_model("resnet8", classes=data.classes, in_channels=data.in_channels, image_size=data.image_size)
-    convert(model, (8, 2), quantizer=quantizer)
+    convert(model, (8, 2), **specs(quantizer=quantizer))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     steps = 0
     while steps < 100:
@@ -39,7 +38,7 @@ def test_plain_adamw_leaves_every_channel_alive(quantizer):
     assert min(evaluate(model, data, bits) for bits in (8, 2)) > 0.9
 
 
-@pytest.mark.parametrize("options", [{}, {"quantizer": "double-rounding"}, {"learn_offset": True}],
+@pytest.mark.parametrize("options", [{}, {"quantizer": "double-rounding"}, {"activations": Learned(offset=True)}],
                          ids=["learned", "double-rounding", "offset"])
 def test_a_scale_far_below_0_computes_with_its_floor_and_gets_a_gradient(options):
     model = trained(**options)

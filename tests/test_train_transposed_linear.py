@@ -8,6 +8,7 @@ import mbq_store
 import pytest
 import torch
 from foreign import package
+from mbq_lab.recipes.msq.bank import LsbBank
 from mbq_train import (
     GradNormScorer,
     QuantTransposedLinear,
@@ -23,8 +24,7 @@ from mbq_train import (
     set_bits,
     set_layer_bits,
 )
-from mbq_lab.recipes.msq.bank import LsbBank
-from networks import one_thread  # noqa: F401
+from networks import one_thread, specs  # noqa: F401
 from torch import nn
 
 BITS = (8, 4, 2)
@@ -71,7 +71,7 @@ def network(kind=Conv1D):
 def pair(quantizer, x):
     """The same network with transposed and with Linear layers, converted and started alike."""
     options = {"quantizer": "learned" if quantizer == "corrected" else quantizer} | QUANTIZERS[quantizer]
-    models = [convert(network(kind), BITS, **options) for kind in (Conv1D, nn.Linear)]
+    models = [convert(network(kind), BITS, **specs(**options)) for kind in (Conv1D, nn.Linear)]
     for model in models:
         initialise(model, x)
     return models

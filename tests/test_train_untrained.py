@@ -3,9 +3,9 @@
 import pytest
 import torch
 from mbq_lab import Options, evaluate
-from mbq_train import BitBatchNorm, add_bits, convert, initialise, set_bits
-from mbq_train.quantize.bits import bit_states
 from mbq_lab.training.loop import Training
+from mbq_train import BitBatchNorm, Learned, add_bits, convert, initialise, set_bits
+from mbq_train.quantize.bits import bit_states
 from networks import one_thread, small_network, tiny_model  # noqa: F401
 from small_data import halves
 
@@ -53,7 +53,7 @@ def test_running_statistics_are_the_averages_over_the_batches(trained):
 
 
 def test_offsets_are_interpolated():
-    model = convert(small_network(), BITS, learn_offset=True)
+    model = convert(small_network(), BITS, activations=Learned(offset=True))
     initialise(model, torch.randn(4, 1, 8, 8))
     quantizer = model[3].input_quantizer
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from mbq_train import convert, drop_idle_gradients, initialise, scales, set_bits
+from mbq_train import DoubleRounding, convert, drop_idle_gradients, initialise, scales, set_bits
 from networks import one_thread  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -57,7 +57,7 @@ def train(model, x, steps=2):
 
 def plain(norm, dtype):
     model = Network(norm).to(dtype).train()
-    convert(model, BITS, quantizer="double-rounding")
+    convert(model, BITS, weights=DoubleRounding())
     if norm is nn.LayerNorm:  # as before fully_shard; elsewhere each bit-width's first forward takes its own
         initialise(model, X.to(dtype))
     train(model, X.to(dtype))
@@ -66,44 +66,44 @@ def plain(norm, dtype):
 
 def in_ddp(x, rank):
     """Different seeds: the wrapper gives all processes the weights of the first, and so it must be with the scales."""
-    model = convert(Network(seed=1 + rank).train(), BITS, quantizer="double-rounding")
+    model = convert(Network(seed=1 + rank).train(), BITS, weights=DoubleRounding())
     train(DistributedDataParallel(model), x)
     return model
 
 
 def in_ddp_of_a_parent(x, rank):
-    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    model = convert(Network().train(), BITS, weights=DoubleRounding())
     train(DistributedDataParallel(nn.Sequential(model)), x)
     return model
 
 
 def in_ddp_that_finds_unused(x, rank):
-    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    model = convert(Network().train(), BITS, weights=DoubleRounding())
     train(DistributedDataParallel(model, find_unused_parameters=True), x)
     return model
 
 
 def in_ddp_with_checkpoints(x, rank):
-    model = convert(Network(checkpoints=True).train(), BITS, quantizer="double-rounding")
+    model = convert(Network(checkpoints=True).train(), BITS, weights=DoubleRounding())
     train(DistributedDataParallel(model), x)
     return model
 
 
 def in_compiled_ddp(x, rank):
-    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    model = convert(Network().train(), BITS, weights=DoubleRounding())
     train(torch.compile(DistributedDataParallel(model), backend="eager"), x)
     return model
 
 
 def in_ddp_of_a_compiled(x, rank):
-    model = convert(Network().train(), BITS, quantizer="double-rounding")
+    model = convert(Network().train(), BITS, weights=DoubleRounding())
     train(DistributedDataParallel(torch.compile(model, backend="eager")), x)
     return model
 
 
 def in_fsdp(x, rank, dtype=torch.float32, **options):
     model = Network(nn.LayerNorm).to(dtype).train()  # torch's BatchNorm takes no parameters in bfloat16 alone
-    convert(model, BITS, quantizer="double-rounding")
+    convert(model, BITS, weights=DoubleRounding())
     initialise(model, x.to(dtype))
     ignored = set(scales(model))
     for layer in (model.body[3], model.body[5]):

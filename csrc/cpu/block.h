@@ -35,7 +35,8 @@ struct ValuesByRun {
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const W scale = level.scale[channel], shift = level.shift ? level.shift[channel] : W(0);
       for (int64_t i = 0; i < block.length; ++i) out[i] = level.quantizer.value(x[i], scale, shift);
-      x += block.length, out += block.length;
+      x += block.length;
+      out += block.length;
       if (++channel == block.channels) channel = 0;
     }
   }

@@ -30,7 +30,11 @@ void for_each_chunk(const CodeRows& codes, const Body& body) {
 
 // A piece of a result from the cache to its place; of a large result past the cache.
 inline void deliver(const void* made, uint8_t* to, int64_t bytes, bool past_cache) {
-  past_cache ? stream(made, to, bytes) : static_cast<void>(std::memcpy(to, made, bytes));
+  if (past_cache) {
+    stream(made, to, bytes);
+  } else {
+    std::memcpy(to, made, bytes);
+  }
 }
 
 // The next chunk of an input, to fetch while this one is computed.
@@ -80,11 +84,5 @@ struct RangeCheck {
     }
   }
 };
-
-// Calls body with a value of the codes' type.
-template <class Body>
-void dispatch_codes(bool is_signed, const Body& body) {
-  is_signed ? body(int8_t{}) : body(uint8_t{});
-}
 
 }  // namespace mbq

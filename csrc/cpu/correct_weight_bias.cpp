@@ -16,8 +16,8 @@ void write_rows(const std::vector<Moments>& quant, const std::vector<Moments>& r
   for (size_t c = 0; c < channels; ++c) {
     const double factor = quant[c].constant() ? 0.0 : ref[c].deviation / (quant[c].deviation + eps);
     const W centre = static_cast<W>(quant[c].mean);  // as it is taken off; what its rounding leaves goes into the shift
-    const double row[] = {factor, centre, ref[c].mean + factor * (centre - quant[c].mean), quant[c].deviation,
-                          ref[c].mean, ref[c].deviation};
+    const double shifted = ref[c].mean + factor * (centre - quant[c].mean);
+    const double row[] = {factor, centre, shifted, quant[c].deviation, ref[c].mean, ref[c].deviation};
     for (size_t r = 0; r < 6; ++r) rows[r * channels + c] = static_cast<W>(row[r]);
   }
 }

@@ -17,8 +17,7 @@ void each_gap(const T* x, int64_t target, const LogitRows& rows, W top, W log_su
     const int64_t n = std::min(kBlock, rows.classes - begin), at = target - begin;
     W* out = target_of(begin);
     run<ClassGaps<W>>(load(x + begin, buffer, n), out, n, top, log_sum, uniform, factor);
-    if (0 <= at && at < n)
-      out[at] = target_gap(static_cast<W>(x[target]), top, log_sum, smoothing, uniform) * factor;
+    if (0 <= at && at < n) out[at] = target_gap(static_cast<W>(x[target]), top, log_sum, smoothing, uniform) * factor;
     visit(begin, out, n);
   }
 }
@@ -32,8 +31,9 @@ RowResult<double> result_of(const T* x, int64_t target, const LogitRows& rows) {
   run<SumOfLogits<T, W>>(x, rows.classes, &sum);
   row.loss = smoothed_loss(row, sum / static_cast<double>(rows.classes), rows.smoothing);
   alignas(64) W gaps[kBlock];
-  each_gap(x, target, rows, static_cast<W>(row.top), static_cast<W>(row.log_sum), W(1), [&](int64_t) { return gaps; },
-           [&](int64_t, const W* gap, int64_t n) { run<SumOfSquares<W>>(gap, n, &squares); });
+  each_gap(
+      x, target, rows, static_cast<W>(row.top), static_cast<W>(row.log_sum), W(1), [&](int64_t) { return gaps; },
+      [&](int64_t, const W* gap, int64_t n) { run<SumOfSquares<W>>(gap, n, &squares); });
   row.el2n = std::sqrt(squares);
   return row;
 }
@@ -52,8 +52,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_el2n_forward(const Tensor& logi
     auto* top_and_sum = static_cast<W*>(kept.mutable_data_ptr());
     rows.for_each<T>([&](int64_t row, const T* x, int64_t target) {
       const RowResult<double> result = target < 0 ? RowResult<double>{0, 0, 0, 0} : result_of(x, target, rows);
-      loss[row] = static_cast<W>(result.loss), norm[row] = static_cast<W>(result.el2n);
-      top_and_sum[2 * row] = static_cast<W>(result.top), top_and_sum[2 * row + 1] = static_cast<W>(result.log_sum);
+      loss[row] = static_cast<W>(result.loss);
+      norm[row] = static_cast<W>(result.el2n);
+      top_and_sum[2 * row] = static_cast<W>(result.top);
+      top_and_sum[2 * row + 1] = static_cast<W>(result.log_sum);
     });
   });
   return {losses, norms, kept};
@@ -81,9 +83,10 @@ Tensor cross_entropy_el2n_backward(const Tensor& grad, const Tensor& logits, con
         return;
       }
       Results<T, W> results(past_cache);
-      each_gap(x, target, rows, numbers[2 * row], numbers[2 * row + 1], grad_of[row],
-               [&](int64_t begin) { return results.target(to + begin); },
-               [&](int64_t begin, const W*, int64_t n) { results.finish(to + begin, n); });
+      each_gap(
+          x, target, rows, numbers[2 * row], numbers[2 * row + 1], grad_of[row],
+          [&](int64_t begin) { return results.target(to + begin); },
+          [&](int64_t begin, const W*, int64_t n) { results.finish(to + begin, n); });
     });
   });
   return grad_logits;

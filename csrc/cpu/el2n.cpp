@@ -19,10 +19,10 @@ struct NormsOfFew {
     for (int64_t c = 0; c < classes; ++c)
       for (int64_t j = 0; j < kLanes; ++j) {
         const float e = exponential(x[c * kLanes + j] - (top[j] == -INFINITY ? 0.0f : top[j]));
-        sum[j] += e, squares[j] += e * e;
+        sum[j] += e;
+        squares[j] += e * e;
       }
-    for (int64_t j = 0; j < kLanes; ++j)
-      out[j] = row_result(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
+    for (int64_t j = 0; j < kLanes; ++j) out[j] = row_result(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
   }
 };
 

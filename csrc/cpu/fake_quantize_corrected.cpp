@@ -52,10 +52,12 @@ void write_fold(const Quantizers& q, const std::vector<Level<CodeSums<W>, W>>& l
   const int64_t channels = q.layout.channels, row = static_cast<int64_t>(q.ranges.size()) * channels;
   for (size_t k = 0; k < levels.size(); ++k)
     for (int64_t c = 0; c < channels; ++c, ++to) {
-      const Moments of_codes = moments_of(0, codes.sum(codes.sums, k, c), codes.sum(codes.squares, k, c),
-                                          q.layout.outer * q.layout.inner);
+      const Moments of_codes =
+          moments_of(0, codes.sum(codes.sums, k, c), codes.sum(codes.squares, k, c), q.layout.outer * q.layout.inner);
       const Folded<W> folded = fold(of_codes, reference[c], levels[k].scale[c]);
-      to[0] = folded.factor, to[row] = folded.scale, to[2 * row] = folded.offset;
+      to[0] = folded.factor;
+      to[row] = folded.scale;
+      to[2 * row] = folded.offset;
     }
 }
 
@@ -64,8 +66,7 @@ Tensor fake_quantize_corrected_fold(const Tensor& x, const Tensor& scales, const
                                     const std::optional<Tensor>& reference, std::vector<int64_t> bits, bool is_signed,
                                     std::optional<int64_t> axis) {
   const Quantizers q = quantizers(x, scales, offsets, scale_units, scale_floors, bits, is_signed, axis);
-  Tensor folded = torch::stable::new_empty(
-      scales, {3, static_cast<int64_t>(q.ranges.size()), q.layout.channels});
+  Tensor folded = torch::stable::new_empty(scales, {3, static_cast<int64_t>(q.ranges.size()), q.layout.channels});
   check(!reference || (same_device(*reference, x) && reference->numel() == x.numel() && reference->dim() == x.dim() &&
                        (reference->scalar_type() == ScalarType::Double) == (x.scalar_type() == ScalarType::Double)),
         q.op, ": reference must have x's shape and device, and be float64 exactly when x is");
@@ -122,8 +123,11 @@ struct TimesFactor {
   Work<Scaled<W>, W> factors;
 
   const W* operator()(size_t k, const Block& block, const W* grad, W* buffer) const {
-    factors.walk.by_run ? run<ValuesByRun<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer)
-                        : run<ValuesByColumn<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    if (factors.walk.by_run) {
+      run<ValuesByRun<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    } else {
+      run<ValuesByColumn<Scaled<W>, W>>(factors.at(k, block), block, grad, buffer);
+    }
     return buffer;
   }
 };

@@ -26,9 +26,11 @@ struct AddToRow {
     for (int64_t i = 0; i < n; i += kLanes)
       for (int64_t j = 0; j < kLanes; ++j) {
         const W e = exponential(x[i + j] - base);
-        sum[j] += e, squares[j] += e * e;
+        sum[j] += e;
+        squares[j] += e * e;
       }
-    sums->sum += lane_sum(sum), sums->squares += lane_sum(squares);
+    sums->sum += lane_sum(sum);
+    sums->squares += lane_sum(squares);
   }
 };
 
@@ -76,11 +78,18 @@ struct __attribute__((visibility("hidden"))) LogitRows {
   mutable std::atomic<int64_t> bad_row;
 
   LogitRows(const char* name, const Tensor& x, const Tensor& t, int64_t ignored, double label_smoothing = 0)
-      : op(name), logits(make_contiguous(x)), targets(make_contiguous(t)),
-        target_data(targets.const_data_ptr()), wide_targets(targets.scalar_type() == ScalarType::Long),
-        ignore_index(ignored), smoothing(label_smoothing), bad_row(-1) {
+      : op(name),
+        logits(make_contiguous(x)),
+        targets(make_contiguous(t)),
+        target_data(targets.const_data_ptr()),
+        wide_targets(targets.scalar_type() == ScalarType::Long),
+        ignore_index(ignored),
+        smoothing(label_smoothing),
+        bad_row(-1) {
     check(x.dim() == 2 && x.size(1) > 0 && x.is_cpu(), op, ": logits must be (N, C) on the CPU, C >= 1");
-    rows = x.size(0), classes = x.size(1), uniform = smoothing / static_cast<double>(classes);
+    rows = x.size(0);
+    classes = x.size(1);
+    uniform = smoothing / static_cast<double>(classes);
     check(t.dim() == 1 && t.size(0) == rows && t.is_cpu() && (wide_targets || t.scalar_type() == ScalarType::Int), op,
           ": targets must be (N,) int64 or int32 on the CPU");
   }

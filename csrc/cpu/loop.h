@@ -32,8 +32,11 @@ struct ForwardWork : Work<Quantizer, W> {
       for (size_t k = 0; k < outs.size(); ++k) {
         const Level<Quantizer, W> level = this->at(k, block);
         W* to = results.target(outs[k] + begin);
-        this->walk.by_run ? run<ValuesByRun<Quantizer, W>>(level, block, xs, to)
-                          : run<ValuesByColumn<Quantizer, W>>(level, block, xs, to);
+        if (this->walk.by_run) {
+          run<ValuesByRun<Quantizer, W>>(level, block, xs, to);
+        } else {
+          run<ValuesByColumn<Quantizer, W>>(level, block, xs, to);
+        }
         results.finish(outs[k] + begin, block.n());
       }
     }
@@ -91,7 +94,11 @@ struct BackwardWork : Work<Quantizer, W> {
         const size_t later = k + 2;  // one block of bfloat16 takes less time than memory does to answer
         const Grad* next = grads[later % grads.size()] + begin + later / grads.size() * n;
         const W* gs = upstream(k, block, load(grads[k] + begin, wide_grad, n), changed);
-        this->shifted ? add<true>(k, task, block, gs, xs, sum, next) : add<false>(k, task, block, gs, xs, sum, next);
+        if (this->shifted) {
+          add<true>(k, task, block, gs, xs, sum, next);
+        } else {
+          add<false>(k, task, block, gs, xs, sum, next);
+        }
       }
       results.finish(grad_x + begin, n);
     }

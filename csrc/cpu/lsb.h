@@ -56,7 +56,8 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     std::vector<Loop> works;
     std::vector<std::vector<W>> scales;
     std::vector<Found> found(each.size());
-    works.reserve(each.size()), scales.reserve(each.size());
+    works.reserve(each.size());
+    scales.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
       check_limits<W>(each[t]);
@@ -66,15 +67,13 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
         lsbs.outs.push_back(allocate_like(each[t].x, dtype));
         to = static_cast<typename Loop::Result*>(lsbs.outs.back().mutable_data_ptr());
       }
-      scales.push_back(of_channels<W>(each[t], false, [](const auto& quantizer, W limit) {
-        return quantizer.scale(limit);
-      }));
+      scales.push_back(
+          of_channels<W>(each[t], false, [](const auto& quantizer, W limit) { return quantizer.scale(limit); }));
       works.emplace_back(each[t], scales[t].data(), to, &found[t]);
       bytes += each[t].layout.numel() * sizeof(*to);
     }
-    for_each_range(works, [&](const Loop& work, int64_t first, int64_t last) {
-      work(first, last, bytes > kCacheBytes);
-    });
+    for_each_range(works,
+                   [&](const Loop& work, int64_t first, int64_t last) { work(first, last, bytes > kCacheBytes); });
     for (size_t t = 0; t < each.size(); ++t) check_found<T>(each[t], found[t]);
     if (counts) store_counts<T>(each, found, lsbs.counts);
   });
@@ -95,7 +94,8 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
     using W = wide_t<T>;
     std::vector<Loop> works;
     std::vector<std::vector<W>> slopes;
-    works.reserve(each.size()), slopes.reserve(each.size());
+    works.reserve(each.size());
+    slopes.reserve(each.size());
     int64_t bytes = 0;
     for (size_t t = 0; t < each.size(); ++t) {
       const W grad = static_cast<const W*>(penalties.const_data_ptr())[t];

@@ -29,7 +29,9 @@ MBQ_HD void round_clamp_run(const RoundClamp<W>& any, const W* __restrict limits
     penalty += size;
     nonzero += size < 1 ? size : 1;
   }
-  found->penalty += penalty, found->nonzero += nonzero, found->outside |= outside;
+  found->penalty += penalty;
+  found->nonzero += nonzero;
+  found->outside |= outside;
 }
 
 template <LsbOut out, bool counts, class W>
@@ -39,9 +41,11 @@ struct RoundClampByRun {
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const int64_t at = run * block.length;
       const W *limit = level.scale + channel, *scale = level.shift + channel;
-      quantizer.mirrored()
-          ? round_clamp_run<out, counts, 0, true>(quantizer, limit, scale, x + at, to + at, block.length, found)
-          : round_clamp_run<out, counts, 0, false>(quantizer, limit, scale, x + at, to + at, block.length, found);
+      if (quantizer.mirrored()) {
+        round_clamp_run<out, counts, 0, true>(quantizer, limit, scale, x + at, to + at, block.length, found);
+      } else {
+        round_clamp_run<out, counts, 0, false>(quantizer, limit, scale, x + at, to + at, block.length, found);
+      }
       if (++channel == block.channels) channel = 0;
     }
   }
@@ -51,9 +55,11 @@ template <LsbOut out, bool counts, class W>
 struct RoundClampByColumn {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* x, W* to, BlockCounts* found) const {
     const RoundClamp<W> quantizer = level.quantizer;
-    quantizer.mirrored()
-        ? round_clamp_run<out, counts, 1, true>(quantizer, level.scale, level.shift, x, to, block.length, found)
-        : round_clamp_run<out, counts, 1, false>(quantizer, level.scale, level.shift, x, to, block.length, found);
+    if (quantizer.mirrored()) {
+      round_clamp_run<out, counts, 1, true>(quantizer, level.scale, level.shift, x, to, block.length, found);
+    } else {
+      round_clamp_run<out, counts, 1, false>(quantizer, level.scale, level.shift, x, to, block.length, found);
+    }
   }
 };
 
@@ -64,8 +70,8 @@ MBQ_HD void lsb_gradient_run(const RoundClamp<W>& any, const W* __restrict limit
   const RoundClamp<W> quantizer = any.template known<mirrored>();
   const W limit = step == 0 ? limits[0] : W(0), slope = step == 0 ? slopes[0] : W(0);
   for (int64_t i = 0; i < n; ++i)
-    grad_x[i] = quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i],
-                                   step == 0 ? slope : slopes[i]);
+    grad_x[i] =
+        quantizer.gradient(task ? grad[i] : W(0), x[i], step == 0 ? limit : limits[i], step == 0 ? slope : slopes[i]);
 }
 
 template <bool task, class W>
@@ -75,9 +81,11 @@ struct LsbGradientByRun {
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
       const int64_t at = run * block.length;
       const W *limit = level.scale + channel, *slope = level.shift + channel, *from = task ? grad + at : nullptr;
-      quantizer.mirrored()
-          ? lsb_gradient_run<task, 0, true>(quantizer, limit, slope, from, x + at, grad_x + at, block.length)
-          : lsb_gradient_run<task, 0, false>(quantizer, limit, slope, from, x + at, grad_x + at, block.length);
+      if (quantizer.mirrored()) {
+        lsb_gradient_run<task, 0, true>(quantizer, limit, slope, from, x + at, grad_x + at, block.length);
+      } else {
+        lsb_gradient_run<task, 0, false>(quantizer, limit, slope, from, x + at, grad_x + at, block.length);
+      }
       if (++channel == block.channels) channel = 0;
     }
   }
@@ -87,9 +95,11 @@ template <bool task, class W>
 struct LsbGradientByColumn {
   MBQ_HD void operator()(Level<RoundClamp<W>, W> level, Block block, const W* grad, const W* x, W* grad_x) const {
     const RoundClamp<W> quantizer = level.quantizer;
-    quantizer.mirrored()
-        ? lsb_gradient_run<task, 1, true>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length)
-        : lsb_gradient_run<task, 1, false>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
+    if (quantizer.mirrored()) {
+      lsb_gradient_run<task, 1, true>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
+    } else {
+      lsb_gradient_run<task, 1, false>(quantizer, level.scale, level.shift, grad, x, grad_x, block.length);
+    }
   }
 };
 

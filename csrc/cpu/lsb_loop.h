@@ -61,10 +61,14 @@ struct RoundClampWork : Work<RoundClamp<W>, W> {
         const W* xs = load(x + begin, wide_x, block.n());
         W* target = out == LsbOut::nothing ? nullptr : results.target(to + begin);
         BlockCounts sums;
-        this->walk.by_run ? run<RoundClampByRun<out, counts, W>>(this->at(0, block), block, xs, target, &sums)
-                          : run<RoundClampByColumn<out, counts, W>>(this->at(0, block), block, xs, target, &sums);
+        if (this->walk.by_run) {
+          run<RoundClampByRun<out, counts, W>>(this->at(0, block), block, xs, target, &sums);
+        } else {
+          run<RoundClampByColumn<out, counts, W>>(this->at(0, block), block, xs, target, &sums);
+        }
         if (out != LsbOut::nothing) results.finish(to + begin, block.n());
-        penalty += sums.penalty, nonzero += sums.nonzero;
+        penalty += sums.penalty;
+        nonzero += sums.nonzero;
         if (sums.outside) found->note_outside(begin + first_outside(begin, xs, block.n()));
       }
     });
@@ -104,8 +108,11 @@ struct LsbGradientWork : Work<RoundClamp<W>, W> {
       const W* xs = load(x + begin, wide_x, block.n());
       const W* grads = task ? load(grad + begin, wide_grad, block.n()) : nullptr;
       W* target = results.target(grad_x + begin);
-      this->walk.by_run ? run<LsbGradientByRun<task, W>>(this->at(0, block), block, grads, xs, target)
-                        : run<LsbGradientByColumn<task, W>>(this->at(0, block), block, grads, xs, target);
+      if (this->walk.by_run) {
+        run<LsbGradientByRun<task, W>>(this->at(0, block), block, grads, xs, target);
+      } else {
+        run<LsbGradientByColumn<task, W>>(this->at(0, block), block, grads, xs, target);
+      }
       results.finish(grad_x + begin, block.n());
     }
   }

@@ -19,8 +19,8 @@ std::vector<Moments> moments(const std::vector<W>& pivot, const SumsWork<Deviati
   const Layout& layout = work.walk.layout;
   std::vector<Moments> all;
   for (int64_t c = 0; c < layout.channels; ++c)
-    all.push_back(moments_of(pivot[c], work.sum(work.sums, 0, c), work.sum(work.squares, 0, c),
-                             layout.outer * layout.inner));
+    all.push_back(
+        moments_of(pivot[c], work.sum(work.sums, 0, c), work.sum(work.squares, 0, c), layout.outer * layout.inner));
   return all;
 }
 

@@ -25,12 +25,20 @@ struct RoundPlanes {
 
 // The first `bytes` of eight; the last word of a plane may be shorter.
 inline void store_bytes(uint64_t word, uint8_t* to, int64_t bytes) {
-  bytes >= 8 ? std::memcpy(to, &word, 8) : std::memcpy(to, &word, bytes);
+  if (bytes >= 8) {
+    std::memcpy(to, &word, 8);
+  } else {
+    std::memcpy(to, &word, bytes);
+  }
 }
 
 inline uint64_t load_bytes(const uint8_t* from, int64_t bytes) {
   uint64_t word = 0;
-  bytes >= 8 ? std::memcpy(&word, from, 8) : std::memcpy(&word, from, bytes);
+  if (bytes >= 8) {
+    std::memcpy(&word, from, 8);
+  } else {
+    std::memcpy(&word, from, bytes);
+  }
   return word;
 }
 
@@ -65,7 +73,7 @@ inline void join_planes_baseline(const uint8_t* planes, int64_t stride, int bits
 #if defined(__x86_64__)
 // The highest bits of all bytes are a plane; doubling the bytes brings up the next one.
 __attribute__((target("avx512f,avx512bw"))) inline void split_planes_v4(const uint8_t* codes, uint8_t* planes,
-                                                                       int64_t stride, int bits, int64_t bytes) {
+                                                                        int64_t stride, int bits, int64_t bytes) {
   const __m128i unused = _mm_cvtsi32_si128(8 - bits);
   for (int64_t at = 0; at < bytes; at += 8, codes += kPlaneCodes) {
     __m512i left = _mm512_sll_epi16(_mm512_loadu_si512(codes), unused);
@@ -84,7 +92,8 @@ __attribute__((target("avx2"))) inline void split_planes_v3(const uint8_t* codes
     for (int p = 0; p < bits; ++p) {
       const uint64_t word = static_cast<uint32_t>(_mm256_movemask_epi8(high));
       store_bytes(word << 32 | static_cast<uint32_t>(_mm256_movemask_epi8(low)), planes + p * stride + at, bytes - at);
-      low = _mm256_add_epi8(low, low), high = _mm256_add_epi8(high, high);
+      low = _mm256_add_epi8(low, low);
+      high = _mm256_add_epi8(high, high);
     }
   }
 }
@@ -105,7 +114,7 @@ __attribute__((target("avx512f,avx512bw"))) inline __m512i join_words_v4(const u
 
 template <int bits>
 __attribute__((target("avx512f,avx512bw"))) inline void join_planes_v4(const uint8_t* planes, int64_t stride,
-                                                                      bool is_signed, uint8_t* codes, int64_t bytes) {
+                                                                       bool is_signed, uint8_t* codes, int64_t bytes) {
   for (int64_t at = 0; at + 8 <= bytes; at += 8, codes += kPlaneCodes)
     _mm512_storeu_si512(codes, join_words_v4<bits>(planes + at, stride, is_signed));
   if (bytes % 8 == 0) return;

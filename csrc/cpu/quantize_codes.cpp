@@ -67,7 +67,11 @@ Tensor quantize_codes_forward(const Tensor& x, const Tensor& scale, const std::o
   q.check_against({codes});
   check_offset(q);
   dispatch_floats(op, x.scalar_type(), [&](auto storage) {
-    is_signed ? quantize<decltype(storage), int8_t>(q, codes) : quantize<decltype(storage), uint8_t>(q, codes);
+    if (is_signed) {
+      quantize<decltype(storage), int8_t>(q, codes);
+    } else {
+      quantize<decltype(storage), uint8_t>(q, codes);
+    }
   });
   return codes;
 }

@@ -181,10 +181,16 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
-// Three ops run these; fake_quantize.cpp compiles them for all.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
-                                                                   std::optional<ScalarType>);
-extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
-                                                          std::optional<double>);
+// Both of many xs. On the CPU their loops are those of one x; on CUDA their kernels are others.
+template <template <class> class Quantizer>
+std::vector<Tensor> quantize_forward_each(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
+  return quantize_forward<Quantizer>(each, out_dtype);
+}
+
+template <template <class> class Quantizer>
+Gradients quantize_backward_each(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
+                                 std::optional<double> grad_factor) {
+  return quantize_backward<Quantizer>(each, given, grad_factor);
+}
 
 }  // namespace mbq

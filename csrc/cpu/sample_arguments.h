@@ -19,10 +19,14 @@ std::unique_ptr<Source<W>> strided_source(const char* op, const Tensor& x, Strid
     using T = decltype(zero);
     if constexpr (std::is_same_v<wide_t<T>, W>) {
       auto source = std::make_unique<Strided<T, W>>();
-      source->positions = positions, source->columns = columns;
+      source->positions = positions;
+      source->columns = columns;
       source->data = static_cast<const T*>(x.const_data_ptr());
-      source->groups = strides.groups, source->sample_stride = strides.sample, source->group_stride = strides.group;
-      source->position_stride = strides.position, source->column_stride = strides.column;
+      source->groups = strides.groups;
+      source->sample_stride = strides.sample;
+      source->group_stride = strides.group;
+      source->position_stride = strides.position;
+      source->column_stride = strides.column;
       result = std::move(source);
     }
   });
@@ -49,8 +53,11 @@ Tensor sample_norms(const char* op, const Tensor& activations, const Tensor& gra
   const std::vector<double> sums =
       wide ? norms(double{}, static_cast<const double*>(factors)) : norms(float{}, static_cast<const float*>(factors));
   for (size_t n = 0; n < sums.size(); ++n) {
-    if (wide) static_cast<double*>(result.mutable_data_ptr())[n] = sums[n];
-    else static_cast<float*>(result.mutable_data_ptr())[n] = static_cast<float>(sums[n]);
+    if (wide) {
+      static_cast<double*>(result.mutable_data_ptr())[n] = sums[n];
+    } else {
+      static_cast<float*>(result.mutable_data_ptr())[n] = static_cast<float>(sums[n]);
+    }
   }
   return result;
 }

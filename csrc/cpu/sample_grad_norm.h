@@ -12,11 +12,11 @@
 
 namespace mbq {
 
-constexpr int64_t kTile = 1 << 18;   // elements of a product: with its factors it stays in the second-level cache
-constexpr int64_t kSide = 512;       // rows or columns of a tile
-constexpr int64_t kBatch = 64;       // samples in one product
-constexpr int64_t kLeastTasks = 8;   // samples are not put together where that would leave fewer
-constexpr double kWorthThread = 2e5; // multiplications
+constexpr int64_t kTile = 1 << 18;    // elements of a product: with its factors it stays in the second-level cache
+constexpr int64_t kSide = 512;        // rows or columns of a tile
+constexpr int64_t kBatch = 64;        // samples in one product
+constexpr int64_t kLeastTasks = 8;    // samples are not put together where that would leave fewer
+constexpr double kWorthThread = 2e5;  // multiplications
 
 // What the two ways cost, in multiplications at the speed of a large product; measured by bench_sample_grad_norm.py.
 constexpr double kStripCost = 1.3;   // of a product of a strip, which has few columns
@@ -43,9 +43,7 @@ template <class W>
 class Space {
  public:
   explicit Space(int64_t n) : memory_(new char[n * sizeof(W) + 64]) {}
-  W* data() const {
-    return reinterpret_cast<W*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
-  }
+  W* data() const { return reinterpret_cast<W*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64); }
 
  private:
   std::unique_ptr<char[]> memory_;

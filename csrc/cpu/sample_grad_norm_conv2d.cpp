@@ -24,11 +24,15 @@ std::unique_ptr<Source<W>> windows_of(const Tensor& x, int64_t groups, const Geo
     using T = decltype(zero);
     if constexpr (std::is_same_v<wide_t<T>, W>) {
       auto windows = std::make_unique<Windows<T, W>>();
-      windows->positions = geometry.positions(), windows->columns = x.size(1) / groups * geometry.taps();
+      windows->positions = geometry.positions();
+      windows->columns = x.size(1) / groups * geometry.taps();
       windows->data = static_cast<const T*>(x.const_data_ptr());
-      windows->groups = groups, windows->geometry = geometry;
-      windows->sample_stride = x.stride(0), windows->channel_stride = x.stride(1);
-      windows->row_stride = x.stride(2), windows->pixel_stride = x.stride(3);
+      windows->groups = groups;
+      windows->geometry = geometry;
+      windows->sample_stride = x.stride(0);
+      windows->channel_stride = x.stride(1);
+      windows->row_stride = x.stride(2);
+      windows->pixel_stride = x.stride(3);
       result = std::move(windows);
     }
   });
@@ -50,8 +54,8 @@ std::vector<double> norms_of(const Tensor& activations, const Tensor& grad_outpu
   const Samples<W> samples{activations.size(0), groups, seen_by_weight, grads.get(), factor, bias};
   const int64_t positions = geometry.positions(), seen = geometry.pixels();
   const bool possible = factor == nullptr && samples.inputs() > 0 && (plain || seen <= kMostPixels);
-  const bool by_gram = possible && gram.value_or(gram_is_cheaper(positions, seen, pixels->columns, samples.outputs(),
-                                                                 samples.inputs()));
+  const bool by_gram =
+      possible && gram.value_or(gram_is_cheaper(positions, seen, pixels->columns, samples.outputs(), samples.inputs()));
   return by_gram ? norms_by_gram<W>(samples, *pixels, plain ? nullptr : &geometry) : norms_by_tiles(samples);
 }
 
@@ -64,8 +68,12 @@ Geometry geometry_of(const Tensor& x, const Tensor& y, const std::vector<int64_t
   for (int i = 0; i < 2; ++i) {
     check(kernel[i] > 0 && stride[i] > 0 && padding[i] >= 0 && dilation[i] > 0, kOp,
           ": kernel_size, stride and dilation must be > 0, padding >= 0");
-    g.size[i] = x.size(2 + i), g.outputs[i] = y.size(2 + i);
-    g.kernel[i] = kernel[i], g.stride[i] = stride[i], g.padding[i] = padding[i], g.dilation[i] = dilation[i];
+    g.size[i] = x.size(2 + i);
+    g.outputs[i] = y.size(2 + i);
+    g.kernel[i] = kernel[i];
+    g.stride[i] = stride[i];
+    g.padding[i] = padding[i];
+    g.dilation[i] = dilation[i];
   }
   return g;
 }

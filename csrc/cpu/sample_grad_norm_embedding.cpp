@@ -60,8 +60,11 @@ Tensor sample_grad_norm_embedding_forward(const Tensor& indices, const Tensor& g
               norm_of(grad + n * positions * width, index + n * positions, order, width, padding_idx));
       });
     };
-    long_indices ? all(static_cast<const int64_t*>(at.const_data_ptr()))
-                 : all(static_cast<const int32_t*>(at.const_data_ptr()));
+    if (long_indices) {
+      all(static_cast<const int64_t*>(at.const_data_ptr()));
+    } else {
+      all(static_cast<const int32_t*>(at.const_data_ptr()));
+    }
   });
   return norms;
 }

@@ -9,7 +9,7 @@
 namespace mbq {
 
 constexpr int64_t kMostRows = 2048;    // of a strip at once
-constexpr int64_t kMostPixels = 1024;   // of an image whose Gram matrix is kept: 4 MiB in float32
+constexpr int64_t kMostPixels = 1024;  // of an image whose Gram matrix is kept: 4 MiB in float32
 
 // Columns of a strip: few multiply slowly, many leave more of the lower half.
 inline int64_t strip_columns(int64_t positions) {
@@ -23,14 +23,13 @@ inline double strip_share(int64_t positions) {
   return 0.5 + 0.5 * strip_columns(positions) / std::max<int64_t>(positions, 1);
 }
 
-// Columns of a source that are multiplied at once, and the space they take, in blocks of at most rows x columns positions
-// of `batch` samples.
+// Columns of a source that are multiplied at once, and the space they take, in blocks of at most rows x columns
+// positions of `batch` samples.
 template <class W>
 struct GramChunk {
   int64_t size, space;
 
-  GramChunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns)
-      : size(source.columns), space(0) {
+  GramChunk(const Source<W>& source, int64_t batch, int64_t rows, int64_t columns) : size(source.columns), space(0) {
     if (source.direct()) return;
     size = std::min(size, std::max<int64_t>(64, kTile / (batch * (rows + columns))));
     space = batch * (rows + columns) * size;
@@ -39,8 +38,8 @@ struct GramChunk {
 
 // out = the products of positions `rows` with positions `columns`, `chunk` columns of the source at once
 template <class W>
-void gram_block(const Source<W>& source, int64_t chunk, Range batch, Range rows, Range columns,
-                const Matrices<W>& out, W* space) {
+void gram_block(const Source<W>& source, int64_t chunk, Range batch, Range rows, Range columns, const Matrices<W>& out,
+                W* space) {
   for (int64_t begin = 0; begin < source.columns; begin += chunk) {
     const Range some{begin, std::min(chunk, source.columns - begin)};
     const Matrices<W> left = source.block(batch, rows, some, space);
@@ -88,7 +87,10 @@ struct GramPlan {
   int64_t batch;
 
   GramPlan(const Samples<W>& of, const Source<W>& source, const Geometry* windows)
-      : samples(of), pixels(source), geometry(windows), columns(strip_columns(of.positions())),
+      : samples(of),
+        pixels(source),
+        geometry(windows),
+        columns(strip_columns(of.positions())),
         rows(std::min(of.positions(), kMostRows)),
         batch(batch_size(of.all(), std::max(2 * rows * columns, kept()))) {}
 
@@ -179,8 +181,8 @@ std::vector<double> norms_by_gram(const Samples<W>& samples, const Source<W>& pi
 // `inputs`: multiplications in one element of A A^T, of as many elements as there are pairs of `pixels`.
 inline bool gram_is_cheaper(int64_t positions, int64_t pixels, int64_t inputs, int64_t outputs, int64_t columns) {
   const double square = 1.0 * positions * positions, pixel_square = 1.0 * pixels * pixels;
-  const double gram = kStripCost * (strip_share(pixels) * pixel_square * inputs +
-                                    strip_share(positions) * square * outputs);
+  const double gram =
+      kStripCost * (strip_share(pixels) * pixel_square * inputs + strip_share(positions) * square * outputs);
   const double taps = columns > inputs ? 0.5 * square * (columns / inputs) * kTapCost : 0;
   const double tiles = 1.0 * outputs * columns * (positions + kPassCost);
   return gram + taps < kPreference * tiles;

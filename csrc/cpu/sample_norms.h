@@ -32,7 +32,8 @@ struct AddChannel {
       products[j] += static_cast<double>(g[i + j]) * static_cast<double>(x[i + j]);
       sums[j] += static_cast<double>(g[i + j]);
     }
-    *with_x += lane_sum(products), *alone += lane_sum(sums);
+    *with_x += lane_sum(products);
+    *alone += lane_sum(sums);
   }
 };
 

@@ -14,8 +14,11 @@ struct TilePlan {
   int64_t chunk;          // positions in a product
 
   explicit TilePlan(const Samples<W>& of)
-      : samples(of), rows(even_size(of.outputs(), kSide)), columns(even_size(of.inputs(), kSide)),
-        batch(batch_size(of.all(), rows * columns)), chunk(of.positions()) {
+      : samples(of),
+        rows(even_size(of.outputs(), kSide)),
+        columns(even_size(of.inputs(), kSide)),
+        batch(batch_size(of.all(), rows * columns)),
+        chunk(of.positions()) {
     if (!of.activations->direct() || !of.grads->direct())
       chunk = std::min(chunk, std::max<int64_t>(32, kTile / (batch * std::max(rows, columns))));
   }
@@ -56,8 +59,7 @@ void tile_norms(const TilePlan<W>& plan, Range batch, Range rows, Range columns,
     W* more = space + plan.product();
     const Matrices<W> grads = samples.grads->block(batch, chunk, rows, more);
     if (columns.size > 0) {
-      const Matrices<W> activations =
-          samples.activations->block(batch, chunk, columns, more + plan.space_of_grads());
+      const Matrices<W> activations = samples.activations->block(batch, chunk, columns, more + plan.space_of_grads());
       multiply(grads.transposed(), activations, product, begin > 0);
     }
     if (biased) add_positions(grads, bias.data());

@@ -63,7 +63,7 @@ struct Strided : Source<W> {
     const int64_t first = rows.begin * position_stride + columns.begin * column_stride;
     if constexpr (std::is_same_v<T, W>)
       if (direct())
-        return {data + at(samples.begin) + first, samples.size,    rows.size,    columns.size,
+        return {data + at(samples.begin) + first,           samples.size,    rows.size,    columns.size,
                 groups == 1 ? sample_stride : group_stride, position_stride, column_stride};
     const bool by_position = column_stride != 1;  // what lies together stays together
     const int64_t major = by_position ? columns.size : rows.size, minor = by_position ? rows.size : columns.size;
@@ -71,8 +71,8 @@ struct Strided : Source<W> {
       for (int64_t i = 0; i < major; ++i)
         gather(data + at(samples.begin + b) + first + i * (by_position ? column_stride : position_stride),
                by_position ? position_stride : column_stride, space + (b * major + i) * minor, minor);
-    return {space, samples.size, rows.size, columns.size, major * minor, by_position ? 1 : minor,
-            by_position ? minor : 1};
+    return {
+        space, samples.size, rows.size, columns.size, major * minor, by_position ? 1 : minor, by_position ? minor : 1};
   }
 };
 
@@ -134,7 +134,8 @@ struct Windows : Source<W> {
       } else {
         std::fill_n(to, n, W(0));
       }
-      at += n, to += n;
+      at += n;
+      to += n;
     }
   }
 };

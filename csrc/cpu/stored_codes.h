@@ -55,7 +55,11 @@ class StoredCodes {
       run<OutOfRange>(from, n, static_cast<int8_t>((1 << (high_bits_ - 1)) - 1), &found);
       if (found) out_of_range_ = true;
     }
-    lower_.shift > 0 ? switch_codes(from, to, n, lower_) : static_cast<void>(std::memcpy(to, from, n));
+    if (lower_.shift > 0) {
+      switch_codes(from, to, n, lower_);
+    } else {
+      std::memcpy(to, from, n);
+    }
     std::memset(to + n, 0, -n & 63);
   }
 

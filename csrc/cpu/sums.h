@@ -18,13 +18,16 @@ struct SumsByRun {
       for (; i + kLanes <= block.length; i += kLanes)
         for (int64_t j = 0; j < kLanes; ++j) {
           const Sum value = level.quantizer.first(x[i + j], scale, shift);
-          sums[j] += value, squares[j] += value * value;
+          sums[j] += value;
+          squares[j] += value * value;
         }
       for (int64_t j = 0; i + j < block.length; ++j) {
         const Sum value = level.quantizer.first(x[i + j], scale, shift);
-        sums[j] += value, squares[j] += value * value;
+        sums[j] += value;
+        squares[j] += value * value;
       }
-      sum[run] += lane_sum(sums), square[run] += lane_sum(squares);
+      sum[run] += lane_sum(sums);
+      square[run] += lane_sum(squares);
       x += block.length;
       if (++channel == block.channels) channel = 0;
     }
@@ -38,7 +41,8 @@ struct SumsByColumn {
                          double* __restrict square) const {
     for (int64_t i = 0; i < block.length; ++i) {
       const double value = static_cast<double>(level.quantizer.first(x[i], level.scale[i], level.shift[i]));
-      sum[i] += value, square[i] += value * value;
+      sum[i] += value;
+      square[i] += value * value;
     }
   }
 };
@@ -53,8 +57,11 @@ struct SumsWork : Work<Summand, W> {
   void add(const Task& task, const Block& block, const W* xs) const {
     for (size_t k = 0; k < this->levels.size(); ++k) {
       const int64_t slot = k * this->walk.partial_sums() + task.slot;
-      this->walk.by_run ? run<SumsByRun<Summand, W>>(this->at(k, block), block, xs, &sums[slot], &squares[slot])
-                        : run<SumsByColumn<Summand, W>>(this->at(k, block), block, xs, &sums[slot], &squares[slot]);
+      if (this->walk.by_run) {
+        run<SumsByRun<Summand, W>>(this->at(k, block), block, xs, &sums[slot], &squares[slot]);
+      } else {
+        run<SumsByColumn<Summand, W>>(this->at(k, block), block, xs, &sums[slot], &squares[slot]);
+      }
     }
   }
 

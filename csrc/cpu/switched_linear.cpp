@@ -55,7 +55,7 @@ void dot(const int8_t* codes, int64_t rows, const float* x, int64_t stride, int6
   };
   const bool wide = isa() == Isa::v4;  // twice the registers, of four times baseline's width
   if (batch == 1) return wide ? tiles(DotTile<8, 1>{}, 8, 1) : tiles(DotTile<2, 1>{}, 2, 1);
-  wide ? tiles(DotTile<4, 4>{}, 4, 4) : tiles(DotTile<2, 2>{}, 2, 2);
+  return wide ? tiles(DotTile<4, 4>{}, 4, 4) : tiles(DotTile<2, 2>{}, 2, 2);
 }
 
 // sums (rows, batch, lanes) of `rows` rows of the weight from `first` on

@@ -49,7 +49,9 @@ struct Walk {
     int64_t major = first / pieces, piece = first % pieces;
     for (int64_t index = first; index < last; ++index) {
       body(task(major, piece));
-      if (++piece == pieces) piece = 0, ++major;
+      if (++piece < pieces) continue;
+      piece = 0;
+      ++major;
     }
   }
 

@@ -117,7 +117,9 @@ LogitJob<T> logit_job(const Tensor& logits, const Tensor& targets, int64_t ignor
   LogitJob<T> job{static_cast<const T*>(logits.const_data_ptr()), targets.const_data_ptr()};
   job.wide_targets = targets.scalar_type() == ScalarType::Long;
   job.aligned = reinterpret_cast<uintptr_t>(job.x) % 16 == 0;
-  job.rows = logits.size(0), job.classes = logits.size(1), job.ignore_index = ignore_index;
+  job.rows = logits.size(0);
+  job.classes = logits.size(1);
+  job.ignore_index = ignore_index;
   job.smoothing = static_cast<float>(smoothing);
   job.uniform = static_cast<float>(smoothing / static_cast<double>(job.classes));
   return job;

@@ -34,7 +34,8 @@ struct AddToRow {
 #pragma unroll
       for (int j = 0; j < count; ++j) {
         const float e = exponential(value[j] - base);
-        sums.sum += e, sums.squares += e * e;
+        sums.sum += e;
+        sums.squares += e * e;
       }
     }
   }

@@ -58,14 +58,18 @@ __global__ void count_sum_kernel(const __grid_constant__ Batch<CountSum, capacit
     penalty += sum.counts[task] >> 16;
     nonzero += sum.counts[task] & 0xffff;
   }
-  penalty = warp_sum(penalty), nonzero = warp_sum(nonzero);
+  penalty = warp_sum(penalty);
+  nonzero = warp_sum(nonzero);
   if (threadIdx.x % kWarpLanes == 0) {
     warps[0][threadIdx.x / kWarpLanes] = penalty;
     warps[1][threadIdx.x / kWarpLanes] = nonzero;
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < threads / kWarpLanes; ++w) penalty += warps[0][w], nonzero += warps[1][w];
+  for (int w = 1; w < threads / kWarpLanes; ++w) {
+    penalty += warps[0][w];
+    nonzero += warps[1][w];
+  }
   *sum.penalty = static_cast<float>(penalty);
   *sum.rate = static_cast<float>(nonzero / sum.numel);
 }
@@ -92,8 +96,8 @@ void sum_counts(const Launch& launch, const std::vector<Weight>& each, const Ten
                     static_cast<float*>(counts[1].mutable_data_ptr()) + t});
     next += tasks;
   }
-  launch_all(launch, count_sum_kernel < kThreads, many ? kBatch<CountSum> : 1 >, sums,
-             [](const CountSum&) { return int64_t{1}; });
+  constexpr int capacity = many ? kBatch<CountSum> : 1;
+  launch_all(launch, count_sum_kernel<kThreads, capacity>, sums, [](const CountSum&) { return int64_t{1}; });
 }
 
 // Values or residuals of every x, and with `counts` their penalties and rates; many: those are lists.
@@ -102,7 +106,10 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
   const Launch launch(each[0].op, each[0].x);
   Lsbs lsbs;
   std::optional<Tensor> task_counts;
-  if (counts) lsbs.counts = allocate_counts(each, many), task_counts = allocate_task_counts(each);
+  if (counts) {
+    lsbs.counts = allocate_counts(each, many);
+    task_counts = allocate_task_counts(each);
+  }
   dispatch_pair<true>(launch.op, each[0].x.scalar_type(), each[0].x.scalar_type(), [&](auto storage, auto) {
     using T = decltype(storage);
     using Result = std::conditional_t<out == LsbOut::residual, int8_t, T>;
@@ -110,8 +117,13 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
     std::vector<Work> jobs;
     unsigned* next = counts ? static_cast<unsigned*>(task_counts->mutable_data_ptr()) : nullptr;
     for (const Weight& weight : each) {
-      Work job{walk_of(weight), on_16_bytes(weight.x), weight.quantizer<float>(), weight.limits<float>(),
-               static_cast<const T*>(weight.x.const_data_ptr()), nullptr, next};
+      Work job{walk_of(weight),
+               on_16_bytes(weight.x),
+               weight.quantizer<float>(),
+               weight.limits<float>(),
+               static_cast<const T*>(weight.x.const_data_ptr()),
+               nullptr,
+               next};
       if (out != LsbOut::nothing) {
         const auto dtype = out == LsbOut::residual ? ScalarType::Char : weight.x.scalar_type();
         const Tensor& to = lsbs.outs.emplace_back(allocate_like(weight.x, dtype));
@@ -121,7 +133,8 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
       if (counts) next += job.walk.tasks;
       jobs.push_back(job);
     }
-    launch_all(launch, round_clamp_kernel < out, counts, T, Result, many ? kBatch<Work> : 1 >, jobs,
+    constexpr int capacity = many ? kBatch<Work> : 1;
+    launch_all(launch, round_clamp_kernel<out, counts, T, Result, capacity>, jobs,
                [](const Work& job) { return blocks_of(job.walk); });
   });
   if constexpr (counts) sum_counts<many>(launch, each, *task_counts, lsbs.counts);
@@ -151,7 +164,8 @@ std::vector<Tensor> lsb_backward(const std::vector<Weight>& each, const std::vec
                       static_cast<T*>(grad_x.mutable_data_ptr())});
       if (task) jobs.back().aligned = jobs.back().aligned && on_16_bytes(upstream[t]);
     }
-    launch_all(launch, lsb_gradient_kernel < task, T, many ? kBatch<Work> : 1 >, jobs,
+    constexpr int capacity = many ? kBatch<Work> : 1;
+    launch_all(launch, lsb_gradient_kernel<task, T, capacity>, jobs,
                [](const Work& job) { return blocks_of(job.walk); });
   });
   return grad_xs;

@@ -36,7 +36,11 @@ struct RoundClampVisit {
     Pack<T, count> x[batch];  // all loads first: they are then in flight together
 #pragma unroll
     for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
-    job.quantizer.mirrored() ? results<true, count, batch>(x, i, step) : results<false, count, batch>(x, i, step);
+    if (job.quantizer.mirrored()) {
+      results<true, count, batch>(x, i, step);
+    } else {
+      results<false, count, batch>(x, i, step);
+    }
   }
 
   template <bool mirrored, int count, int batch>
@@ -90,8 +94,11 @@ struct LsbGradientVisit {
       x[b] = load<T, count>(job.x + i + b * step);
       if (task) grad[b] = load<T, count>(job.grad + i + b * step);
     }
-    job.quantizer.mirrored() ? results<true, count, batch>(x, grad, i, step)
-                             : results<false, count, batch>(x, grad, i, step);
+    if (job.quantizer.mirrored()) {
+      results<true, count, batch>(x, grad, i, step);
+    } else {
+      results<false, count, batch>(x, grad, i, step);
+    }
   }
 
   template <bool mirrored, int count, int batch>

@@ -20,7 +20,11 @@ Tensor quantize_codes_forward(const Tensor& x, const Tensor& scale, const std::o
   const Tensor codes = allocate_like(q.x, is_signed ? ScalarType::Char : ScalarType::Byte);
   q.check_against({codes});
   dispatch_pair<true>(op, x.scalar_type(), x.scalar_type(), [&](auto storage, auto) {
-    is_signed ? quantize<decltype(storage), int8_t>(q, codes) : quantize<decltype(storage), uint8_t>(q, codes);
+    if (is_signed) {
+      quantize<decltype(storage), int8_t>(q, codes);
+    } else {
+      quantize<decltype(storage), uint8_t>(q, codes);
+    }
   });
   return codes;
 }

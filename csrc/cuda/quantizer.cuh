@@ -89,14 +89,17 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
       jobs.push_back(job_of<Quantizer, decltype(storage), decltype(out_storage)>(q, outs));
       all.insert(all.end(), outs.begin(), outs.end());
     }
-    launch_all(launch, forward_kernel < Quantizer, decltype(storage), decltype(out_storage), many ? kBatch<Work> : 1 >,
-               jobs, [](const Work& job) { return blocks_of(job.walk); });
+    constexpr int capacity = many ? kBatch<Work> : 1;
+    launch_all(launch, forward_kernel<Quantizer, decltype(storage), decltype(out_storage), capacity>, jobs,
+               [](const Work& job) { return blocks_of(job.walk); });
   });
   return all;
 }
 
-// Two ops run this; fake_quantize.cu compiles it for both.
-extern template std::vector<Tensor> quantize_forward<FakeQuantize>(const std::vector<Quantizers>&,
-                                                                   std::optional<ScalarType>);
+// Of many xs, in shared launches.
+template <template <class> class Quantizer>
+std::vector<Tensor> quantize_forward_each(const std::vector<Quantizers>& each, std::optional<ScalarType> out_dtype) {
+  return quantize_forward<Quantizer, true>(each, out_dtype);
+}
 
 }  // namespace mbq::cuda

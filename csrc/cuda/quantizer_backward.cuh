@@ -16,7 +16,7 @@ inline void append_gradients(const Quantizers& q, const Rows& rows, const Rows& 
                              std::vector<ChannelSum>& sums) {
   const int together = rows.shared ? static_cast<int>(q.ranges.size()) : 1;
   ChannelSum sum{Walk(q.layout.outer, q.layout.channels, q.layout.inner), together, static_cast<int>(q.ranges.size()),
-                 partial, {}, {}, {}};
+                 partial};
   const std::vector<double> factors = q.grad_factors(grad_factor);
   for (size_t k = 0; k < factors.size(); ++k) {
     if (k < rows.tensors.size()) gradients.push_back(allocate_like(rows.tensors[k]));
@@ -96,8 +96,8 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
       jobs.push_back(job);
       aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
     }
-    const auto kernel =
-        backward_kernel_of<Quantizer, T, decltype(grad_storage), many ? kBatch<Work> : 1>(jobs[0].levels);
+    constexpr int capacity = many ? kBatch<Work> : 1;
+    const auto kernel = backward_kernel_of<Quantizer, T, decltype(grad_storage), capacity>(jobs[0].levels);
     launch_all(launch, kernel, jobs, [](const Work& job) { return blocks_of(job.walk); });
   });
   scale_sums.insert(scale_sums.end(), shift_sums.begin(), shift_sums.end());
@@ -113,8 +113,11 @@ std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizer
   return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
 }
 
-// As quantize_forward's.
-extern template Gradients quantize_backward<FakeQuantize>(const std::vector<Quantizers>&, const std::vector<Tensor>&,
-                                                          std::optional<double>);
+// Of many xs, in shared launches.
+template <template <class> class Quantizer>
+Gradients quantize_backward_each(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
+                                 std::optional<double> grad_factor) {
+  return quantize_backward<Quantizer, true>(each, given, grad_factor);
+}
 
 }  // namespace mbq::cuda

@@ -7,7 +7,7 @@
 
 namespace mbq::cuda {
 
-constexpr int64_t kChunk = 4096;    // elements of a run that one warp takes, of a large tensor
+constexpr int64_t kChunk = 4096;  // elements of a run that one warp takes, of a large tensor
 constexpr int64_t kLeastChunk = 256;
 constexpr int64_t kWarps = 16384;   // a smaller tensor is cut finer, until so many warps share it
 constexpr int64_t kShortRun = 32;   // shorter runs are walked by column

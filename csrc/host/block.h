@@ -1,20 +1,20 @@
 // What is done to one block of codes: reading, checking, switching, writing.
 #pragma once
 
-#include "layout.h"
+#include "packing.h"
 
 namespace mbq {
 
-// A multiple of 8: blocks begin with a byte in every layout. Larger ones leave memory waiting while planes are joined.
-constexpr int64_t kBlock = 2048;
+// A multiple of 8: blocks begin with a byte in every packing. Larger ones leave memory waiting while planes are joined.
+constexpr int64_t kCodeBlock = 2048;
 constexpr int64_t kAhead = 4096;  // bytes fetched in advance: the processor itself stops at the end of a page
 
 struct alignas(64) Codes {
-  int8_t values[kBlock];
+  int8_t values[kCodeBlock];
   uint8_t* bytes() { return reinterpret_cast<uint8_t*>(values); }
   uint64_t* words() { return reinterpret_cast<uint64_t*>(values); }
 };
-static_assert(kBlock % kPlaneCodes == 0);
+static_assert(kCodeBlock % kPlaneCodes == 0);
 
 // *outside = whether a code is not in [lo, hi]; without_zero: nor is zero allowed, as between -1 and +1.
 struct CheckCodes {
@@ -90,8 +90,11 @@ struct Convert {
       }
       for (int64_t line = 0; line < kTile; line += 64) __builtin_prefetch(from + at + kAhead + line);
       make(from + at, made, kTile, rule, form);
-      past_cache ? Lines<level>::stream(made, to + bytes_of(at), kBytes)
-                 : static_cast<void>(std::memcpy(to + bytes_of(at), made, kBytes));
+      if (past_cache) {
+        Lines<level>::stream(made, to + bytes_of(at), kBytes);
+      } else {
+        std::memcpy(to + bytes_of(at), made, kBytes);
+      }
     }
   }
 };
@@ -99,19 +102,19 @@ struct Convert {
 // Calls body with the Chunk of `bits`, 1, 2 or 4, and `is_signed`.
 template <template <int, bool> class Chunk, class Body>
 inline void with_chunk(int bits, bool is_signed, const Body& body) {
-  with_constant<1, 2, 4>(bits, [&](auto b) { is_signed ? body(Chunk<b, true>{}) : body(Chunk<b, false>{}); });
+  with_constant<1, 2, 4>(bits, [&](auto b) { return is_signed ? body(Chunk<b, true>{}) : body(Chunk<b, false>{}); });
 }
 
 // n codes from (row, column) on: where they lie, or unpacked into `codes`.
 inline const int8_t* read_block(const Matrix<const uint8_t>& from, int64_t row, int64_t column, int64_t n,
                                 Codes& codes) {
   const uint8_t* source = from.at(row, column);
-  if (from.layout == Layout::codes) return reinterpret_cast<const int8_t*>(source);
-  if (from.layout == Layout::planes)
+  if (from.packing == Packing::codes) return reinterpret_cast<const int8_t*>(source);
+  if (from.packing == Packing::planes)
     join_planes(source, from.plane_bytes(), from.bits, from.is_signed, codes.bytes(), from.bytes_of(n));
   else
     with_chunk<UnpackChunk>(from.bits, from.is_signed, [&](auto chunk) {
-      alignas(64) typename decltype(chunk)::Packed packed[kBlock / 8];
+      alignas(64) typename decltype(chunk)::Packed packed[kCodeBlock / 8];
       std::memcpy(packed, source, from.bytes_of(n));
       run<decltype(chunk)>(static_cast<const typename decltype(chunk)::Packed*>(packed), codes.words(), (n + 7) / 8);
     });
@@ -120,7 +123,7 @@ inline const int8_t* read_block(const Matrix<const uint8_t>& from, int64_t row, 
 
 // Whether all n codes are codes of the matrix's bit-width; only bytes can hold others.
 inline bool in_range(const Matrix<const uint8_t>& from, const int8_t* codes, int64_t n) {
-  if (from.layout != Layout::codes || from.bits == 8) return true;
+  if (from.packing != Packing::codes || from.bits == 8) return true;
   const Bounds<int> range = bounds<int>(from.bits, from.is_signed);
   bool outside = false;
   run<CheckCodes>(codes, static_cast<int8_t>(range.lo), static_cast<int8_t>(range.hi), from.binary(), &outside, n);

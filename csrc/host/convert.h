@@ -1,4 +1,4 @@
-// Whole layers, on several threads: from one layout and bit-width to another, or to weights.
+// Whole layers, on several threads: from one packing and bit-width to another, or to weights.
 #pragma once
 
 #include "block.h"
@@ -10,7 +10,7 @@ using Target = Matrix<uint8_t>;
 
 enum class Rounding { half_even, half_up };
 
-// Codes of `from` at to.bits, in to.layout. False where a code of `from` is not in its range; `to` is then undefined.
+// Codes of `from` at to.bits, in to.packing. False where a code of `from` is not in its range; `to` is then undefined.
 bool recode(const Source& from, const Target& to, Rounding rounding, int64_t threads);
 
 // out[row][i] = code at `bits` * scale[row] + offset[row]; offset may be null. False as above.

@@ -18,9 +18,9 @@ void check(bool good, const char* message) {
   if (!good) throw std::invalid_argument(std::string("mbq_store._core: ") + message);
 }
 
-Layout layout_of(const std::string& name) {
+Packing packing_of(const std::string& name) {
   check(name == "codes" || name == "planes" || name == "packed", "layout must be codes, planes or packed");
-  return name == "codes" ? Layout::codes : name == "planes" ? Layout::planes : Layout::packed;
+  return name == "codes" ? Packing::codes : name == "planes" ? Packing::planes : Packing::packed;
 }
 
 Rounding rounding_of(const std::string& name) {
@@ -38,11 +38,11 @@ void* memory(const py::buffer_info& info, int64_t bytes) {
 template <class Byte>
 Matrix<Byte> matrix(const py::buffer_info& info, const std::string& layout, int64_t rows, int64_t columns, int bits,
                     bool is_signed) {
-  Matrix<Byte> made{layout_of(layout), nullptr, rows, columns, bits, is_signed};
+  Matrix<Byte> made{packing_of(layout), nullptr, rows, columns, bits, is_signed};
   check(rows >= 0 && columns >= 0 && (rows == 0 || columns <= (int64_t{1} << 56) / rows), "sizes must be possible");
   check(1 <= bits && bits <= 8, "bits must be between 1 and 8");
-  check(made.layout != Layout::packed || bits == 1 || bits == 2 || bits == 4, "packed bits must be 1, 2 or 4");
-  check(made.layout != Layout::planes || !made.binary(), "signed 1-bit codes have no planes");
+  check(made.packing != Packing::packed || bits == 1 || bits == 2 || bits == 4, "packed bits must be 1, 2 or 4");
+  check(made.packing != Packing::planes || !made.binary(), "signed 1-bit codes have no planes");
   made.data = static_cast<Byte*>(memory(info, made.bytes()));
   return made;
 }

@@ -12,7 +12,7 @@ namespace mbq {
 
 // body(task) for every task in [0, tasks), on up to `threads` threads of which the caller is one; body does not throw.
 template <class Body>
-void for_each_task(int64_t tasks, int64_t threads, const Body& body) {
+void run_tasks(int64_t tasks, int64_t threads, const Body& body) {
   std::atomic<int64_t> next{0};
   const auto work = [&] {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task);

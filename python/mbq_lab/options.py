@@ -3,23 +3,21 @@
 import math
 import numbers
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
 
 from mbq_train._names import look_up
 from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
+from mbq_train.quantize.specs import ActivationSpec, Float, Spec, WeightSpec, flag_of, spec_types
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
-BATCH_NORMS, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+BATCH_NORM_MODES, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
 SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
-RECIPES = {  # with the defaults each has in place of those of Options
+RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
     "plain": {},
     "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
                "batch_norm": "shared"},
     "msq": {"bits": (8,), "quantizer": "round-clamp"},
 }
-QUANTIZERS = ("learned", "double-rounding", "any-precision", "round-clamp")
-ROUNDINGS, NORMALISATIONS = ("half_even", "half_up"), ("max", "tanh")
-FORMS = ("offset", "sign-magnitude")
 
 
 def _option(default, help, **limits):
@@ -27,8 +25,34 @@ def _option(default, help, **limits):
     return field(default=default, metadata={"help": help, **limits})
 
 
+def _of_specs() -> dict[str, list[tuple[str, Field]]]:
+    """Return the options of all quantizers by their names on the command line: the kinds that have each, and its field.
+    """
+    found = {}
+    for name, kind in spec_types(Spec).items():
+        for each in fields(kind):
+            if (flag := flag_of(each)):
+                found.setdefault(flag, []).append((name, each))
+    return found
+
+
+def _of_flag(flag: str) -> tuple:
+    """Return name, type and field of an option of quantizers, as its spec describes it; None becomes 0."""
+    owners = [name for name, _ in SPEC_OPTIONS[flag]]
+    described = SPEC_OPTIONS[flag][0][1]
+    default = 0 if described.default is None else described.default
+    alone = described.metadata["of"] == "weights" and len(owners) == 1
+    limits = {"choices": described.metadata["choices"]} if described.metadata["choices"] else {}
+    help = f"{owners[0]}: {described.metadata['help']}" if alone else described.metadata["help"]
+    return flag, type(default), _option(default, help, **limits)
+
+
+SPEC_OPTIONS = _of_specs()
+_SpecOptions = make_dataclass("_SpecOptions", map(_of_flag, SPEC_OPTIONS), frozen=True)
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(_SpecOptions):
     """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
 
     Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
@@ -46,21 +70,11 @@ class Options:
     workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
     model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
     recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
-                          choices=tuple(RECIPES))
+                          choices=tuple(RECIPE_DEFAULTS))
     bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
-    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORMS)
-    learn_offset: bool = _option(False, "learn an offset of the activations")
+    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES)
     quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
-                             "no learned scale (by tanh, by the largest weight)", choices=QUANTIZERS)
-    weight_correction: bool = _option(False, "give channels of quantized weights their mean and deviation in float")
-    normalise: str = _option("max", "round-clamp: weights by their largest, or their tanh by its largest",
-                             choices=NORMALISATIONS)
-    form: str = _option("offset", "round-clamp: codes around that of 0, or codes of |W| with the sign kept apart",
-                        choices=FORMS)
-    activation_bits: int = _option(0, "of activations, whatever the weights have; 0: as the weights, 32: float", low=0)
-    rounding: str = _option("half_even", "double-rounding: how codes are rounded again", choices=ROUNDINGS)
-    scale_chain: bool = _option(False, "double-rounding: scale gradients times 2^D, the true derivative")
-    shared_sum: bool = _option(False, "double-rounding: all scales of a layer get the sum of their gradients")
+                             "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)))
     keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
                                           "read the network's input, last: the one called last")
     epochs: int = _option(30, "epochs at all bit-widths together", low=1)
@@ -121,8 +135,42 @@ class Options:
         if self.bits == tuple(sorted(self.bits)):
             object.__setattr__(self, "bits", self.bits[::-1])
         check_bit_widths("options", self.bits, float_path=True)
+        if not quantized(self.bits):
+            raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
+        self._check_quantizers()
         self._check_together()
         self._check_recipe()
+
+    @property
+    def weights(self) -> WeightSpec:
+        """Return what quantizes weights."""
+        return self._spec(spec_types(WeightSpec)[self.quantizer], "weights")
+
+    @property
+    def activations(self) -> ActivationSpec:
+        """Return what quantizes the inputs of layers: activations of 32 bits are float."""
+        if self.activation_bits == FLOAT:
+            return Float()
+        return self._spec(type(self.weights.activations()), "activations")
+
+    def _spec(self, kind: type[Spec], of: str):
+        """Return the spec of `kind` with the options that are given here; 0 stands for None."""
+        given = {each.name: getattr(self, flag_of(each)) for each in fields(kind)
+                 if each.metadata["of"] == of and flag_of(each)}
+        return kind(**{name: None if value == 0 and value is not False else value for name, value in given.items()})
+
+    def _check_quantizers(self):
+        """Refuse options of other quantizers than those that are used."""
+        used = {"weights": self.quantizer, "activations": self.weights.activations().name}
+        for flag, owners in SPEC_OPTIONS.items():
+            value, default = getattr(self, flag), owners[0][1].default
+            if value != (0 if default is None else default) and not any(
+                    used[each.metadata["of"]] == name for name, each in owners):
+                names = " or ".join(name for name, _ in owners)
+                raise ValueError(f"options: {flag} must be left alone unless quantizer is {names}, got {value!r} with "
+                                 f"{self.quantizer!r}")
+        self.weights.check(quantized(self.bits))
+        self.activations.check_use("activations")
 
     def _check_recipe(self):
         for option in fields(self):
@@ -164,8 +212,6 @@ class Options:
                              "lowest_bits reach further")
 
     def _check_together(self):
-        if not quantized(self.bits):
-            raise ValueError(f"options: bits must hold one below {FLOAT}, got {self.bits}")
         if self.rate_epochs and self.rate != "step":
             raise ValueError(f"options: rate_epochs must be empty unless rate is step, got rate {self.rate!r}")
         if self.rate == "step" and (not self.rate_epochs or list(self.rate_epochs) != sorted(set(self.rate_epochs))):
@@ -185,7 +231,7 @@ class Options:
     def for_recipe(cls, recipe: str, **given):
         """Return the options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no
         option."""
-        return cls(recipe=recipe, **(look_up("options", RECIPES, recipe, argument="recipe") | given))
+        return cls(recipe=recipe, **(look_up("options", RECIPE_DEFAULTS, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
         """Return a JSON object from which `from_json` makes the same options."""

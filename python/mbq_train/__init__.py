@@ -1,37 +1,39 @@
 """Thin layer for quantization-aware training at several bit-widths, on the kernels of mbq_kernels."""
 
+from .batches import Batch
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .conversion.convert import convert, plan_conversion
 from .conversion.plan import Conversion
 from .coreset import CoresetSampler, GradNorms, GradNormScorer, draw_rows, score_images
-from .batches import Batch
 from .deployment import deploy
 from .export import export_onnx, export_store
 from .quantize.adaptation import adapt_bn
-from .quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight
+from .quantize.add_bits import add_bits
+from .quantize.any_precision import AnyPrecision, AnyPrecisionActivation, AnyPrecisionWeight
 from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, at_bits, get_bits, set_bits
-from .quantize.double_rounding import DoubleRoundingQuantizer
+from .quantize.double_rounding import DoubleRounding, DoubleRoundingQuantizer
 from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
-from .quantize.quantizers import ActivationQuantizer, WeightQuantizer
-from .quantize.round_clamp import RoundClampQuantizer, own_layer_bits, set_layer_bits
+from .quantize.learned import ActivationQuantizer, Learned, WeightQuantizer
+from .quantize.round_clamp import RoundClamp, RoundClampQuantizer, own_layer_bits, set_layer_bits
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
-from .quantize.add_bits import add_bits
+from .quantize.specs import ActivationSpec, Float, WeightSpec
 from .quantize.weight_bank import WeightBank
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .sensitivity import Trace, hessian_traces, perturbations, sensitivities
-from .training.divergence import TrainingError
 from .training.distillation import SoftTargets
+from .training.divergence import TrainingError
 from .training.optimizers import parameter_groups
 from .training.steps import Stepper
 
 __all__ = [
-    "ActivationQuantizer", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch", "BitBatchNorm", "BitState",
-    "CheckpointError", "Conversion", "CoresetSampler", "DoubleRoundingQuantizer", "GradNormScorer", "GradNorms",
-    "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear",
-    "RoundClampQuantizer", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank", "WeightQuantizer",
-    "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients",
-    "export_onnx", "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "own_layer_bits",
-    "parameter_groups", "perturbations", "plan_conversion", "save_checkpoint", "scales", "score_images",
-    "sensitivities", "set_bits", "set_layer_bits",
+    "ActivationQuantizer", "ActivationSpec", "AnyPrecision", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch",
+    "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "CoresetSampler", "DoubleRounding",
+    "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned", "QuantConv1d", "QuantConv2d",
+    "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "RoundClamp", "RoundClampQuantizer",
+    "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank", "WeightQuantizer", "WeightSpec", "adapt_bn",
+    "add_bits", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx",
+    "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "own_layer_bits", "parameter_groups",
+    "perturbations", "plan_conversion", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits",
+    "set_layer_bits",
 ]

@@ -8,25 +8,25 @@ from typing import Annotated
 
 import torch
 import typer
+from mbq_train import distributed
+from mbq_train._packages import required
+from mbq_train.checkpoint import atomic_path, load_metadata
+from mbq_train.export import export_onnx, export_store
 from rich.console import Console
 from rich.table import Table
 
-from mbq_train import distributed
-from mbq_train._packages import required
-from .arguments import bits_of, clean_errors, with_options
-from mbq_train.export import export_onnx, export_store
 from ..options import Options
 from ..runs.ablate import ablate
-from mbq_train.checkpoint import atomic_path, load_metadata
 from ..runs.dry_run import DryRun, dry_run
 from ..runs.evaluation import Evaluation, evaluate_run
-from ..runs.networks import load_quantized
 from ..runs.folder import CHECKPOINT, CONFIG, load_options
+from ..runs.networks import load_quantized
 from ..runs.plots import plot_store
-from .progress import layer_table, progress_of
 from ..runs.run import Result, resume_run, train_run
 from ..runs.score import score_run, transfer_run
 from ..runs.sensitivity import sensitivity_of_run
+from .arguments import bits_of, clean_errors, with_options
+from .progress import layer_table, progress_of
 from .tables import (
     ablation_table,
     accuracy_table,

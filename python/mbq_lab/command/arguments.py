@@ -6,12 +6,12 @@ from dataclasses import fields
 from typing import Annotated
 
 import typer
+from mbq_train import distributed
+from mbq_train.training.divergence import TrainingError
 
 from mbq_kernels import BackendError
 
-from mbq_train import distributed
 from ..options import Options
-from mbq_train.training.divergence import TrainingError
 from ..training.interrupt import Interrupted
 
 

@@ -4,12 +4,11 @@ import contextlib
 import sys
 import time
 
+from mbq_train import distributed
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from mbq_train import distributed
 
 from ..options import Options
 from ..runs.observer import Observer

@@ -1,10 +1,9 @@
 """Tables of what was measured on runs, for rich."""
 
-from rich.markup import escape
-from rich.table import Table
-
 from mbq_train.conversion.plan import COLUMNS, Conversion
 from mbq_train.quantize.bits import FLOAT
+from rich.markup import escape
+from rich.table import Table
 
 from ..runs.ablate import Ablation
 from ..runs.evaluation import Evaluation

@@ -1,7 +1,6 @@
 """Data sets of images: where they lie, how they are read, and the batches they give."""
 
 from .batches import Data
-from mbq_train.batches import Batch
 from .errors import DataError
 from .load import load_data
 

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-
 from mbq_train.batches import Batch, seeded
 
 from .splits import Source

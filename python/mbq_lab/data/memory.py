@@ -4,10 +4,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from mbq_train.batches import Batch, seeded
 
 from .augment import augment_images, draw
 from .batches import Data, send
-from mbq_train.batches import Batch, seeded
 from .errors import DataError
 from .images import decode_image, fit, pixels
 from .splits import ArraySplit, Source, Split

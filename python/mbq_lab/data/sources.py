@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from mbq_train._names import look_up
+
 from .cifar import is_cifar, read_cifar
 from .digits import read_digits
 from .errors import DataError

@@ -1,11 +1,11 @@
 """Streamed data: images decoded from files or row groups, batch by batch, by worker processes."""
 
 import torch
+from mbq_train.batches import Batch, seeded
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import RESIZED_CROP, augment_images, draw, resized_crop_box
 from .batches import Data, send
-from mbq_train.batches import Batch, seeded
 from .errors import DataError
 from .images import crop_resized, decode_image, fit, pixels
 from .splits import Source, Split

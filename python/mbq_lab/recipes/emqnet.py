@@ -3,12 +3,12 @@
 import time
 
 import torch
-
 from mbq_train import distributed
 from mbq_train._errors import first_line
 from mbq_train.coreset.sampling import CoresetSampler, coreset_size
 from mbq_train.coreset.scores import GRADIENT_SCORES, TddsScores, averaged, score_images, scorer_of
 from mbq_train.quantize.bits import FLOAT, in_mode, switch_bits_of
+
 from ..training.recipe import Recipe
 
 

@@ -1,8 +1,8 @@
 """The recipes by their names in Options."""
 
+from ..training.recipe import Recipe
 from .emqnet import EmqNet
 from .msq import Msq
-from ..training.recipe import Recipe
 
 RECIPES = {"plain": Recipe, "emqnet": EmqNet, "msq": Msq}
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..options import Options
-from mbq_train.quantize.bits import check_bit_widths
 from mbq_train.checkpoint import save_json
+from mbq_train.quantize.bits import check_bit_widths
+
+from ..options import Options
 from .dry_run import dry_run
 from .evaluation import Evaluation, evaluate_run
 from .folder import check_free

@@ -3,7 +3,6 @@
 import contextlib
 
 import torch
-
 from mbq_train import distributed
 from mbq_train._errors import first_line
 

@@ -5,9 +5,10 @@ import fcntl
 from pathlib import Path
 
 from mbq_train import distributed
+from mbq_train.checkpoint import VERSION, CheckpointError, load_json, load_metadata
+
 from ..options import Options
 from ..training.traces import TRACES
-from mbq_train.checkpoint import VERSION, CheckpointError, load_json, load_metadata
 
 CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "float.safetensors",
                                               "checkpoint.safetensors")

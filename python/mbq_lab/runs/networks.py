@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from mbq_train import distributed
 from mbq_train.checkpoint import CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import quantized
+from torch import nn
 
 from ..data import Data, load_data
 from ..models import build_model
@@ -39,12 +38,9 @@ def example_images(data: Data, images: int = 2) -> torch.Tensor:
 
 def plan_of(options: Options, data: Data, model: nn.Module, bits=None) -> Conversion:
     """Return what the options make of `model`, at their bit-widths or others."""
-    return plan_conversion(model, bits or quantized(options.bits), example=example_images(data),
-                           batch_norm=options.batch_norm, keep_float=options.keep_float,
-                           learn_offset=options.learn_offset, quantizer=options.quantizer,
-                           weight_correction=options.weight_correction, rounding=options.rounding,
-                           scale_chain=options.scale_chain, shared_sum=options.shared_sum, normalise=options.normalise,
-                           form=options.form, activation_bits=options.activation_bits or None)
+    return plan_conversion(model, bits or quantized(options.bits), weights=options.weights,
+                           activations=options.activations, example=example_images(data),
+                           batch_norm=options.batch_norm, keep_float=options.keep_float)
 
 
 def load_quantized(folder) -> tuple[nn.Module, Data]:

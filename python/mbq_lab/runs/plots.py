@@ -1,7 +1,7 @@
 """Pictures of a run."""
 
-from mbq_train.quantize.bits import FLOAT
 from mbq_train.checkpoint import atomic_path
+from mbq_train.quantize.bits import FLOAT
 
 
 def plot_accuracy(path, accuracy: dict[int, float], float_accuracy: float) -> None:

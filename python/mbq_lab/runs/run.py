@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-
 from mbq_train import distributed
-from ..options import Options
+from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.weight_bank import WeightBank
+
+from ..options import Options
 from ..recipes import recipe_type
 from ..training.interrupt import stop_requests
 from ..training.loop import State, Training, evaluate
-from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
 from .checks import check_run
+from .devices import processes
 from .folder import (
     ACCURACY,
     CHECKPOINT,
@@ -34,10 +35,9 @@ from .folder import (
     standing,
 )
 from .metrics import Metrics
-from .plots import plot_accuracy, plot_curves, plot_layers
-from .devices import processes
 from .networks import data_and_float_network, plan_of
 from .observer import Observer
+from .plots import plot_accuracy, plot_curves, plot_layers
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
+from mbq_train.checkpoint import atomic_path, save_json
 from mbq_train.coreset.scores import score_images
-from .linear_probe import linear_probe
 from mbq_train.coreset.transfer import gradient_angles
 from mbq_train.quantize.bits import FLOAT, check_bit_widths
-from mbq_train.checkpoint import atomic_path, save_json
-from .networks import load_data_and_network
+
 from .folder import HISTOGRAM, SCORES, SHEET, TRANSFER, TRANSFER_PLOT, check_folder
+from .linear_probe import linear_probe
+from .networks import load_data_and_network
 from .plots import plot_scores, plot_transfer
 from .sheet import contact_sheet
 

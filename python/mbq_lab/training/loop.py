@@ -5,22 +5,22 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
-
 from mbq_train import distributed
-from ..data import Data
-from ..options import Options
 from mbq_train.quantize.bits import check_bit_widths, in_mode, switch_bits_of
-from mbq_train.quantize.quantizers import quantizers
+from mbq_train.quantize.quantizer import quantizers
 from mbq_train.quantize.scales import initialise
-from .recipe import Recipe
 from mbq_train.training.cuda_graph import GraphedStep
 from mbq_train.training.distillation import SoftTargets
 from mbq_train.training.divergence import TrainingError, first_bad_layer, first_bad_parameter
-from .interrupt import Interrupted, StopRequest
-from .optimizers import build_optimizer, rate_at
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
 from mbq_train.training.steps import Stepper, one_for_each
+from torch import nn
+
+from ..data import Data
+from ..options import Options
+from .interrupt import Interrupted, StopRequest
+from .optimizers import build_optimizer, rate_at
+from .recipe import Recipe
 
 _LOOK_EVERY = 32  # steps between two looks at the losses on CUDA: each look waits for the device
 

@@ -3,9 +3,8 @@
 import math
 
 import torch
-from torch import nn
-
 from mbq_train.training.optimizers import parameter_groups
+from torch import nn
 
 from ..options import Options
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from mbq_train import distributed
-from ..data import Data
 from mbq_train.batches import Batch
-from ..options import Options
 from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.weight_bank import WeightBank
+from torch import nn
+
+from ..data import Data
+from ..options import Options
 
 
 class Recipe:

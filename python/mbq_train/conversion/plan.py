@@ -8,6 +8,7 @@ from torch import nn
 from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
+from ..quantize.specs import ActivationSpec, WeightSpec
 from .supported import SUPPORTED, base_type, own_parameters, quant_types, weights
 
 _SHOWN = 3  # of what is left, in a message
@@ -19,7 +20,7 @@ class Entry:
     """What becomes of one module.
 
     action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
-    Parameters have; options: those of `from_float`; left: it stays in float, or one for all bit-widths, though its type
+    Parameters have; weights, activations: what quantizes it; left: it stays in float, or one for all bit-widths, though its type
     is supported and neither keep_float nor a rule says so.
     """
 
@@ -28,7 +29,8 @@ class Entry:
     parameters: int
     action: str
     why: str
-    options: dict = field(default_factory=dict)
+    weights: WeightSpec | None = None
+    activations: ActivationSpec | None = None
     module: nn.Module = field(default=None, repr=False)
     left: bool = False
 
@@ -130,7 +132,8 @@ def _converted(entry: Entry, state: BitState) -> nn.Module:
     if entry.action == "per_bit":
         return BitBatchNorm(entry.module, state)
     quantized = quant_types()[base_type(entry.module)]
-    return quantized.from_float(entry.module, state, layer_name=entry.name, **entry.options)
+    return quantized.from_float(entry.module, state, layer_name=entry.name, weights=entry.weights,
+                                activations=entry.activations)
 
 
 def _named(entries) -> str:

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .._names import look_up
+from ..quantize.specs import ActivationSpec, WeightSpec, check_spec
 from .supported import quant_types
 
 _ACTIONS = ("float", "quantize")
-_OPTIONS = ("signed", "learn_offset", "activations")
+_SPECS = {"weights": WeightSpec, "activations": ActivationSpec}
 
 
 @dataclass
 class Decision:
-    """Whether one layer is quantized, why, and with which options of `from_float`.
+    """Whether one layer is quantized, why, and by which specs.
 
     refusal: why it cannot be, whatever a rule says; needs_rule: it is where a rule gives its very name or type; left:
     it stays in float, or one for all bit-widths, though nobody said so.
@@ -22,13 +23,13 @@ class Decision:
 
     action: str
     why: str
-    options: dict = field(default_factory=dict)
+    specs: dict = field(default_factory=dict)
     refusal: str | None = None
     needs_rule: bool = False
     left: bool = False
 
     def decide(self, action: str, why: str) -> None:
-        """Another decision in its place; the options stay for a later one."""
+        """Another decision in its place; the specs stay for a later one."""
         self.action, self.left = action, False
         self.why = f"{why}; not converted: {self.refusal}" if self.refusal else why
 
@@ -76,7 +77,7 @@ def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], no
         shown = f"rule ({match.__name__ if isinstance(match, type) else repr(match)}, {action!r})"
         for name in hits:
             if isinstance(action, dict):
-                decisions[name].options.update(action)
+                decisions[name].specs.update(action)
                 decisions[name].why += f"; {shown}"
             else:
                 decisions[name].decide(action, shown)
@@ -119,10 +120,8 @@ def _check_action(action) -> None:
     elif not isinstance(action, dict):
         raise TypeError(f"convert: action of a rule must be 'float', 'quantize' or a dict, got {action!r}")
     else:
-        for name, value in action.items():
-            look_up("convert", dict.fromkeys(_OPTIONS), name, argument="option of a rule")
-            if not isinstance(value, bool):
-                raise TypeError(f"convert: option {name} of a rule must be True or False, got {value!r}")
+        for name, spec in action.items():
+            check_spec(name, spec, look_up("convert", _SPECS, name, argument="action of a rule"))
 
 
 def _refuse(match, layers: dict[str, nn.Module], others: dict[str, tuple[nn.Module, str]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..quantize.quantizer import weight_quantizer_of
 from .gradient_forms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
 from .layouts import Layout, profile
 from .watch import Watch
@@ -77,7 +78,7 @@ class Calls:
         # first of all hooks: what others make of a layer's output is not its parameters' doing
         hooks = [layer.register_forward_hook(self._on_call, prepend=True) for layer in self.layers]
         hooks += [layer.input_quantizer.register_forward_hook(self._on_input(layer)) for layer in self.layers
-                  if isinstance(getattr(layer, "input_quantizer", None), nn.Module)]
+                  if weight_quantizer_of(layer) is not None]
         fast_paths = torch.backends.mha.get_fastpath_enabled()  # of nn.TransformerEncoder, past its layers
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -225,7 +226,7 @@ class Calls:
     def _factor(self, layer) -> torch.Tensor | None:
         """Return d quantized weight / d float weight, elementwise: the clip mask and what the weight is multiplied by.
         """
-        quantizer = getattr(layer, "weight_quantizer", None)
+        quantizer = weight_quantizer_of(layer)
         if not self.latent or quantizer is None:
             return None
         if layer not in self._factors:

@@ -14,10 +14,10 @@ import mbq_kernels
 
 from .._names import look_up
 from ..quantize.batch_norm import BATCH_NORMS
-from ..quantize.quantizers import quantizers
+from ..quantize.quantizer import quantizers, weight_quantizer_of
 from .calls import Calls
 from .gradient_forms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
-from .layouts import find_layout, loss_weights, is_uninformative
+from .layouts import find_layout, is_uninformative, loss_weights
 from .passes import (
     as_graph_input,
     detached,
@@ -195,7 +195,7 @@ class GradNormScorer:
 
     def _share(self, parameters: set) -> None:
         for layer, name in self.layers.items():
-            if not self.latent and getattr(layer, "weight_quantizer", None) is not None and layer.weight in parameters:
+            if not self.latent and weight_quantizer_of(layer) is not None and layer.weight in parameters:
                 raise ValueError("GradNormScorer: weights must be 'latent' where all samples use a quantized weight "
                                  f"alike, or it is used outside of its layer, got 'quantized' and {name}")
         self._shared |= parameters

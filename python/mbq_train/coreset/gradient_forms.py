@@ -12,6 +12,7 @@ import mbq_kernels
 from ..conversion.supported import base_type, parts, quant_types
 from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.layers import QuantTransposedLinear
+from ..quantize.quantizer import weight_quantizer_of
 from .layouts import Layout
 
 _CHUNK = 2**22  # elements of gradients of single samples that are in memory at once, where nothing else will do
@@ -173,8 +174,7 @@ def form_of(layer: nn.Module):
 def base_output(layer: nn.Module, x) -> torch.Tensor | None:
     """Return what a layer of the supported type would compute where `layer`, a subclass, may do something else."""
     base = _transposed_linear(layer) or next(base for base in _FORM_OF if isinstance(layer, base))
-    quantizer = getattr(layer, "weight_quantizer", None)
-    if type(layer) is base or quantizer is not None:
+    if type(layer) is base or weight_quantizer_of(layer) is not None:
         return None
     return base.forward(layer, x)
 

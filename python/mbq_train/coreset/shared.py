@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import Node
 
 from .gradient_forms import wide, wide_type
-from .layouts import Layout, find_layout, profile, is_uninformative
+from .layouts import Layout, find_layout, is_uninformative, profile
 
 
 class SharedPaths:

@@ -38,10 +38,10 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
         raise ValueError(f"deploy: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     layers = {module: name for name, module in model.named_modules() if type(module) in _STORED}
     for layer, name in layers.items():
-        if getattr(layer.weight_quantizer, "correction", False):
+        if layer.weight_quantizer.correction:
             raise ValueError(f"deploy: {name or 'the model'} must have no weight correction, which differs between "
                              "bit-widths and the codes do not have, got it on")
-        if not hasattr(layer.weight_quantizer, "high_bits"):
+        if not layer.weight_quantizer.switchable:
             raise ValueError(f"deploy: {name or 'the model'} must have a DoubleRoundingQuantizer, got "
                              f"{type(layer.weight_quantizer).__name__}, whose bit-widths have codes of their own")
         if layer.weight.dtype == torch.float64:

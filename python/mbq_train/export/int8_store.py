@@ -11,11 +11,10 @@ from torch import nn
 
 from .._names import look_up
 from .._packages import required
-from ..quantize.bits import bit_states
-from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.round_clamp import RoundClampQuantizer, own_layer_bits
 from ..checkpoint import check_storable
-from .codes import code_bits, codes_of, quantized_layers
+from ..quantize.bits import bit_states
+from ..quantize.round_clamp import own_layer_bits
+from .quantized_layers import quantized_layers
 
 if TYPE_CHECKING:
     import mbq_store
@@ -68,8 +67,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
 def _rounding(layers: dict[str, nn.Module]) -> str:
     """That of all layers with double rounding: a store has one."""
-    found = {layer.weight_quantizer.rounding for layer in layers.values()
-             if isinstance(layer.weight_quantizer, DoubleRoundingQuantizer)}
+    found = {layer.weight_quantizer.rounding for layer in layers.values() if layer.weight_quantizer.switchable}
     if len(found) > 1:
         raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")
     return found.pop() if found else "half_even"
@@ -78,22 +76,19 @@ def _rounding(layers: dict[str, nn.Module]) -> str:
 def _layer_data(stores: ModuleType, name: str, layer: nn.Module, bits: int | None,
                 layout: str) -> mbq_store.LayerData:
     quantizer = layer.weight_quantizer
-    switchable = isinstance(quantizer, DoubleRoundingQuantizer)
-    trained = quantizer.bit_state.trained
-    bits = quantizer.high_bits if switchable else quantizer.own_bits or bits
+    trained, bits = quantizer.bit_state.trained, quantizer.stored_bits(bits)
     if bits not in (*trained, quantizer.own_bits) or bits is None:
         raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
                          f"trained, got {bits}")
-    if switchable and layout == "packed":
+    if quantizer.switchable and layout == "packed":
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
-    codes, scale, offset = codes_of(layer, bits)
-    bits = code_bits(layer, bits)
-    if bits == 1 and isinstance(quantizer, RoundClampQuantizer):  # -1 and 0; signed codes of a store are -1 and 1
-        codes, offset = (codes + 1).to(torch.uint8), -scale
+    codes, scale, offset = quantizer.store_codes(layer.weight_by_channel(), bits)
+    bits = quantizer.code_bits(bits)
     data = stores.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
                             None if offset is None else offset.cpu().numpy(), bits=bits,
-                            signed=codes.dtype == torch.int8, switchable=switchable, module=type(layer).__name__)
+                            signed=codes.dtype == torch.int8, switchable=quantizer.switchable,
+                            module=type(layer).__name__)
     return replace(data, layout=stores.format.compact_layout(data.described(), bits) if layout == "packed" else layout)
 
 

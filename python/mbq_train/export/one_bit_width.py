@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from ..conversion.plan import replace_modules
-from ..quantize.any_precision import AnyPrecisionActivation
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import code_range, set_bits
-from ..quantize.quantizers import ActivationQuantizer, quantizers
-from .codes import code_bits, codes_of, quantized_layers
+from ..quantize.quantizer import Codes, Quantizer, quantizers
+from .quantized_layers import quantized_layers
 
 OPSET = 21  # the first with 4-bit integers
 DEQUANTIZE = ("mbq", "Dequantize")  # codes * scale: domain and name of an operator that is in no file
@@ -19,22 +18,22 @@ DEQUANTIZE = ("mbq", "Dequantize")  # codes * scale: domain and name of an opera
 def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     """Return a copy of `model`, on the CPU in eval mode, for export alone: its weights are codes at `bits` bits.
 
-    Raises ValueError where nothing is quantized and for any-precision quantizers, and as codes_of, RuntimeError where a
-    scale has no value yet.
+    Raises ValueError where nothing is quantized and for any-precision quantizers, and as BaseWeightQuantizer.codes,
+    RuntimeError where a scale has no value yet.
     """
     model = copy.deepcopy(model).cpu().eval()
     layers = set(quantized_layers("export_onnx", model).values())
     set_bits(model, bits)
-    for quantizer in quantizers(model):
+    of_inputs = {layer.input_quantizer for layer in layers}
+    for quantizer in (every := quantizers(model)):
         quantizer.check_initialised([bits])
+    rounded = {quantizer: _RoundedInput(quantizer) for quantizer in every if quantizer in of_inputs}
     for layer in layers:
-        if isinstance(layer.input_quantizer, AnyPrecisionActivation):
-            raise ValueError("export_onnx: quantizer must be learned, double-rounding or round-clamp, got any-"
-                             "precision")
-        layer.weight_quantizer = _StoredWeight(*codes_of(layer, bits), bits=code_bits(layer, bits))
+        quantizer = layer.weight_quantizer
+        codes = quantizer.codes(layer.weight_by_channel(), bits)
+        layer.weight_quantizer = _StoredWeight(codes, bits=quantizer.code_bits(bits))
         layer.weight = None
-        if isinstance(layer.input_quantizer, ActivationQuantizer):
-            layer.input_quantizer = _RoundedInput(layer.input_quantizer)
+        layer.input_quantizer = rounded.get(layer.input_quantizer, layer.input_quantizer)
     replace_modules(model, {module: module.by_bits[str(bits)] for module in model.modules()
                             if isinstance(module, BitBatchNorm)})
     return model
@@ -49,12 +48,12 @@ def packed_codes(frozen: nn.Module) -> set[str]:
 class _StoredWeight(nn.Module):
     """x_hat = code * scale + offset, per output channel; `DEQUANTIZE` is an operator that torch cannot fold."""
 
-    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, *, bits: int):
+    def __init__(self, weight: Codes, *, bits: int):
         super().__init__()
         self.bits = bits
-        self.register_buffer("codes", codes)
-        for name, values in (("scale", scale), ("offset", offset)):
-            self.register_buffer(name, None if values is None else values.reshape(-1, *[1] * (codes.dim() - 1)))
+        self.register_buffer("codes", weight.codes)
+        for name, values in (("scale", weight.scale), ("offset", weight.offset)):
+            self.register_buffer(name, None if values is None else values.reshape(-1, *[1] * (self.codes.dim() - 1)))
 
     def forward(self, _):
         x = _onnx("::".join(DEQUANTIZE), self.codes, self.scale, like=self.codes, dtype=torch.float32)
@@ -67,15 +66,14 @@ class _RoundedInput(nn.Module):
     No DequantizeLinear: onnxruntime takes one before a layer for leave to compute the layer in integers, its bias too.
     """
 
-    def __init__(self, quantizer: nn.Module):
+    def __init__(self, quantizer: Quantizer):
         super().__init__()
         bits = quantizer.bits
         self.dtype = torch.int8 if quantizer.signed else torch.uint8
         self.is_sign = bits == 1 and quantizer.signed
         self.clips = bits < 8
-        offset = None if quantizer.offsets is None else quantizer.offsets[str(quantizer.kept_at(bits))]
-        self.register_buffer("scale", quantizer.scale(bits))
-        self.register_buffer("offset", None if offset is None else offset.detach().clone())
+        for name, values in zip(("scale", "offset"), quantizer.grid(bits), strict=True):
+            self.register_buffer(name, values)
         for name, code in zip(("lo", "hi"), code_range(bits, quantizer.signed), strict=True):
             self.register_buffer(name, torch.tensor(code, dtype=self.dtype))
         self.register_buffer("zero_point", torch.tensor(0, dtype=self.dtype))

@@ -8,7 +8,7 @@ from torch import nn
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm, batch_norms
 from .bits import check_bit_widths, code_range, converted_states
-from .quantizers import quantizers
+from .quantizer import quantizers
 
 
 @torch.no_grad()

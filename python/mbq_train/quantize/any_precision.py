@@ -2,14 +2,16 @@
 
 import math
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 import mbq_kernels
 
 from .bits import FLOAT, BitState
-from .fake_quantizer import Quantizer, autocast_dtype
-from .quantizers import WeightQuantizer
+from .quantizer import BaseWeightQuantizer, Quantizer, autocast_dtype
+from .specs import ActivationSpec, WeightSpec, option
 
 
 def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,11 +25,11 @@ def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return squashed / largest * reach, reach
 
 
-def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, grad_factor=None, out_dtype=None):
+def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, out_dtype=None):
     """Return W_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1), u = tanh(W) / (2 max|tanh W|) + 1/2, E = mean|W|.
 
     Straight through in u. `correction` gives every channel the mean and deviation of E tanh(W) / max|tanh W|. bits: one
-    bit-width, or a tuple for a tuple. grad_factor is for learned scales, of which there are none.
+    bit-width, or a tuple for a tuple.
 
     Reference: Yu et al., "Any-Precision Deep Neural Networks", 2021, arXiv 1911.07346; Zhou et al., "DoReFa-Net", 2016,
     arXiv 1606.06160, eq. 9.
@@ -56,7 +58,7 @@ def _step(reach, bits):
     return torch.nextafter(step, torch.full_like(step, math.inf))
 
 
-class AnyPrecisionWeight(WeightQuantizer):
+class AnyPrecisionWeight(BaseWeightQuantizer):
     """Weights: `any_precision` of them. At 32 bits E tanh(W) / max|tanh W|, the same without rounding.
 
     Args:
@@ -64,20 +66,11 @@ class AnyPrecisionWeight(WeightQuantizer):
     """
 
     kernel = staticmethod(any_precision)
-    corrected_kernel = staticmethod(any_precision)
 
-    def kept(self):
-        return []
-
-    def add(self, bit_widths):
-        """Return nothing: every bit-width is there."""
-        return []
-
-    def check_initialised(self, bit_widths) -> None:
-        """Do nothing: there is nothing to initialise."""
-
-    def current(self):
-        return ()
+    def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
+                 correction: bool = False):
+        super().__init__(bit_state, signed=True, layer_name=layer_name)
+        self.correction = correction
 
     def options(self):
         return {"bits": self.bit_state.bits, "correction": self.correction}
@@ -106,38 +99,56 @@ class AnyPrecisionActivation(Quantizer):
     For inputs after a ReLU: what is negative becomes 0, with a warning where the first training batch shows it.
 
     Args:
-        bit_state, layer_name, like: as for ActivationQuantizer.
-        signed, learn_offset: must be left alone.
+        bit_state, layer_name: as for ActivationQuantizer.
     """
 
-    def __init__(self, bit_state: BitState, *, signed: bool | None = None, learn_offset: bool = False,
-                 layer_name: str = "layer", like: torch.Tensor | None = None):
-        if signed or learn_offset:
-            raise ValueError(f"{layer_name}: signed and learn_offset must be off with any-precision quantizers, whose "
-                             "inputs lie in 0..1, got one on")
-        like = torch.empty(0) if like is None else like
-        super().__init__(bit_state, (), signed=False, layer_name=layer_name, like=like)
+    def __init__(self, bit_state: BitState, *, layer_name: str = "layer"):
+        super().__init__(bit_state, signed=False, layer_name=layer_name)
         self.looked = False  # for negative inputs
 
-    def kept(self):
-        return []
+    def options(self):
+        return {"bits": self.bit_state.bits, "signed": False}
 
-    def add(self, bit_widths):
-        """Return nothing: every bit-width is there."""
-        return []
-
-    def unit_and_floor(self) -> dict:
-        """Return nothing: the steps are constants."""
-        return {}
-
-    def current(self):
-        # Made anew: no state dict fills a buffer outside the state, after to_empty() or on the meta device.
-        return _step(torch.full_like(self.is_signed, 0.5), self.bit_state.bits), None
+    def grid(self, bits: int):
+        """Raise ValueError: these inputs are not exported."""
+        raise ValueError("export_onnx: quantizer must be learned, double-rounding or round-clamp, got any-precision")
 
     def _quantize(self, x):
         if self.training and not self.looked and not torch.compiler.is_compiling():
             self.looked = True
             if (x < 0).any():
                 warnings.warn(f"{self.layer_name}: inputs are negative and its activation quantizer is unsigned: they "
-                              "become 0; the quantizer 'learned' keeps them", RuntimeWarning, stacklevel=2)
-        return x.relu() if self.bit_state.bits == FLOAT else super()._quantize(x)
+                              "become 0; Learned() activations keep them", RuntimeWarning, stacklevel=2)
+        if self.bit_state.bits == FLOAT:
+            return x.relu()
+        return self.kernel(x, self.step(x), **self.options(), out_dtype=autocast_dtype(x))
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the step between two values at the bit-width in use, made anew: no state dict fills a buffer outside
+        the state, after to_empty() or on the meta device."""
+        half = torch.full((), 0.5, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return _step(half, self.bit_state.bits)
+
+
+@dataclass(frozen=True)
+class AnyPrecision(WeightSpec, ActivationSpec):
+    """No learned scales: weights through tanh, inputs clamped to 0..1, for inputs after a ReLU.
+
+    Args:
+        correction: of weights - as for Learned.
+
+    Reference: Yu et al., "Any-Precision Deep Neural Networks", 2021, arXiv 1911.07346.
+    """
+
+    name: ClassVar[str] = "any-precision"
+    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
+                              of="weights", flag="weight_correction")
+
+    def activations(self) -> "AnyPrecision":
+        return AnyPrecision()
+
+    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str) -> AnyPrecisionWeight:
+        return AnyPrecisionWeight(bit_state, weight, layer_name=layer_name, correction=self.correction)
+
+    def input_quantizer(self, bit_state: BitState, *, like: torch.Tensor, layer_name: str) -> AnyPrecisionActivation:
+        return AnyPrecisionActivation(bit_state, layer_name=layer_name)

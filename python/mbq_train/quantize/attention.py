@@ -33,14 +33,14 @@ class QuantMultiheadAttention(nn.Module):
     _qkv_same_embed_dim = False
 
     @classmethod
-    def from_float(cls, attention: nn.MultiheadAttention, bit_state: BitState, *, layer_name: str = "layer", **options):
-        """Return a QuantMultiheadAttention with the values of `attention`; `options` as for QuantLinear.from_float."""
+    def from_float(cls, attention: nn.MultiheadAttention, bit_state: BitState, *, layer_name: str = "layer", **specs):
+        """Return a QuantMultiheadAttention with the values of `attention`; `specs` as for QuantLinear.from_float."""
         layer = cls()
         for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first", "add_zero_attn"):
             setattr(layer, name, getattr(attention, name))
         for name, linear in _projections(attention).items():
             own_name = f"{layer_name}.{name}"
-            setattr(layer, name, QuantLinear.from_float(linear, bit_state, layer_name=own_name, **options))
+            setattr(layer, name, QuantLinear.from_float(linear, bit_state, layer_name=own_name, **specs))
         layer.register_parameter("bias_k", attention.bias_k)
         layer.register_parameter("bias_v", attention.bias_v)
         layer.register_load_state_dict_pre_hook(_split_packed_keys)

@@ -1,15 +1,20 @@
 """The weight quantizer that learns one scale for all bit-widths and rounds the codes of the highest one again."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
 import mbq_kernels
 
 from .bits import BitState
 from .data_parallel import averaged
-from .fake_quantizer import autocast_dtype
-from .quantizers import WeightQuantizer
+from .learned import WeightQuantizer
+from .quantizer import Codes, autocast_dtype
+from .specs import WeightSpec, option
 from .units import first_scale
 
+ROUNDINGS = ("half_even", "half_up")
 LOWEST_BITS = 2  # at 1 bit the codes are -1 and +1: a code 0 has none
 
 
@@ -39,6 +44,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         correction: as for WeightQuantizer. It differs between bit-widths, so a store of the codes alone has it not.
     """
 
+    switchable = True
     kernel = staticmethod(mbq_kernels.double_round)
     corrected_kernel = staticmethod(corrected_double_round)
 
@@ -82,6 +88,23 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         reach = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
         return first_scale(reach, hi + 1), None
 
+    @torch.no_grad()
+    def codes(self, weight: torch.Tensor, bits: int) -> Codes:
+        """Return the codes of the highest bit-width, rounded again to `bits` bits. Raises as WeightQuantizer, and
+        ValueError with a weight correction."""
+        if self.correction:
+            raise ValueError(f"export: {self.layer_name} must have no weight correction, which differs between "
+                             "bit-widths and codes that are rounded twice do not have, got it on; convert without "
+                             "correction, or with Learned() weights")
+        codes, scale, _ = super().codes(weight, self.high_bits)
+        if bits < self.high_bits:
+            codes = mbq_kernels.switch_bits(codes, from_bits=self.high_bits, to_bits=bits, rounding=self.rounding)
+        return Codes(codes, scale * 2.0 ** (self.high_bits - bits), None)
+
+    def stored_bits(self, bits: int | None) -> int:
+        """Return the highest bit-width, which all others are read from."""
+        return self.high_bits
+
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """Do as WeightQuantizer does, with one read of each weight."""
@@ -95,3 +118,37 @@ class DoubleRoundingQuantizer(WeightQuantizer):
             if not LOWEST_BITS <= b <= highest:
                 raise ValueError(f"{layer_name}: bits must be between {LOWEST_BITS} and {highest} where weights are "
                                  f"rounded twice, got {b}")
+
+
+@dataclass(frozen=True)
+class DoubleRounding(WeightSpec):
+    """One learned scale per channel, and codes of the highest bit-width that are rounded again to every lower one.
+
+    Args:
+        rounding: of the codes, 'half_even' (the paper's code) or 'half_up', of which planes read a part.
+        scale_chain: multiply the scale's gradient at b bits by 2^(h-b), the true derivative [off: as the code].
+        shared_sum: every channel's scale gets the sum of all channels' gradients, as in the code [off: its own].
+        correction: as for Learned; a network with it can be neither exported nor deployed.
+
+    Bit-widths are at least 2: at 1 bit the codes are -1 and +1, and a code 0 has none.
+
+    Reference: Huang et al., "Double Rounding", 2025, arXiv 2502.01199.
+    """
+
+    name: ClassVar[str] = "double-rounding"
+    rounding: str = option("half_even", "how codes are rounded again", of="weights", choices=ROUNDINGS)
+    scale_chain: bool = option(False, "scale gradients times 2^D, the true derivative", of="weights")
+    shared_sum: bool = option(False, "all scales of a layer get the sum of their gradients", of="weights")
+    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
+                              of="weights", flag="weight_correction")
+
+    def check(self, bits: tuple[int, ...]) -> None:
+        if bits[-1] < LOWEST_BITS:
+            raise ValueError(f"convert: bits must be at least {LOWEST_BITS} with DoubleRounding weights: at 1 bit a "
+                             f"code 0 has no sign, got {bits}")
+
+    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *,
+                         layer_name: str) -> DoubleRoundingQuantizer:
+        return DoubleRoundingQuantizer(bit_state, weight, layer_name=layer_name, rounding=self.rounding,
+                                       scale_chain=self.scale_chain, shared_sum=self.shared_sum,
+                                       correction=self.correction)

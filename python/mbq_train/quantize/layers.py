@@ -1,22 +1,32 @@
 """Linear, Conv1d, Conv2d and transformers' Conv1D with quantized weights and inputs."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .bits import BitState
-from .quantizers import ActivationQuantizer, WeightQuantizer
+from .learned import Learned
+from .quantizer import weight_quantizer_of
 from .recomputation import runs_at
+from .specs import ActivationSpec, WeightSpec
+
+
+class Specs(NamedTuple):
+    """What quantizes a layer."""
+
+    weights: WeightSpec
+    activations: ActivationSpec
 
 
 class _QuantLayer:
     """What the quantized layers share: how they are made from float ones, and their two quantizers."""
 
     @classmethod
-    def from_float(cls, source: nn.Module, bit_state: BitState, *, activations: bool = True, layer_name: str = "layer",
-                   weight_quantizer=WeightQuantizer, input_quantizer=ActivationQuantizer, **options):
+    def from_float(cls, source: nn.Module, bit_state: BitState, *, weights: WeightSpec = Learned(),
+                   activations: ActivationSpec | None = None, layer_name: str = "layer"):
         """Return the quantized form of `source`, over the same Parameter objects and with everything else `source`
         carries.
 
@@ -27,18 +37,16 @@ class _QuantLayer:
             source: nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D - gives parameters, settings, mode, device
                 and dtype.
             bit_state: the model's.
-            activations: quantize the input; False quantizes the weight alone.
+            weights, activations: make the two quantizers; None: the activations that `weights` says.
             layer_name: what error messages call the layer.
-            weight_quantizer, input_quantizer: make the two quantizers, with the arguments of WeightQuantizer and
-                ActivationQuantizer.
-            options: `signed`, `learn_offset`, `own_bits` as for ActivationQuantizer.
         """
         layer = cls.__new__(cls)
         layer.__setstate__({name: copy.copy(value) if isinstance(value, (dict, set)) else value
                             for name, value in vars(source).items()})
-        layer.input_quantizer = input_quantizer(bit_state, like=source.weight, layer_name=layer_name,
-                                                **options) if activations else nn.Identity()
-        layer.weight_quantizer = weight_quantizer(bit_state, layer.weight_by_channel(), layer_name=layer_name)
+        layer.specs = Specs(weights, weights.activations() if activations is None else activations)
+        layer.input_quantizer = layer.specs.activations.input_quantizer(bit_state, like=source.weight,
+                                                                        layer_name=layer_name)
+        layer.weight_quantizer = weights.weight_quantizer(bit_state, layer.weight_by_channel(), layer_name=layer_name)
         layer.register_load_state_dict_pre_hook(_keep_quantizers)
         return layer.train(source.training)
 
@@ -49,7 +57,7 @@ class _QuantLayer:
     def quantized_weight(self) -> torch.Tensor:
         """Return the weight at the bit-width in use, (C, ...)."""
         quantizer = self.weight_quantizer
-        if not torch.compiler.is_compiling() and isinstance(quantizer, WeightQuantizer):
+        if not torch.compiler.is_compiling() and weight_quantizer_of(self):
             runs_at(quantizer.bit_state, quantizer.layer_name)
         return quantizer(self.weight_by_channel())
 
@@ -92,6 +100,12 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
 
     def forward(self, input):
         return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+
+
+def weight_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, nn.Module]:
+    """Return the layers of `model` whose weight is quantized, by their first name, or by every name they have."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=not every_name)
+            if weight_quantizer_of(module) is not None}
 
 
 def _keep_quantizers(layer, state_dict, prefix: str, *_) -> None:

@@ -1,6 +1,8 @@
 """The weight quantizer without a learned scale, whose layers may each have a bit-width of their own."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -8,9 +10,9 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState, check_bit_widths
-from .fake_quantizer import autocast_dtype
 from .flags import one_of_all
-from .quantizers import WeightQuantizer
+from .quantizer import BaseWeightQuantizer, Codes, autocast_dtype, weight_quantizer_of
+from .specs import WeightSpec, option
 
 NORMALISATIONS, FORMS = ("max", "tanh"), ("offset", "sign-magnitude")
 
@@ -25,7 +27,7 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x.detach(), math.inf)
 
 
-class RoundClampQuantizer(WeightQuantizer):
+class RoundClampQuantizer(BaseWeightQuantizer):
     """Weights: round-clamp by max|W| (Han et al., 2025, arXiv 2507.22349), in one of the two forms of
     mbq_kernels.round_clamp.
 
@@ -47,7 +49,7 @@ class RoundClampQuantizer(WeightQuantizer):
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
                  normalise: str = "max", form: str = FORMS[0]):
-        super().__init__(bit_state, weight, layer_name=layer_name)
+        super().__init__(bit_state, signed=True, layer_name=layer_name)
         self.normalise, self.form = normalise, form
         # Floating point, because averages of models average their buffers too; 0: none.
         self.register_buffer("layer_bits", torch.zeros((), device=weight.device))
@@ -69,10 +71,6 @@ class RoundClampQuantizer(WeightQuantizer):
                                "a training that changed it")
         self._own_bits = int(bits) or None
 
-    def kept(self) -> list[int]:
-        """Return nothing: nothing is learned."""
-        return []
-
     def add(self, bit_widths) -> list[int]:
         """Return nothing; raise ValueError where the layer has a bit-width of its own."""
         if self.own_bits and bit_widths:
@@ -92,15 +90,19 @@ class RoundClampQuantizer(WeightQuantizer):
     def code_bits(self, bits: int) -> int:
         """Return the bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them.
         """
-        return bits + (self.form == "sign-magnitude")
+        return (self.own_bits or bits) + (self.form == "sign-magnitude")
+
+    def stored_bits(self, bits: int | None) -> int | None:
+        """Return the layer's own bit-width where it has one."""
+        return self.own_bits or bits
 
     @torch.no_grad()
-    def encode(self, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (codes, scale) at `bits` bits, int8 in weight's shape and one element of float32: a value is code *
-        scale.
+    def codes(self, weight: torch.Tensor, bits: int) -> Codes:
+        """Return signed codes at `bits` bits, or at the layer's own bit-width, and one scale for all channels.
 
         Raises ValueError at 8 bits in the sign-magnitude form, whose codes, to 255, int8 does not hold.
         """
+        bits = self.stored_bits(bits)
         if self.code_bits(bits) > 8:
             raise ValueError(f"{self.layer_name}: bits must be at most 7 to store codes of the form 'sign-magnitude', "
                              f"because int8 holds no larger ones, got {bits}")
@@ -110,14 +112,18 @@ class RoundClampQuantizer(WeightQuantizer):
         scale = limit / torch.full_like(limit, steps)  # by a number, CUDA multiplies with 1 / number
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit, form=self.form)
         codes = (value / scale).round().nan_to_num_(0)  # NaN: nothing but zeros, and a scale of 0
-        return codes.to(torch.int8), torch.where(scale == 0, 1, scale)
+        scale = torch.where(scale == 0, 1, scale).expand(len(codes)).contiguous()
+        return Codes(codes.to(torch.int8), scale, None)
+
+    def store_codes(self, weight: torch.Tensor, bits: int) -> Codes:
+        """Return what `codes` does; of 1 bit 0 and 1 with an offset in place of -1 and 0, which no store has."""
+        codes, scale, _ = self.codes(weight, bits)
+        if self.code_bits(bits) > 1:
+            return Codes(codes, scale, None)
+        return Codes((codes + 1).to(torch.uint8), scale, -scale)
 
     def options(self) -> dict:
         return {"bits": self.bits, "form": self.form}
-
-    def current(self) -> tuple:
-        """Return nothing: no scale, no offset."""
-        return ()
 
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
@@ -139,7 +145,7 @@ def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
     """Give layers of `model` a weight bit-width of their own, whatever `set_bits` says; at 32 bits they stay in float.
 
     Args:
-        model: what `convert` returned with quantizer 'round-clamp', or a module that contains it.
+        model: what `convert` returned with RoundClamp weights, or a module that contains it.
         bits: 1..8, by the name of the layer in `model`.
 
     Raises TypeError, ValueError for a name that is no such layer and a bit-width out of range; nothing is changed then.
@@ -162,4 +168,25 @@ def own_layer_bits(model: nn.Module) -> dict[str, int]:
 def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of `model` with a RoundClampQuantizer, by name."""
     return {name: module for name, module in model.named_modules()
-            if isinstance(getattr(module, "weight_quantizer", None), RoundClampQuantizer)}
+            if isinstance(weight_quantizer_of(module), RoundClampQuantizer)}
+
+
+@dataclass(frozen=True)
+class RoundClamp(WeightSpec):
+    """No scale to learn: the largest weight of a layer is the limit, and `set_layer_bits` gives layers their bit-width.
+
+    Args:
+        normalise: 'max', by the largest weight; 'tanh', tanh of the weights by its largest.
+        form: of the codes, as for RoundClampQuantizer.
+
+    Reference: Han et al., "MSQ", 2025, arXiv 2507.22349.
+    """
+
+    name: ClassVar[str] = "round-clamp"
+    normalise: str = option("max", "weights by their largest, or their tanh by its largest", of="weights",
+                            choices=NORMALISATIONS)
+    form: str = option("offset", "codes around that of 0, or codes of |W| with the sign kept apart", of="weights",
+                       choices=FORMS)
+
+    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str) -> RoundClampQuantizer:
+        return RoundClampQuantizer(bit_state, weight, layer_name=layer_name, normalise=self.normalise, form=self.form)

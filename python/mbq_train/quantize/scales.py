@@ -8,7 +8,7 @@ from torch import nn
 
 from .batch_norm import batch_norms
 from .bits import in_mode, same_random_numbers, set_bits
-from .quantizers import quantizers
+from .quantizer import quantizers
 
 
 def scales(model: nn.Module) -> list[nn.Parameter]:
@@ -27,7 +27,7 @@ def clamp_scales(model: nn.Module) -> None:
     back sooner with it.
     """
     below = [(scale, quantizer.scale_floors[b] / quantizer.scale_units[b]) for quantizer in quantizers(model)
-             for b, scale in quantizer.scales.items()]
+             for b, scale in (quantizer.scales.items() if quantizer.kept() else ())]
     if below:
         torch._foreach_maximum_(*map(list, zip(*below, strict=True)))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .bits import quantized
-from .quantizers import WeightQuantizer
+from .quantizer import weight_quantizer_of
 
 
 class WeightBank:
@@ -27,8 +27,8 @@ class WeightBank:
         self.bits = quantized(bits)  # at 32 bits a layer reads its weight as it is
         groups = defaultdict(dict)
         for module in model.modules():
-            quantizer = getattr(module, "weight_quantizer", None)
-            if isinstance(quantizer, WeightQuantizer):
+            quantizer = weight_quantizer_of(module)
+            if quantizer is not None:
                 kind = type(quantizer), quantizer.correction, module.weight.dtype, module.weight.device
                 groups[kind][quantizer] = module
         self.groups = list(groups.values())

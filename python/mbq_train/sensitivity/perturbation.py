@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..quantize.bits import converted_states
+from ..quantize.layers import weight_layers
 
 
 def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -14,7 +15,7 @@ def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises ValueError when there is none.
     """
     converted_states("quantized_weights", model)
-    return {name: module.weight for name, module in model.named_modules() if hasattr(module, "weight_quantizer")}
+    return {name: layer.weight for name, layer in weight_layers(model).items()}
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..quantize.bits import in_mode, same_random_numbers
-from ..quantize.quantizers import quantizers
+from ..quantize.quantizer import quantizers
 
 
 class TrainingError(RuntimeError):

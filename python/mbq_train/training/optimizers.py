@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from ..quantize.batch_norm import NORMS
-from ..quantize.double_rounding import DoubleRoundingQuantizer
-from ..quantize.quantizers import quantizers
+from ..quantize.quantizer import quantizers
 from ..quantize.scales import scales
 
 
@@ -24,7 +23,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale_rate: float = 
     learned = scales(model)
     ids = {id(parameter) for parameter in learned}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    twice = any(isinstance(quantizer, DoubleRoundingQuantizer) for quantizer in quantizers(model))
+    twice = any(quantizer.switchable for quantizer in quantizers(model))
     undecayed = {id(parameter) for parameter in _biases_and_norms(model)} if twice else set()
     groups = [{"params": [p for p in others if id(p) not in undecayed], "weight_decay": weight_decay},
               {"params": [p for p in others if id(p) in undecayed], "weight_decay": 0.0},

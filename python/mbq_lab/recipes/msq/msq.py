@@ -3,13 +3,13 @@
 import warnings
 
 import torch
-
 from mbq_train._errors import first_line
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.round_clamp import own_layer_bits, set_layer_bits
-from ...training.traces import float_traces
 from mbq_train.sensitivity import Trace, hessian_traces, perturbations, sensitivities
+
 from ...training.recipe import Recipe
+from ...training.traces import float_traces
 from .bank import LsbBank
 from .pruner import Pruner
 

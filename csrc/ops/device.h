@@ -1,0 +1,11 @@
+// The device that a source of this room is compiled for: the CPU by a C++ compiler, CUDA by nvcc.
+#pragma once
+
+#ifdef __CUDACC__
+// Of its own: functions of one name and signature on both devices would be one function in the library.
+#define MBQ_NAMESPACE mbq::cuda
+#define MBQ_KEY CUDA
+#else
+#define MBQ_NAMESPACE mbq
+#define MBQ_KEY CPU
+#endif

@@ -1,0 +1,9 @@
+// Tensors in, tensors out, for round_clamp and its least significant bits, on the device that is compiled for.
+#pragma once
+
+#include "device.h"
+#ifdef __CUDACC__
+#include "../cuda/lsb.cuh"
+#else
+#include "../cpu/lsb.h"
+#endif

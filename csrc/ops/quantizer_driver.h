@@ -1,0 +1,9 @@
+// Tensors in, tensors out, for quantizers with per-channel parameters, on the device that is compiled for.
+#pragma once
+
+#include "device.h"
+#ifdef __CUDACC__
+#include "../cuda/quantizer_backward.cuh"
+#else
+#include "../cpu/quantizer.h"
+#endif

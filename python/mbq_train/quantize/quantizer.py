@@ -1,0 +1,223 @@
+"""What all quantizers are: a tensor in, at the bit-width in use out. And what is asked of those of weights."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import mbq_kernels
+
+from .bits import FLOAT, BitState
+from .flags import captured, version
+
+
+class Codes(NamedTuple):
+    """A weight as integers: code * scale + offset is what its layer computes with.
+
+    codes: int8 or uint8, in the weight's shape; scale: (C,) float32; offset: (C,) float32 or None.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None
+
+
+class Quantizer(nn.Module):
+    """Quantize a tensor at the bit-width in use; at 32 bits return it as it is.
+
+    A subclass names the kernel and its arguments, `current` and `options`, or overrides `_quantize`. Nothing is learned
+    and nothing kept for a bit-width, unless it is a ScaledQuantizer.
+
+    Args:
+        bit_state: the model's.
+        signed: code range; None: not decided yet.
+        layer_name: what error messages call the layer.
+        own_bits: compute at this bit-width, whatever the model's; None: at the model's.
+    """
+
+    axis: int | None = None
+    correction = False  # whether channels get back the mean and deviation that they have in float
+    switchable = False  # whether the codes of the highest bit-width are all that lower ones need
+    kernel = staticmethod(mbq_kernels.fake_quantize)
+    _watched: str | None = None  # the buffer that Python keeps a copy of
+    _obsolete = ("initialised", "is_signed", "scale_units.rows", "scale_floors.rows")  # in states of earlier versions
+
+    def __init__(self, bit_state: BitState, *, signed: bool | None, layer_name: str, own_bits: int | None = None):
+        super().__init__()
+        self.bit_state, self.layer_name, self.own_bits = bit_state, layer_name, own_bits
+        self._signed, self._seen = signed, (None, 0)
+        self.register_load_state_dict_pre_hook(_drop_obsolete)
+        self.register_load_state_dict_post_hook(_look_again)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_seen": (None, 0)}  # a copy reads its own flags
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"  # without a line for each Parameter
+
+    def extra_repr(self) -> str:
+        """Return bit-widths, code range and channels, as print(model) shows them."""
+        bits = self.own_bits or ", ".join(map(str, self.bit_state.trained))
+        signs = {None: "by the first batch", True: "signed", False: "unsigned"}[self.signed]
+        return ", ".join([f"bits={bits}", signs, "per tensor" if self.axis is None else f"axis={self.axis}"])
+
+    @property
+    def bits(self) -> int:
+        """Return the bit-width it computes at: its own, or the one in use."""
+        return self.own_bits or self.bit_state.bits
+
+    @property
+    def signed(self) -> bool | None:
+        """Return whether codes are signed; None until the first batch has decided it."""
+        self._look()
+        return self._signed
+
+    @property
+    def missing(self) -> set[int]:
+        """Return the bit-widths whose scales have no first values yet."""
+        return set()
+
+    def kept(self) -> list[int]:
+        """Return the bit-widths that have parameters, from high to low."""
+        return []
+
+    def kept_at(self, bits: int) -> int:
+        """Return the bit-width under which the parameters that serve `bits` are kept."""
+        return self.own_bits or bits
+
+    def learned(self) -> list[nn.ParameterDict]:
+        """Return what is learned: Parameters by bit-width."""
+        return []
+
+    def add(self, bit_widths) -> list[int]:
+        """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
+        return []
+
+    def check_initialised(self, bit_widths) -> None:
+        """Raise RuntimeError unless the scales of all `bit_widths` have their first values."""
+
+    def forward(self, x):
+        """Return x at the bit-width in use, in x's dtype, or autocast's where that is on; x itself at 32 bits."""
+        if torch.compiler.is_compiling():  # the bit-width as a symbol: two compiles serve all of them
+            with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+                return self._quantize(x)
+        return self._quantize(x)
+
+    def _quantize(self, x):
+        if self.bit_state.bits == FLOAT:
+            return x
+        return self.kernel(x, *self.current(), **self.options(), out_dtype=autocast_dtype(x))
+
+    def current(self) -> tuple[torch.Tensor | None, ...]:
+        """Return the tensors that the kernel takes after x at the bit-width in use."""
+        return ()
+
+    def options(self) -> dict:
+        """Return the keyword arguments of the kernel that say what is computed."""
+        return {"bits": self.bits}
+
+    def _look(self) -> None:
+        """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
+        if self._watched is None or torch.compiler.is_compiling():
+            return
+        flags, (seen, writes) = self._buffers[self._watched], self._seen
+        if flags is seen and writes == version(flags):
+            return
+        if flags.is_meta or captured(flags):
+            return
+        self._seen = flags, version(flags)
+        self._read()
+
+    def _read(self) -> None:
+        """Read what Python keeps of the buffers."""
+
+    def drop_obsolete(self, state: dict, prefix: str) -> None:
+        """Take out of a state, in place, what earlier versions kept in quantizers of this kind."""
+        for name in self._obsolete:
+            state.pop(prefix + name, None)
+
+
+class BaseWeightQuantizer(Quantizer):
+    """Quantize weights, output channels first: what a WeightBank, exports and deployment ask of every kind."""
+
+    axis = 0
+    rounding: str | None = None  # of the codes, where they are switchable
+
+    def hold(self, values: dict[int, torch.Tensor]) -> None:
+        """Have the coming forwards return `values`, {bits: quantized weight}, until `bit_state.held` is emptied."""
+        self.bit_state.held[self] = values
+
+    @property
+    def held(self) -> dict[int, torch.Tensor]:
+        """Return what a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one."""
+        return self.bit_state.held.get(self, {})
+
+    def forward(self, weight):
+        if self.bit_state.held and self.bit_state.bits in self.held:
+            return self.held[self.bit_state.bits]
+        return super().forward(weight)
+
+    @staticmethod
+    def quantize_all(quantizers, weights, bits) -> list:
+        """Return every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the quantizers are of
+        one kind, the weights share a dtype and a device."""
+        raise NotImplementedError
+
+    def stored(self, weight: torch.Tensor, bits: int):
+        """Return (x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def codes(self, weight: torch.Tensor, bits: int) -> Codes:
+        """Return the codes of `weight` (C, ...) at `bits` bits, with the weight correction folded into the scale and
+        the offset.
+
+        Raises RuntimeError where the scale has no value yet, ValueError where no store can hold the codes.
+        """
+        self.check_initialised([bits])
+        x, scale, offset, signed = self.stored(weight, bits)
+        options = {"bits": bits, "signed": signed, "axis": 0 if scale.dim() else None}
+        codes = mbq_kernels.quantize_codes(x, scale, offset, **options)
+        if self.correction:
+            scale, offset = mbq_kernels.fold_correction(x, scale, offset, **options)
+        return Codes(codes, *(None if parameter is None else parameter.float().expand(len(codes)).contiguous()
+                              for parameter in (scale, offset)))
+
+    def store_codes(self, weight: torch.Tensor, bits: int) -> Codes:
+        """Return what `codes` does, as a store keeps it: signed codes of 1 bit are -1 and 1."""
+        return self.codes(weight, bits)
+
+    def stored_bits(self, bits: int | None) -> int | None:
+        """Return the bit-width that a store of `bits` keeps of this layer."""
+        return bits
+
+    def code_bits(self, bits: int) -> int:
+        """Return the bit-width of the integers that `codes` gives."""
+        return bits
+
+
+def quantizers(model: nn.Module) -> list[Quantizer]:
+    """Return every quantizer in `model`, in the order of registration."""
+    return [module for module in model.modules() if isinstance(module, Quantizer)]
+
+
+def weight_quantizer_of(layer: nn.Module) -> BaseWeightQuantizer | None:
+    """Return what quantizes the weight of a converted layer; None for any other module."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    return quantizer if isinstance(quantizer, BaseWeightQuantizer) else None
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast asks for on x's device, None where it is off."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _look_again(quantizer, incompatible_keys) -> None:
+    quantizer._look()  # now: compiled graphs do not
+
+
+def _drop_obsolete(quantizer, state_dict, prefix, *others) -> None:
+    quantizer.drop_obsolete(state_dict, prefix)

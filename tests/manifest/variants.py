@@ -1,0 +1,135 @@
+"""Describe how the Triton kernels of a family are compiled ahead of time. Triton is imported when asked, not before."""
+
+import itertools
+
+from .entry import Variant
+
+THREADS = 128
+SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
+BYTES = {"*fp32": 4, "*bf16": 2, "*fp16": 2}
+MIXED = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
+NARROW = (".b16", ".b8")
+
+
+def tiles(elements):
+    """Give the two shapes of a tile: along a row, and over eight short ones."""
+    return ({"BLOCK_ROWS": 1, "BLOCK_COLS": elements, "BY_ROW": True},
+            {"BLOCK_ROWS": 8, "BLOCK_COLS": elements // 8, "BY_ROW": False})
+
+
+def _quantizer(name, x, y, levels, shift, units, shape, numbers, one_scale):
+    """Give the forward and the backward of `levels` quantizers; x_bytes, y_bytes: of a thread's eight elements."""
+    from mbq_kernels.triton import elementwise, quant_math
+
+    x_bytes, y_bytes = 8 * BYTES[x], levels * 8 * BYTES[y]
+    optional = {"shift_ptr": shift, "shift_sums_ptr": shift, "unit_ptr": units, "floor_ptr": units,
+                "grad_scale_ptr": False}
+    present = {argument: "*fp32" for argument, there in optional.items() if there}
+    constants = {**dict.fromkeys(optional.keys() - present), "ONE_SCALE": one_scale, **shape}
+    inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": (("fp32",) * numbers,) * levels, **SIZES, **present}
+    what = f"{x} {y} levels={levels} shift={shift} units={units} by_row={shape['BY_ROW']}"
+    common = {"options": elementwise.OPTIONS, "no_loads": NARROW}
+    yield Variant(name=f"forward {what}", kernel=elementwise.forward_kernel, reads=x_bytes, writes=y_bytes, **common,
+                  types={**inputs, "out_ptrs": (y,) * levels},
+                  constants={"VALUE": getattr(quant_math, f"{name}_value"), **constants})
+    yield Variant(name=f"backward {what}", kernel=elementwise.backward_kernel, reads=x_bytes + y_bytes, writes=x_bytes,
+                  types={**inputs, "grad_ptrs": (y,) * levels, "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
+                         "factors": ("fp32",) * levels}, **common,
+                  constants={"TERMS": getattr(quant_math, f"{name}_terms"), **constants})
+
+
+def quantizer_variants(name, *, numbers, levels, shifts, in_units=(), mixed=True, one_scale=False):
+    """Compile elementwise.py's kernels with <name>_value and <name>_terms of quant_math.
+
+    numbers: how many make a level; levels: bit-widths in one launch; shifts: with a shift, without, or both; in_units:
+    shifts with which units and floors are compiled too, of one storage type; mixed: x_hat may have a type of its own.
+    """
+    def variants():
+        from mbq_kernels.triton import elementwise
+
+        for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(elementwise.TILE)):
+            for shift, units in itertools.product(shifts, (False, True)):
+                if not units or (shift in in_units and count > 1 and x == y != "*fp16"):
+                    yield from _quantizer(name, x, y, count, shift, units, shape, numbers, one_scale)
+    return variants
+
+
+NUMBERS = {"form": ("fp32",) * 4, **dict.fromkeys(("steps", "coarse", "ratio"), "fp32")}
+LIMITS = ({"limit_ptr": "*fp32"}, {})
+
+
+def lsb_forward_variants(*outputs):
+    """Compile round_clamp_kernel so that it writes `outputs`."""
+    def variants():
+        from mbq_kernels.triton import _lsb, elementwise
+
+        for (x, size), limit in itertools.product(BYTES.items(), LIMITS):
+            kinds = {"value_ptr": x, "residual_ptr": "*i8", "counts_ptr": "*i32"}
+            written = {"value_ptr": size, "residual_ptr": 1, "counts_ptr": 0}  # a count is a number per program
+            for tile in tiles(elementwise.TILE * (2 if outputs == ("residual_ptr",) else 1)):
+                each = tile["BLOCK_ROWS"] * tile["BLOCK_COLS"] // THREADS
+                yield Variant(
+                    name=f"forward {outputs} {x} {limit} {tile}", kernel=_lsb.round_clamp_kernel, reads=size * each,
+                    writes=each * sum(written[name] for name in outputs), options=elementwise.OPTIONS,
+                    types={"x_ptr": x, **{name: kinds[name] for name in outputs}, **limit, **NUMBERS, **SIZES},
+                    constants={**tile, **dict.fromkeys({*kinds, "limit_ptr"} - {*outputs, *limit})})
+    return variants
+
+
+def lsb_gradient_variants(with_task):
+    """Compile lsb_gradient_kernel with the gradient of a value, or with that of the penalty alone."""
+    def variants():
+        from mbq_kernels.triton import _lsb, elementwise
+
+        for (x, size), limit, tile in itertools.product(BYTES.items(), LIMITS, tiles(elementwise.TILE)):
+            each, grad = elementwise.TILE // THREADS, {"grad_ptr": x} if with_task else {}
+            yield Variant(
+                name=f"backward {x} {limit} {tile}", kernel=_lsb.lsb_gradient_kernel,
+                reads=(1 + len(grad)) * size * each, writes=size * each, options=elementwise.OPTIONS,
+                types={"x_ptr": x, "grad_x_ptr": x, "grad_penalty_ptr": "*fp32", **grad, **limit, **NUMBERS,
+                       "factor": "fp32", **SIZES},
+                constants={**tile, **dict.fromkeys({"grad_ptr", "limit_ptr"} - {*grad, *limit})})
+    return variants
+
+
+LEVELS = (("fp32", "fp32"),) * 4
+
+
+def _moments():
+    """Give the storage of x, the tile, the types and constants of scales and shifts; 16-bit x has units and floors."""
+    from mbq_kernels.triton import elementwise
+
+    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):
+        given = dict.fromkeys(("scale_ptr", "shift_ptr", "new_scale_ptr", "new_shift_ptr", "grad_scale_ptr"), "*fp32")
+        optional = dict.fromkeys(("unit_ptr", "floor_ptr"), "*fp32" if x == "*bf16" else None)
+        types, constants = ({**given, **optional}, tile) if x == "*bf16" else (given, {**tile, **optional})
+        yield x, f"{x} {tile}", {"levels": LEVELS, **types, **SIZES}, constants, {
+            "options": elementwise.OPTIONS, "at_least": True}
+
+
+def corrected_variants():
+    from mbq_kernels.triton import elementwise, quant_math
+    from mbq_kernels.triton.fake_quantize_corrected import corrected_forward_kernel
+    from mbq_kernels.triton.sums import sums_kernel
+
+    for x, what, types, constants, common in _moments():
+        moved = 8 * BYTES[x]
+        yield Variant(name=f"sums {what}", kernel=sums_kernel, reads=moved, contracts=True, **common,
+                      types={"x_ptr": x, "sums_ptr": "*fp64", "pivot_ptr": "*fp32", **types},
+                      constants={"LEVELS": 4, "COUNT": 5, **constants})
+        yield Variant(name=f"forward {what}", kernel=corrected_forward_kernel, reads=moved, writes=4 * moved,
+                      types={"x_ptr": x, "out_ptrs": (x,) * 4, **types}, constants=constants, **common)
+        yield Variant(name=f"backward {what}", kernel=elementwise.backward_kernel, reads=5 * moved, writes=moved,
+                      types={"grad_ptrs": (x,) * 4, "x_ptr": x, "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
+                             "shift_sums_ptr": "*fp32", "factors": ("fp32",) * 4, **types}, **common,
+                      constants={"TERMS": quant_math.fake_quantize_terms, "ONE_SCALE": False, **constants})
+
+
+def correction_variants():
+    from mbq_kernels.triton import elementwise
+    from mbq_kernels.triton.correct_weight_bias import correct_kernel
+
+    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):
+        yield Variant(name=f"forward {x} {tile}", kernel=correct_kernel, reads=8 * BYTES[x], writes=8 * BYTES[x],
+                      types={"x_ptr": x, "out_ptr": x, "rows_ptr": "*fp32", **SIZES}, constants=tile,
+                      options=elementwise.OPTIONS, at_least=True, contracts=True)
