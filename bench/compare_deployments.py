@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from deployed_networks import TorchNetwork, deployments  # noqa: E402
-from mbq_lab.runs.networks import load_quantized  # noqa: E402
+from mbq_lab.runs.networks import load_data_and_network  # noqa: E402
 from mbq_train import QuantConv1d, QuantConv2d, QuantLinear  # noqa: E402
 from mbq_train.quantize.bits import bit_states  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, data = load_quantized(arguments.run)
+    _, data, model = load_data_and_network(arguments.run)
     batches = [(batch.images, batch.labels) for batch in data.test_batches(arguments.batch_size)]
     rows = compare(model, batches[:-(-(arguments.images or data.test_size) // arguments.batch_size)],
                    bits=arguments.bits)

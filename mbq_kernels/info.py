@@ -19,6 +19,17 @@ def lines() -> list[str]:
             *(line for op in _library.ops() for line in _op_lines(op, forced))]
 
 
+def facts() -> dict:
+    """Return what the report says of versions, the build, the GPU and the usable backends, the first of which is the
+    default, as plain data for JSON."""
+    return {"mbq_kernels": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "triton": _triton_version(), "build": _library.build(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "MBQ_BACKEND": os.environ.get("MBQ_BACKEND"),
+            "backends": {op: {device: list(_library.backends(op, device)) for device in ("cpu", "cuda")}
+                         for op in _library.ops()}}
+
+
 def _triton_version() -> str:
     try:
         import triton

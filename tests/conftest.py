@@ -61,3 +61,16 @@ def poisoned_memory():
 def fresh_dynamo():
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a finished run on the digits, and what the command said while it trained; nothing may change it."""
+    from cli import TINY, mbq
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    threads = torch.get_num_threads()
+    result = mbq("train", *TINY, "--out", folder)
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    return folder, result

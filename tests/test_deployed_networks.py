@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mbq_lab import Options, train_run
-from mbq_lab.runs.networks import load_quantized
+from mbq_lab.runs.networks import load_data_and_network
 from networks import one_thread  # noqa: F401
 
 
@@ -27,7 +27,7 @@ def run(request, tmp_path_factory):
     """(model, its batches of test images and labels, its options), after two epochs in float and one at all bits."""
     folder, options = tmp_path_factory.mktemp("run"), replace(TRAINED[request.param], epochs=1, float_epochs=2)
     train_run(options, folder)
-    model, data = load_quantized(folder)
+    _, data, model = load_data_and_network(folder)
     return model, [(batch.images, batch.labels) for batch in data.test_batches(50)], options
 
 

@@ -74,6 +74,7 @@ def test_score_writes_a_table_and_two_pictures(run, tmp_path):
     assert "float path" in shown and "2 bits" in shown
     table = pyarrow.parquet.read_table(tmp_path / "scores/scores.parquet")
     assert table.column_names == ["row", "label", "float", "bits_4", "bits_2"] and table.num_rows == 60
+    assert json.loads(table.schema.metadata[b"mbq"]) == {"score": "el2n", "bits": [32, 4, 2]}
     options, data, model = load_data_and_network(run)
     expected = score_images(model, data.still_batches(16), options.bits, score="el2n")
     assert table["bits_2"].to_pylist() == pytest.approx(expected[2].tolist(), rel=1e-5)
@@ -174,12 +175,12 @@ def test_ablate_trains_two_networks_and_measures_four(tmp_path):
 
 
 @pytest.mark.parametrize("command, message", [
-    (["score", "--score", "tdds"], "score_images: score must be one of el2n, grand, last_layer, got 'tdds'"),
-    (["score", "--bits", "8"], "set_bits: bits must be one of 32, 4, 2, got 8"),
-    (["transfer", "--bits", "4"], "transfer_run: bits must be at least two, to compare, got (4,)"),
-    (["transfer", "--bits", "2,4"], "transfer_run: bits must go from high to low"),
-    (["sensitivity", "--bits", "32,4"], "sensitivity_of_run: bits must be between 1 and 8, got 32"),
-    (["score", "--device", "tpu"], "check_device: device must be cpu, cuda or cuda:N, got 'tpu'"),
+    (["score", "--score", "tdds"], "--score must be one of el2n, grand, last_layer, got 'tdds'"),
+    (["score", "--bits", "8"], "--bits must be one of 32, 4, 2, got 8"),
+    (["transfer", "--bits", "4"], "--bits must be at least two, to compare, got (4,)"),
+    (["transfer", "--bits", "2,4"], "--bits must go from high to low"),
+    (["sensitivity", "--bits", "32,4"], "--bits must be between 1 and 8, got 32"),
+    (["score", "--device", "tpu"], "--device must be cpu, cuda, cuda:N or auto, got 'tpu'"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_wrong_options_are_one_line_and_write_nothing(run, command, message):
     before = files_of(run)
@@ -206,10 +207,10 @@ def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--measure", "16"], "ablate: bits must be between 1 and 8, or 32, got 16"),
-    (["--measure", "2,4"], "ablate: bits must go from high to low"),
-    (["--quantizer", "round-clamp"], "convert: weight_correction must be off with quantizer 'round-clamp'"),
-    ([], "train_run: folder must not hold an unfinished run"),
+    (["--measure", "16"], "--measure must be between 1 and 8, or 32, got 16"),
+    (["--measure", "2,4"], "--measure must go from high to low"),
+    (["--quantizer", "round-clamp"], "--weight-correction must be off with quantizer 'round-clamp'"),
+    ([], "folder must not hold an unfinished run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_ablate_finds_errors_before_it_trains(tmp_path, options, message):
     if not options:

@@ -361,7 +361,7 @@ def test_the_command(tmp_path):
     done = mbq("export", tmp_path / "run", "--onnx", path, "--bits", 4)
     assert done.exit_code == 0 and "written: " in done.output, done.output
     x = images(5)
-    model, _ = mbq_lab.load_quantized(tmp_path / "run")
+    model = mbq_lab.load_quantized(tmp_path / "run")
     set_bits(model, 4)
     np.testing.assert_allclose(run(path, x)[0], model(x).detach(), rtol=0, atol=1e-4)
     assert mbq("export", tmp_path / "run", "--onnx", path, "--bits", 8, "--batch", 3).exit_code == 0

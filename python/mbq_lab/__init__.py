@@ -1,20 +1,31 @@
 """The laboratory around mbq_train: data sets, networks, recipes, runs in folders, and the command mbq."""
 
-from .data import Data, DataError, load_data
-from .models import Decoder, build_model
-from .options import Options
-from .runs.dry_run import DryRun, dry_run
-from .runs.evaluation import Evaluation, evaluate_run
-from .runs.networks import load_quantized
-from .runs.observer import Observer
-from .runs.run import Result, resume_run, train_run
-from .runs.sensitivity import Sensitivities, sensitivity_of_run
-from .training.interrupt import Interrupted
-from .training.loop import State, Training, evaluate
-from .training.recipe import Recipe
+import importlib
 
-__all__ = [
-    "Data", "DataError", "Decoder", "DryRun", "Evaluation", "Interrupted", "Observer", "Options", "Recipe", "Result",
-    "Sensitivities", "State", "Training", "build_model", "dry_run", "evaluate", "evaluate_run", "load_data",
-    "load_quantized", "resume_run", "sensitivity_of_run", "train_run",
-]
+_HOMES = {  # imported when a name is first used, because torch takes seconds and `mbq --help` needs none of it
+    "data": ("Data", "DataError", "load_data"),
+    "models": ("Decoder", "build_model"),
+    "options": ("Options",),
+    "runs.dry_run": ("DryRun", "dry_run"),
+    "runs.evaluation": ("Evaluation", "evaluate_run"),
+    "runs.networks": ("load_quantized",),
+    "runs.observer": ("Observer",),
+    "runs.run": ("Result", "resume_run", "train_run"),
+    "runs.sensitivity": ("Sensitivities", "sensitivity_of_run"),
+    "training.interrupt": ("Interrupted",),
+    "training.loop": ("State", "Training", "evaluate"),
+    "training.recipe": ("Recipe",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

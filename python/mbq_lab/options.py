@@ -20,9 +20,10 @@ RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
 }
 
 
-def _option(default, help, **limits):
-    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to."""
-    return field(default=default, metadata={"help": help, **limits})
+def _option(default, help, *, group=None, **limits):
+    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to; group:
+    what the command's help shows it under [its recipe, or training]."""
+    return field(default=default, metadata={"help": help, "group": group or limits.get("recipe", "training"), **limits})
 
 
 def _of_specs() -> dict[str, list[tuple[str, Field]]]:
@@ -44,7 +45,7 @@ def _of_flag(flag: str) -> tuple:
     alone = described.metadata["of"] == "weights" and len(owners) == 1
     limits = {"choices": described.metadata["choices"]} if described.metadata["choices"] else {}
     help = f"{owners[0]}: {described.metadata['help']}" if alone else described.metadata["help"]
-    return flag, type(default), _option(default, help, **limits)
+    return flag, type(default), _option(default, help, group="quantizers", **limits)
 
 
 SPEC_OPTIONS = _of_specs()
@@ -62,21 +63,25 @@ class Options(_SpecOptions):
     nearest one there is.
     """
 
-    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)")
-    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop")
-    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0)
-    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0)
-    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0)
-    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0)
-    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory")
+    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)",
+                        group="data")
+    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop", group="data")
+    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0, group="data")
+    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0, group="data")
+    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0, group="data")
+    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0, group="data")
+    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory", group="network")
     recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
                           choices=tuple(RECIPE_DEFAULTS))
-    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too")
-    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES)
+    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too",
+                                    group="quantizers")
+    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES,
+                              group="network")
     quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
-                             "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)))
+                             "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)),
+                             group="quantizers")
     keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
-                                          "read the network's input, last: the one called last")
+                                          "read the network's input, last: the one called last", group="network")
     epochs: int = _option(30, "epochs at all bit-widths together", low=1)
     float_epochs: int = _option(30, "epochs of the float network before", low=1)
     batch_size: int = _option(64, "images in a batch, over all processes", low=1)
@@ -118,9 +123,10 @@ class Options(_SpecOptions):
     lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
     hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
                             recipe="msq")
-    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1)
-    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2)
-    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0)
+    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1, group="msq")
+    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2, group="msq")
+    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0,
+                                       group="msq")
     seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
     def __post_init__(self):
@@ -239,12 +245,12 @@ class Options(_SpecOptions):
 
     @classmethod
     def from_json(cls, values: dict):
-        """Return the options in a JSON object. Raises ValueError for one that is missing, unknown or of another type.
+        """Return the options in a JSON object; one that it lacks, because it is younger, has its default.
+
+        Raises ValueError for one that is unknown or of another type.
         """
-        known = {option.name: option for option in fields(cls)}
-        for kind, names in (("lack", known.keys() - values.keys()), ("have unknown", values.keys() - known.keys())):
-            if names:
-                raise ValueError(f"options: must have every option and no other, but {kind} {', '.join(sorted(names))}")
+        if unknown := values.keys() - {option.name for option in fields(cls)}:
+            raise ValueError(f"options: must be known, got {', '.join(sorted(unknown))}")
         return cls(**values)
 
 

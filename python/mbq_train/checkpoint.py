@@ -10,13 +10,17 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._packages import required
+from .conversion.description import describe, described_conversion
+from .quantize.quantizer import Quantizer
 
 
 class CheckpointError(ValueError):
     """A checkpoint or configuration that cannot be read, or is not of this model."""
 
 
-VERSION = 2  # of config.json, of the metadata and of the names of the tensors
+VERSION = 3  # of config.json, of the metadata and of the names of the tensors
+READABLE = (2, VERSION)  # 2 does not say how its network was converted
+CONVERSION = "conversion"  # the key of what `describe` returned
 _STATE = "state/"  # before the names of tensors that are not the model's
 _STORABLE = {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
              torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
@@ -43,7 +47,7 @@ def atomic_path(path):
 
 
 def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metadata: dict | None = None) -> None:
-    """Write the state_dict of `model` to `path` as safetensors.
+    """Write the state_dict of `model` to `path` as safetensors, with what `convert` made of it in the header.
 
     Args:
         state: more tensors by name, which `load_checkpoint` gives back.
@@ -56,7 +60,7 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
     tensors = model.state_dict() | {_STATE + name: tensor for name, tensor in (state or {}).items()}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    header = {"mbq": json.dumps({"version": VERSION, **(metadata or {})})}
+    header = {"mbq": json.dumps({"version": VERSION, CONVERSION: describe(model), **(metadata or {})})}
     with atomic_path(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, header)
@@ -102,6 +106,9 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
         every = {name: file.get_tensor(name) for name in file.keys()}
     state = {name.removeprefix(_STATE): tensor for name, tensor in every.items() if name.startswith(_STATE)}
     tensors = {name: tensor for name, tensor in every.items() if not name.startswith(_STATE)}
+    for prefix, module in model.named_modules():
+        if isinstance(module, Quantizer):
+            module.drop_obsolete(tensors, f"{prefix}." if prefix else "")
     own = model.state_dict()
     name = type(model).__name__
     for kind, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
@@ -114,6 +121,31 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
                                   f"got {tuple(tensor.shape)} in {path}")
     model.load_state_dict(tensors)
     return state
+
+
+def load_quantized(path, model: nn.Module) -> nn.Module:
+    """Convert `model` as the network in a checkpoint was converted, load its tensors, and return it in eval mode.
+
+    Neither an example nor a data set is needed: the decisions of `convert` and its specs are in the file.
+
+    Args:
+        path: what `save_checkpoint` wrote of a converted network.
+        model: a float network, built as the one that was converted; converted in place.
+
+    Raises CheckpointError as `load_checkpoint`, and for a file that does not say how its network was converted: that of
+    a float network, or of version 2, which `load_checkpoint` reads into a network that you convert.
+    """
+    description = load_metadata(path).get(CONVERSION)
+    if description is None:
+        raise CheckpointError(f"load_quantized: path must say how its network was converted, got {path}, which holds a "
+                              "float network or is of an earlier version; load_checkpoint reads it into a network that "
+                              "you have made")
+    try:
+        model = described_conversion(model, description).apply()
+    except ValueError as error:
+        raise CheckpointError(f"load_quantized: model must be built as the network in {path} was ({error})") from error
+    load_checkpoint(path, model)
+    return model.eval()
 
 
 def load_metadata(path) -> dict:
@@ -141,8 +173,9 @@ def _metadata_of(function: str, path, file) -> dict:
         metadata = None
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{function}: path must be a checkpoint of mbq_train, got {path} without its metadata")
-    if metadata.get("version") != VERSION:
-        raise CheckpointError(f"{function}: version must be {VERSION}, got {metadata.get('version')!r} in {path}")
+    if metadata.get("version") not in READABLE:
+        raise CheckpointError(f"{function}: version must be {' or '.join(map(str, READABLE))}, got "
+                              f"{metadata.get('version')!r} in {path}")
     return metadata
 
 

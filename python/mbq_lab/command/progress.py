@@ -1,6 +1,7 @@
-"""The progress bar of a run."""
+"""What a run shows on stderr while it goes: a bar in a terminal, a line for every epoch elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 
@@ -8,68 +9,102 @@ from mbq_train import distributed
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 from ..options import Options
-from ..runs.observer import Observer
+from ..runs.names import network_name, range_name
+from ..runs.observer import Observer, Observers
+from .tables import layer_table
+
+_NUMBERS = 64  # columns of a terminal that a bar's line takes without the bar
+
+_BETWEEN_PROBES = 5  # seconds between two lines of the same count
 
 
 @contextlib.contextmanager
-def progress_of(options: Options):
-    """Yield an observer that shows a bar over the images of both phases, with throughput and time left."""
-    bar = ProgressBar({"float": options.float_epochs, "quantized": options.epochs})
+def observing(options: Options, trackers: str = "none", folder=None):
+    """Yield an observer that shows both phases on stderr, and tells `trackers` too, whose files go to `folder`."""
+    from .trackers import trackers_of
+
+    epochs = {"float": options.float_epochs, "quantized": options.epochs}
+    shown = ProgressBar(epochs) if sys.stderr.isatty() else ProgressLines(epochs)
+    observers = Observers(shown, *(trackers_of(trackers, folder, options) if distributed.is_first() else ()))
     try:
-        yield bar
+        yield observers if distributed.is_first() else Observer()
     finally:
-        if bar.tasks:
-            bar.progress.stop()
+        observers.close()
 
 
-class _Progress(Progress):
-    """Bars, and below them what the layers' bit-widths are, where they have their own."""
-
-    layers = None
-
-    def get_renderables(self):
-        yield from super().get_renderables()
-        if self.layers is not None:
-            yield self.layers
-
-
-class ProgressBar(Observer):
-    """The progress of a run on stderr."""
+class ProgressLines(Observer):
+    """A line for every epoch, and now and then for the probes of the Hessian."""
 
     def __init__(self, epochs: dict[str, int]):
-        self.epochs, self.tasks = epochs, {}
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[epochs]}"),
-                   TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.fields[accuracy]}"))
-        self.progress = _Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self.last = None  # (phase, time, images) at the last look at the clock
+        self.epochs, self.probed = epochs, -math.inf
 
     def plan(self, conversion, bank_bytes):
         """Print one line on what is quantized and what stays in float; conversion.txt holds the whole plan."""
-        if not distributed.is_first():
-            return
         layers = [entry for entry in conversion.entries if entry.action == "quantize"]
         kept = [f"{entry.name} ({entry.why.partition(' ')[2] or entry.why})" for entry in conversion.entries
                 if entry.action == "float" and entry.why.startswith("keep_float")]
         share = conversion.quantized_parameters / max(conversion.parameters, 1)
-        print(f"{len(layers)} layers quantized, {share:.1%} of the parameters; float: {', '.join(kept) or 'none'}",
-              file=sys.stderr)
+        self.say(f"{len(layers)} layers quantized, {share:.1%} of the parameters; float: {', '.join(kept) or 'none'}")
         if bank_bytes:
-            print(f"weight bank: {bank_bytes / 2**20:.1f} MiB of quantized weights and their gradients", file=sys.stderr)
+            self.say(f"weight bank: {bank_bytes / 2**20:.1f} MiB of quantized weights and their gradients")
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def probe(self, done: int, most: int) -> None:
-        if distributed.rank():
+        now = time.monotonic()
+        if now - self.probed > _BETWEEN_PROBES or done == most:
+            self.probed = now
+            self.say(f"Hessian {done}/{most} probes")
+
+    def record(self, record: dict) -> None:
+        if record["phase"] not in self.epochs:
             return
+        epochs = self.epochs[record["phase"]]
+        left = (epochs - record["epoch"]) * record["seconds"]
+        loss = ", ".join(f"{_name(b, record)}{value:.4g}" for b, value in record["loss"].items())
+        widths = range_name(record["layer_bits"]) if "layer_bits" in record else ""
+        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, f"loss {loss}", accuracies(record),
+                 f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
+        self.say("  ".join(part for part in parts if part))
+
+
+class _Progress(Progress):
+    """Bars, and below them the latest accuracies, and what the layers' bit-widths are, where they have their own."""
+
+    below = ()
+
+    def get_renderables(self):
+        yield from super().get_renderables()
+        yield from self.below
+
+
+class ProgressBar(ProgressLines):
+    """Bars over the images of both phases, with throughput and time left."""
+
+    def __init__(self, epochs: dict[str, int]):
+        super().__init__(epochs)
+        self.tasks, self.accuracy, console = {}, "", Console(stderr=True)
+        bar = console.width - _NUMBERS - 1  # a line as wide as the terminal moves on when ^C is echoed at its end
+        columns = (TextColumn("{task.description}"), *((BarColumn(min(bar, 40)),) if bar >= 5 else ()),
+                   TextColumn("{task.fields[epochs]}"), TextColumn("{task.fields[speed]}"), TimeElapsedColumn(),
+                   TimeRemainingColumn())
+        self.progress = _Progress(*columns, console=console, refresh_per_second=4)
+        self.last = None  # (phase, time, images) at the last look at the clock
+
+    def close(self):
+        if self.tasks:
+            self.progress.stop()
+
+    def probe(self, done: int, most: int) -> None:
         if "Hessian" not in self.tasks:
             self._add_task("Hessian", most)
         self.progress.update(self.tasks["Hessian"], completed=done, epochs=f"{done}/{most} probes")
 
     def batch(self, phase: str, epoch: int, images: int, total: int) -> None:
-        if distributed.rank():
-            return
         if phase not in self.tasks:  # not before: an error in the options should stand alone on the screen
             self._add_task(phase, self.epochs[phase] * total)
         now, done = time.monotonic(), epoch * total + images
@@ -83,20 +118,26 @@ class ProgressBar(Observer):
 
     def _add_task(self, name: str, total: int) -> None:
         self.progress.start()
-        self.tasks[name] = self.progress.add_task(name, total=total, epochs="", speed="", accuracy="")
+        self.tasks[name] = self.progress.add_task(name, total=total, epochs="", speed="")
 
     def record(self, record: dict) -> None:
-        if "layer_bits" in record:
-            self.progress.layers = layer_table(record)
-        if record["phase"] in self.tasks and "accuracy" in record:
-            shown = "  ".join(f"{b}: {100 * value:.1f} %" for b, value in record["accuracy"].items())
-            self.progress.update(self.tasks[record["phase"]], accuracy=shown)
+        self.accuracy = accuracies(record) or self.accuracy
+        layers = (layer_table(record),) if "layer_bits" in record else ()
+        self.progress.below = ((Text(self.accuracy),) if self.accuracy else ()) + layers
 
 
-def layer_table(record: dict) -> Table:
-    """The bit-width of every layer's weights, and the share of them that used their last bits in the latest epoch."""
-    rates = record.get("lsb_rates", {})
-    table = Table("layer", "bits", "last bits in use (%)", title=f"{record['compression']:.2f} x smaller than float32")
-    for name, bits in record["layer_bits"].items():
-        table.add_row(escape(name), str(bits), f"{100 * rates[name]:.1f}" if name in rates else "")
-    return table
+def accuracies(record: dict) -> str:
+    """Return the test accuracies of a line of metrics in words; nothing where it has none."""
+    shown = ", ".join(f"{_name(b, record)}{100 * value:.1f} %" for b, value in record.get("accuracy", {}).items())
+    return f"accuracy {shown}" if shown else ""
+
+
+def clock(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _name(bits: int, record: dict) -> str:
+    """Return what a number of a line of metrics is of, nothing where there is one alone."""
+    return "" if len(record["loss"]) == 1 else f"{network_name(bits)} "

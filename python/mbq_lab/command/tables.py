@@ -7,13 +7,9 @@ from rich.table import Table
 
 from ..runs.ablate import Ablation
 from ..runs.evaluation import Evaluation
+from ..runs.names import bits_name, network_name, range_name
 from ..runs.score import ScoredRun
 from ..runs.sensitivity import Sensitivities
-
-
-def network_name(bits: int) -> str:
-    """What tables call a bit-width."""
-    return "float path" if bits == FLOAT else f"{bits} bits"
 
 
 def conversion_table(conversion: Conversion) -> Table:
@@ -33,17 +29,41 @@ def accuracy_table(result: Evaluation) -> Table:
     for bits, value in result.accuracy.items():
         name = network_name(bits) + (", not trained" if bits in result.untrained else "")
         if result.layer_bits and bits != FLOAT:
-            low, high = min(result.layer_bits.values()), max(result.layer_bits.values())
-            name = f"{low} to {high} bits, by layer"
+            name = range_name(result.layer_bits)
         table.add_row(name, f"{100 * value:.2f}", f"{100 * (value - result.float_accuracy):+.2f}")
     return table
 
 
+def layer_table(record: dict) -> Table:
+    """The bit-width of every layer's weights, and the share of them that used their last bits in the latest epoch."""
+    rates = record.get("lsb_rates", {})
+    columns = ("layer", "bits", "last bits in use (%)")[:3 if rates else 2]
+    table = Table(*columns, title=f"{record['compression']:.2f} x smaller than float32")
+    for name, bits in record["layer_bits"].items():
+        used = (f"{100 * rates[name]:.1f}" if name in rates else "",) if rates else ()
+        table.add_row(escape(name), str(bits), *used)
+    return table
+
+
+def memory_table(sizes: dict[str, int]) -> Table:
+    """What a training holds at once, from the bytes of its parts."""
+    table = Table("held at once, in each process", "MiB", title="Memory")
+    for name, size in sizes.items():
+        table.add_row(name.replace("_", " "), f"{size / 2**20:.1f}")
+    return table
+
+
+def score_statistics(result: ScoredRun) -> dict[int, dict[str, float]]:
+    """Mean, deviation and largest of the scores at every bit-width."""
+    return {bits: {"mean": scores.mean().item(), "deviation": scores.std().item(), "largest": scores.max().item()}
+            for bits, scores in result.scores.items()}
+
+
 def score_table(result: ScoredRun, name: str) -> Table:
-    """Mean, deviation and largest of the scores `name` at every bit-width."""
+    """The statistics of the scores `name` at every bit-width."""
     table = Table("network", "mean", "deviation", "largest", title=f"Scores ({name})")
-    for bits, scores in result.scores.items():
-        table.add_row(network_name(bits), *(f"{value:.4g}" for value in (scores.mean(), scores.std(), scores.max())))
+    for bits, statistics in score_statistics(result).items():
+        table.add_row(network_name(bits), *(f"{value:.4g}" for value in statistics.values()))
     return table
 
 
@@ -73,10 +93,9 @@ def ablation_table(result: Ablation) -> Table:
 
 def sensitivity_table(found: Sensitivities) -> Table:
     """Traces, and the sensitivity of every layer at every bit-width."""
-    table = Table("layer", "weights", "trace", "standard error", *(f"at {b} bits" for b in found.at_bits),
+    table = Table("layer", "weights", "trace", "standard error", *(f"at {bits_name(b)}" for b in found.at_bits),
                   title="Sensitivity", caption="trace of the Hessian's block; at b bits: trace a weight, at least 0, "
                   "times the squared error of the weights")
-    table.columns[0].no_wrap = True
     for name, trace in found.traces.items():
         values = (f"{values[name]:.2e}" for values in found.at_bits.values())
         table.add_row(name, f"{trace.parameters:,}", f"{trace.value:.3g}", f"{trace.error:.2g}", *values)
@@ -84,10 +103,12 @@ def sensitivity_table(found: Sensitivities) -> Table:
 
 
 def store_table(facts: dict) -> Table:
-    """Relative mean square error of every layer against its highest bit-width."""
-    widths = sorted({b for layer in facts["layers"] for b in layer["error"]}, reverse=True)
-    table = Table("layer", "shape", "layout", *(f"{b} bits" for b in widths), title=f"Error ({facts['rounding']})")
+    """Bit-width and layout of every layer, and its relative mean square error at the bit-widths below."""
+    widths = sorted({b for layer in facts["layers"] for b in layer["error"] if b < layer["bits"]}, reverse=True)
+    table = Table("layer", "shape", "layout", "bits", *(f"at {bits_name(b)}" for b in widths), title="Layers",
+                  caption=f"at fewer bits ({facts['rounding']}): mean square error / mean square" if widths else None)
     for layer in facts["layers"]:
         errors = (f"{layer['error'][b]:.1e}" if b in layer["error"] else "-" for b in widths)
-        table.add_row(layer["name"], "x".join(map(str, layer["shape"])), layer["layout"], *errors)
+        table.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), layer["layout"], str(layer["bits"]),
+                      *errors)
     return table

@@ -42,7 +42,14 @@ def _find_folder(name) -> Path:
         return Path(os.path.abspath(path))  # "." gets its name
     if path.exists():
         raise ValueError(f"load_data: name must be a folder, got a file, {path}")
-    return look_up("load_data", {"digits": None, **_folders_under_root()}, str(name))
+    root = os.environ.get(ROOT_VARIABLE)
+    where = f"{ROOT_VARIABLE} is {root or 'not set'}"
+    if len(path.parts) > 1:
+        raise ValueError(f"load_data: no such folder, {path} ({where})")
+    try:
+        return look_up("load_data", {"digits": None, **_folders_under_root()}, str(name))
+    except ValueError as error:
+        raise ValueError(str(error) if root else f"{error}; {where}") from None
 
 
 def _folders_under_root() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """check_run: what a training would refuse after hours, found before it begins."""
 
 import copy
+import warnings
 
 import torch
 from mbq_train import distributed
@@ -20,9 +21,13 @@ from .networks import example_images, plan_of
 def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
-    Raises ValueError where the network cannot be converted or saved, where the recipe cannot use it (scores, traces),
-    or where it takes no batch of one image and the last batch of an epoch or of the test is one.
+    Warns where a batch is larger than the training set. Raises ValueError where the network cannot be converted or
+    saved, where the recipe cannot use it (scores, traces), or where it takes no batch of one image and the last batch
+    of an epoch or of the test is one.
     """
+    if options.batch_size > data.train_size:
+        warnings.warn(f"train: batch_size should be at most the {data.train_size} training images, got "
+                      f"{options.batch_size}: every epoch is one step", RuntimeWarning, stacklevel=3)
     plan = plan_of(options, data, copy.deepcopy(model))
     check_state(plan.apply())
     recipe = recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)

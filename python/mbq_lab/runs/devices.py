@@ -8,9 +8,11 @@ from mbq_train._errors import first_line
 
 
 def check_device(name: str) -> torch.device:
-    """Return torch.device(name), once tensors can be made there. Raises ValueError otherwise."""
+    """Return torch.device(name), once tensors can be made there; of auto cuda where there is one. Raises ValueError
+    otherwise."""
+    name = _found(name)
     if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"check_device: device must be cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"check_device: device must be cpu, cuda, cuda:N or auto, got {name!r}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
@@ -20,5 +22,9 @@ def check_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def processes(device: str):
     """Yield the device of this process, in torchrun's process group where there is one."""
-    with distributed.process_group(device) as name:
+    with distributed.process_group(_found(device)) as name:
         yield check_device(name)
+
+
+def _found(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

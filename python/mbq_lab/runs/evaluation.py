@@ -12,8 +12,8 @@ from mbq_train.quantize.round_clamp import own_layer_bits
 
 from ..training.loop import evaluate
 from .devices import check_device
-from .folder import CONFIG, FLOAT_NETWORK, load_options, standing
-from .networks import data_and_float_network, quantized_network
+from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
+from .networks import data_and_float_network, load_quantized
 
 _CALIBRATION_BATCHES = 8
 
@@ -39,7 +39,7 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
     folder, device = Path(folder), check_device(device)
     options = load_options(folder / CONFIG)
     data, model = data_and_float_network(options, device)
-    quantized = quantized_network(folder, options, data, copy.deepcopy(model))
+    quantized = load_quantized(folder, copy.deepcopy(model))
     load_checkpoint(folder / FLOAT_NETWORK, model)
     bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits, float_path=True)
     untrained = tuple(b for b in bits if b not in (FLOAT, *options.bits))
@@ -51,4 +51,4 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
         quantized = add_bits(quantized, untrained, images)
     networks = {b: adapt_bn(copy.deepcopy(quantized), b, images) if adapt else quantized for b in bits}
     return Evaluation({b: evaluate(network, data, b) for b, network in networks.items()}, untrained,
-                      evaluate(model, data, FLOAT), standing(folder)["phase"] == "finished", own_layer_bits(quantized))
+                      evaluate(model, data, FLOAT), standing(folder / CHECKPOINT)["phase"] == "finished", own_layer_bits(quantized))

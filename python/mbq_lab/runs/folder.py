@@ -5,7 +5,7 @@ import fcntl
 from pathlib import Path
 
 from mbq_train import distributed
-from mbq_train.checkpoint import VERSION, CheckpointError, load_json, load_metadata
+from mbq_train.checkpoint import READABLE, CheckpointError, load_json, load_metadata
 
 from ..options import Options
 from ..training.traces import TRACES
@@ -33,7 +33,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Raise ValueError where no run can begin in `folder`."""
     check_folder("train_run", folder)
     if (folder / CONFIG).exists() and not overwrite:
-        finished = (folder / CHECKPOINT).exists() and standing(folder)["phase"] == "finished"
+        finished = (folder / CHECKPOINT).exists() and standing(folder / CHECKPOINT)["phase"] == "finished"
         state, way = ("a finished", "") if finished else ("an unfinished", "mbq resume goes on with it, ")
         raise ValueError(f"train_run: folder must not hold {state} run, got {folder} ({way}--overwrite replaces it)")
 
@@ -58,21 +58,24 @@ def locked(folder: Path):
         yield
 
 
-def standing(folder: Path) -> dict:
-    """Where the run in `folder` stands: the metadata of its checkpoint."""
-    metadata = load_metadata(folder / CHECKPOINT)
+def standing(file: Path) -> dict:
+    """Return where a run stands: the metadata of its checkpoint `file`."""
+    metadata = load_metadata(file)
     if "phase" not in metadata:
-        raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {folder / CHECKPOINT}, which "
-                              "holds a network alone")
+        raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {file}, which holds a network "
+                              "alone")
     return metadata
 
 
 def load_options(path) -> Options:
     """The Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"load_options: no run in {Path(path).parent}: {CONFIG} (no such file)")
     values = load_json(path)
     version = values.pop("version", None)
-    if version != VERSION:
-        raise CheckpointError(f"load_options: version must be {VERSION}, got {version!r} in {path}")
+    if version not in READABLE:
+        raise CheckpointError(f"load_options: version must be {' or '.join(map(str, READABLE))}, got {version!r} in "
+                              f"{path}")
     try:
         return Options.from_json(values)
     except (TypeError, ValueError) as error:

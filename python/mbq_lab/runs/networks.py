@@ -1,9 +1,12 @@
 """The data and the networks of a run: as it begins, and from its checkpoints."""
 
+import json
 from pathlib import Path
 
+import mbq_train
 import torch
 from mbq_train import distributed
+from mbq_train.checkpoint import CONVERSION as CHECKPOINT_CONVERSION
 from mbq_train.checkpoint import CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
@@ -43,28 +46,74 @@ def plan_of(options: Options, data: Data, model: nn.Module, bits=None) -> Conver
                            batch_norm=options.batch_norm, keep_float=options.keep_float)
 
 
-def load_quantized(folder) -> tuple[nn.Module, Data]:
-    """Return the network of a run as it was at its last checkpoint, in eval mode on the CPU, and its data.
+def load_quantized(path, model: nn.Module | None = None) -> nn.Module:
+    """Return the network of a run as it was at its last checkpoint, in eval mode on the CPU. Its data are not needed.
 
-    Raises as `evaluate_run`.
+    Args:
+        path: the folder of a run, or its checkpoint.
+        model: a float network, built as that of the run [built as the run's options say].
+
+    Raises as `evaluate_run`. A checkpoint of version 2 does not say how its network was converted: its data set is
+    opened then.
     """
-    _, data, model = load_data_and_network(folder)
-    return model, data
+    file = _checkpoint_of(path)
+    metadata = _quantized_metadata(file)
+    if metadata.get(CHECKPOINT_CONVERSION):
+        return mbq_train.load_quantized(file, _float_network(metadata) if model is None else model)
+    data, built = data_and_float_network(_options(metadata), torch.device("cpu"))
+    model = plan_of(_options(metadata), data, built if model is None else model).apply()
+    load_checkpoint(file, model)
+    return model.eval()
+
+
+def input_shape(path) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that the network of a run takes; path as for load_quantized."""
+    metadata = _quantized_metadata(_checkpoint_of(path))
+    if facts := _facts(metadata):
+        return facts["in_channels"], *facts["image_size"]
+    data, _ = data_and_float_network(_options(metadata), torch.device("cpu"))
+    return data.in_channels, *data.image_size
 
 
 def load_data_and_network(folder, device: str = "cpu") -> tuple[Options, Data, nn.Module]:
     """Return a run's options, its data, and its network as it was at its last checkpoint. Raises as `evaluate_run`."""
-    folder = Path(folder)
+    folder, device = Path(folder), check_device(device)
     options = load_options(folder / CONFIG)
-    data, model = data_and_float_network(options, check_device(device))
-    return options, data, quantized_network(folder, options, data, model).eval()
+    data, model = data_and_float_network(options, device)
+    return options, data, load_quantized(folder, model)
 
 
-def quantized_network(folder: Path, options: Options, data: Data, model: nn.Module) -> nn.Module:
-    """Convert the float network of a run and load its last checkpoint. Raises as `evaluate_run`."""
-    if standing(folder)["phase"] == "float":
-        raise CheckpointError(f"evaluate_run: folder must hold a network trained at several bit-widths, got {folder}, "
+def made_from(options: Options, data: Data) -> dict:
+    """Return what a run is made from, as its checkpoints keep it: options and facts of its data."""
+    facts = {"name": data.name, "classes": data.classes, "train_size": data.train_size, "test_size": data.test_size,
+             "in_channels": data.in_channels, "image_size": list(data.image_size)}
+    return {"options": json.loads(json.dumps(options.to_json())), "data": facts}
+
+
+def _checkpoint_of(path) -> Path:
+    path = Path(path)
+    return path / CHECKPOINT if path.is_dir() or not path.exists() else path
+
+
+def _quantized_metadata(file: Path) -> dict:
+    metadata = standing(file)
+    if metadata["phase"] == "float":
+        raise CheckpointError(f"load_quantized: path must hold a network trained at several bit-widths, got {file}, "
                               "which is still training its float network")
-    model = plan_of(options, data, model).apply()
-    load_checkpoint(folder / CHECKPOINT, model)
-    return model
+    return metadata
+
+
+def _options(metadata: dict) -> Options:
+    return Options.from_json(metadata["options"])
+
+
+def _facts(metadata: dict) -> dict | None:
+    """Return the facts of the data, None of a run that did not keep the shape of its images."""
+    return metadata["data"] if "in_channels" in metadata["data"] else None
+
+
+def _float_network(metadata: dict) -> nn.Module:
+    """Return the float network of a run, with any weights."""
+    facts = _facts(metadata)
+    return build_model(_options(metadata).model, classes=facts["classes"], in_channels=facts["in_channels"],
+                       image_size=tuple(facts["image_size"]))

@@ -20,3 +20,33 @@ class Observer:
 
     def probe(self, done: int, most: int) -> None:
         """Count the probes of a Hessian's traces: how many are done, and how many there are at most."""
+
+    def close(self) -> None:
+        """Finish what is open. A run does not call it: whoever made the observer does."""
+
+
+class Observers(Observer):
+    """Several observers, of which each is told everything in turn."""
+
+    def __init__(self, *observers: Observer):
+        self.observers = observers
+
+    def plan(self, conversion, bank_bytes):
+        for observer in self.observers:
+            observer.plan(conversion, bank_bytes)
+
+    def record(self, record):
+        for observer in self.observers:
+            observer.record(record)
+
+    def batch(self, phase, epoch, images, total):
+        for observer in self.observers:
+            observer.batch(phase, epoch, images, total)
+
+    def probe(self, done, most):
+        for observer in self.observers:
+            observer.probe(done, most)
+
+    def close(self):
+        for observer in self.observers:
+            observer.close()

@@ -1,5 +1,6 @@
 """train_run and resume_run: a training run in a folder, from where it stands to its end."""
 
+import copy
 import functools
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from mbq_train import distributed
 from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
+from mbq_train.conversion.description import describe, described_conversion
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.weight_bank import WeightBank
 
@@ -35,7 +37,7 @@ from .folder import (
     standing,
 )
 from .metrics import Metrics
-from .networks import data_and_float_network, plan_of
+from .networks import data_and_float_network, made_from, plan_of
 from .observer import Observer
 from .plots import plot_accuracy, plot_curves, plot_layers
 
@@ -81,7 +83,7 @@ def train_run(options: Options, folder, *, device: str = "cpu", overwrite: bool 
 
         distributed.share_error(begin)
         with locked(folder):
-            return _Run(options, folder, data, model, observer, save_every).go()
+            return _Run(options, folder, data, model, describe(plan.model), observer, save_every).go()
 
 
 def resume_run(folder, *, device: str = "cpu", observer: Observer | None = None,
@@ -97,9 +99,9 @@ def resume_run(folder, *, device: str = "cpu", observer: Observer | None = None,
         options = load_options(folder / CONFIG)
         data, model = data_and_float_network(options, device)
         with locked(folder):
-            run = _Run(options, folder, data, model, observer, save_every)
+            run = _Run(options, folder, data, model, None, observer, save_every)
             if (folder / CHECKPOINT).exists():
-                run.load(standing(folder))
+                run.load(standing(folder / CHECKPOINT))
             else:  # killed before its first checkpoint
                 run.metrics.reset([])
             return run.go()
@@ -108,8 +110,8 @@ def resume_run(folder, *, device: str = "cpu", observer: Observer | None = None,
 class _Run:
     """One run, from where it stands to its end."""
 
-    def __init__(self, options, folder, data, model, observer, save_every):
-        self.options, self.folder, self.data, self.model = options, folder, data, model
+    def __init__(self, options, folder, data, model, conversion, observer, save_every):
+        self.options, self.folder, self.data, self.model, self.conversion = options, folder, data, model, conversion
         self.metrics = Metrics(folder / METRICS if distributed.rank() == 0 else None, observer)
         self.observer, self.save_every = observer, save_every
         self.phase, self.state, self.float_accuracy = "float", State(), math.nan
@@ -119,15 +121,17 @@ class _Run:
         """Stand where the checkpoint stands."""
         if metadata["phase"] == "finished":
             raise ValueError(f"resume_run: folder must hold a run that is not finished, got {self.folder}")
-        for name, value in self._made_from().items():
-            if metadata[name] != value:
+        for name, value in made_from(self.options, self.data).items():
+            before = self._comparable(name, value, metadata[name])
+            if before != value:
                 raise ValueError(f"resume_run: {name} must be what the run was started with, got "
-                                 f"{_changed(value, metadata[name])} in {self.folder}")
+                                 f"{_changed(value, before)} in {self.folder}")
         if metadata["parallel"] != _parallel():
             warnings.warn(f"resume_run: {self.folder} ran with (threads, processes) {metadata['parallel']}, now "
                           f"{_parallel()}: its metrics will differ in the last digits", RuntimeWarning, stacklevel=3)
         self.phase, self.float_accuracy = metadata["phase"], metadata["float_accuracy"]
         self.seconds = metadata["seconds"]
+        self.conversion = metadata.get("plan")
         if self.phase == "quantized":
             self._convert()
         tensors = load_checkpoint(self.folder / CHECKPOINT, self.model)
@@ -172,19 +176,22 @@ class _Run:
         position = {key: value for key, value in vars(state).items() if key != "tensors"}
         save_checkpoint(self.folder / CHECKPOINT, self.model, state=state.tensors, metadata={
             "phase": phase or self.phase, "state": position, "metrics": self.metrics.records, "seconds": self.seconds,
-            "float_accuracy": self.float_accuracy, "parallel": _parallel(), **self._made_from()})
+            "float_accuracy": self.float_accuracy, "parallel": _parallel(), "plan": self.conversion, **made_from(self.options, self.data)})
 
-    def _made_from(self) -> dict:
-        """Return what must not change between two parts of a run, as JSON has it."""
-        data = self.data
-        facts = {"name": data.name, "classes": data.classes, "train_size": data.train_size, "test_size": data.test_size}
-        return {"options": json.loads(json.dumps(self.options.to_json())), "data": facts}
+    @staticmethod
+    def _comparable(name: str, now: dict, before: dict) -> dict:
+        """Return what a checkpoint of any version says the run was made from, with all that this version asks."""
+        if name == "options":
+            return json.loads(json.dumps(Options.from_json(before).to_json()))
+        return {key: before.get(key, value) for key, value in now.items()}
 
     def _accuracy(self, bits) -> dict[int, float]:
         return {b: evaluate(self.model, self.data, b, batch_size=max(self.options.batch_size, 1)) for b in bits}
 
     def _convert(self) -> None:
-        plan_of(self.options, self.data, self.model).apply()
+        if self.conversion is None:  # of a run of an earlier version, or killed before its first checkpoint
+            self.conversion = describe(plan_of(self.options, self.data, copy.deepcopy(self.model)).apply())
+        described_conversion(self.model, self.conversion).apply()
 
     def _finish(self) -> Result:
         accuracy = self._accuracy(self.options.bits)
@@ -192,7 +199,7 @@ class _Run:
                         self.training.recipe.summary())
         self.metrics.add({"phase": "result", **asdict(result)})
         if distributed.rank() == 0:
-            plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy)
+            plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy, result.recipe.get("layer_bits", {}))
             plot_curves(self.folder / CURVES, self.metrics.records)
             if any("layer_bits" in record for record in self.metrics.records):
                 plot_layers(self.folder / LAYERS, self.metrics.records)

@@ -49,12 +49,13 @@ def score_run(folder, *, score: str = "grand", bits=None, out=None, images: int 
     bits = options.bits if bits is None else check_bit_widths("score_run", bits, float_path=True)
     scores = score_images(model, data.still_batches(max(options.batch_size, 64)), bits, score=score)
     out.mkdir(parents=True, exist_ok=True)
-    _write_parquet(out / SCORES, scores, data.train_labels)
+    _write_parquet(out / SCORES, scores, data.train_labels, score)
     mean = torch.stack([value / value.mean().clamp_min(1e-30) for value in scores.values()]).mean(dim=0)
     order = mean.argsort(descending=True, stable=True)
     result = ScoredRun(scores, data.train_labels, order[:images], order.flip(0)[:images])
     plot_scores(out / HISTOGRAM, scores, score)
-    contact_sheet(out / SHEET, data, {"hardest": result.hardest, "easiest": result.easiest}, mean)
+    contact_sheet(out / SHEET, data, {"hardest": result.hardest, "easiest": result.easiest}, mean,
+                  f"Training images by their score ({score}) over the average, mean of all bit-widths")
     return result
 
 
@@ -71,19 +72,20 @@ def transfer_run(folder, *, bits=None, device: str = "cpu") -> dict:
         raise ValueError(f"transfer_run: bits must be at least two, to compare, got {bits}")
     batches = [batch for batch, _ in zip(data.still_batches(options.batch_size), range(_ANGLE_BATCHES), strict=False)]
     angles = gradient_angles(model, batches, bits)
-    facts = {"bits": list(bits), "angles": {name: matrix.tolist() for name, matrix in angles.items()},
+    shared = {name: matrix.tolist() for name, matrix in angles.items() if ".by_bits." not in name}  # others: 90 degrees
+    facts = {"bits": list(bits), "angles": shared,
              "probe": linear_probe(model, data, bits).tolist()}
     save_json(folder / TRANSFER, facts)
     plot_transfer(folder / TRANSFER_PLOT, facts)
     return facts
 
 
-def _write_parquet(path: Path, scores: dict[int, torch.Tensor], labels: torch.Tensor) -> None:
+def _write_parquet(path: Path, scores: dict[int, torch.Tensor], labels: torch.Tensor, name: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
     columns = {"row": torch.arange(len(labels)).numpy(), "label": labels.numpy()}
     columns |= {"float" if b == FLOAT else f"bits_{b}": score.numpy() for b, score in scores.items()}
-    table = pyarrow.table(columns).replace_schema_metadata({"mbq": json.dumps({"bits": list(scores)})})
+    table = pyarrow.table(columns).replace_schema_metadata({"mbq": json.dumps({"score": name, "bits": list(scores)})})
     with atomic_path(path) as temporary:
         pyarrow.parquet.write_table(table, temporary)

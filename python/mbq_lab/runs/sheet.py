@@ -8,20 +8,22 @@ from .plots import figure_of, write_figure
 _COLUMNS = 8
 
 
-def contact_sheet(path, data: Data, groups: dict[str, torch.Tensor], scores: torch.Tensor) -> None:
+def contact_sheet(path, data: Data, groups: dict[str, torch.Tensor], scores: torch.Tensor, title: str) -> None:
     """Write a PNG of training images, group by group, each with its class and its score.
 
     Args:
-        groups: {title: rows of the training set}.
-        scores: (train_size,), what is written beside each.
+        groups: {name: rows of the training set}.
+        scores: (train_size,), as multiples of the average, written above each.
+        title: of the whole.
     """
-    lines = [(title, rows[begin:begin + _COLUMNS]) for title, rows in groups.items()
+    lines = [(name, rows[begin:begin + _COLUMNS]) for name, rows in groups.items()
              for begin in range(0, len(rows), _COLUMNS)]
-    figure = figure_of(1.1 * _COLUMNS, 1.4 * len(lines))
+    figure = figure_of(1.1 * _COLUMNS, 0.5 + 1.4 * len(lines))
+    figure.suptitle(title, fontsize=9)
     grid = figure.subplots(len(lines), _COLUMNS, squeeze=False)
     pictures = _pictures(data, torch.cat([rows for _, rows in lines]))
-    for (title, rows), axes in zip(lines, grid, strict=True):
-        axes[0].set_ylabel(title)
+    for (group, rows), axes in zip(lines, grid, strict=True):
+        axes[0].set_ylabel(group)
         for axis in axes:
             axis.set_xticks([]), axis.set_yticks([])
             axis.set_frame_on(False)
@@ -29,7 +31,7 @@ def contact_sheet(path, data: Data, groups: dict[str, torch.Tensor], scores: tor
             label = int(data.train_labels[row])
             name = data.class_names[label] if data.class_names else label
             axis.imshow(pictures[row], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(f"{name}\n{scores[row]:.2g}", fontsize=7)
+            axis.set_title(f"{name}\n{scores[row]:.2g} x average", fontsize=7)
     write_figure(figure, path)
 
 

@@ -1,0 +1,143 @@
+"""The group of commands: what ends in one line on stderr, and how."""
+
+import inspect
+import os
+import re
+import sys
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_UsageError = typer.BadParameter.__base__  # of click, of which newer versions of typer hold a copy
+_FUNCTION = re.compile(r"^[A-Za-z_]\w*: ")
+_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure"}
+
+
+class Command(TyperCommand):
+    """A command whose help fits into 80 columns: no types, and no `--no-...` beside switches that are off."""
+
+    def format_help(self, ctx, formatter):
+        _shorten(self.params)
+        super().format_help(ctx, formatter)
+
+
+def late(function):
+    """Return what stands for a command `with_options` until it is called or its own help is shown."""
+    def stand_in():
+        raise NotImplementedError
+
+    stand_in.__name__, stand_in.__doc__, stand_in.function = function.__name__, function.__doc__, function
+    return stand_in
+
+
+def _whole(function) -> TyperCommand:
+    """Return the command of `function`, with an option for each of Options."""
+    from .arguments import with_options
+
+    alone = typer.Typer(add_completion=False)
+    alone.command(function.__name__, cls=Command)(with_options(function))
+    return typer.main.get_command(alone)
+
+
+class Commands(TyperGroup):
+    """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130."""
+
+    def main(self, args=None, prog_name=None, *, standalone_mode: bool = True, **extra):
+        """Run a command; without one, print the help."""
+        args = (sys.argv[1:] if args is None else list(args)) or ["--help"]
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except _UsageError as error:
+            code = _fail(error.format_message())
+        except BrokenPipeError:  # the reader, as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def format_help(self, ctx, formatter):
+        _shorten(self.params)
+        super().format_help(ctx, formatter)
+
+    def resolve_command(self, ctx, args):
+        """Return the command that is called, with all of its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        function = getattr(inspect.unwrap(command.callback), "function", None) if command is not None else None
+        if function is not None:
+            command = self.commands[name] = _whole(function)
+        return name, command, rest
+
+    def invoke(self, ctx):
+        """Run the command of the context, and turn its errors into one line."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageError, ModuleNotFoundError, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(_fail("stopped by Ctrl-C", code=130)) from None
+        except Exception as error:
+            if not _is_expected(error):
+                raise
+            command = self.get_command(ctx, ctx.invoked_subcommand)
+            typed = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
+            options = {option[2:].replace("-", "_"): option for option in typed}
+            raise typer.Exit(_fail(said(error, options))) from None
+
+
+def _shorten(parameters) -> None:
+    for parameter in parameters:
+        if parameter.param_type_name == "option":
+            parameter.metavar = parameter.metavar or ""
+            if parameter.is_flag and not parameter.default:
+                parameter.secondary_opts = []
+
+
+def _is_expected(error: Exception) -> bool:
+    """Return whether `error` is of those that a user can cause."""
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        return True
+    import torch
+    from mbq_kernels import BackendError
+    from mbq_train.training.divergence import TrainingError
+
+    return isinstance(error, (TrainingError, BackendError, torch.OutOfMemoryError))
+
+
+def said(error: Exception, options: dict[str, str]) -> str:
+    """Return the message of an error in the words of somebody who typed a command.
+
+    The function that raised it goes, and an argument that is one of `options`, {name: as typed}, is named as typed:
+    `options: learning_rate must be ..., got 0.0` becomes `--learning-rate must be ..., got 0.0`.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+    stores = sys.modules.get("mbq_store")
+    if stores is not None and isinstance(error, stores.StoreError):
+        layer = f"layer {error.layer!r}: " if error.layer else ""
+        return f"{error.path} is not a store that can be read: {layer}{error.reason}"
+    text = " ".join(str(error).split())
+    function = _FUNCTION.match(text)
+    text = without_function(text)
+    subject, must, rest = text.partition(" must ")
+    owner = function[0][:-2] if function else ""
+
+    def as_typed(word):
+        return options.get(_MEANT.get((owner, word[0]), word[0]), word[0])
+
+    subject = re.sub(r"(?<![-\w])\w+", as_typed, subject) if must else subject
+    with_underscore = re.compile(r"(?<![-/.\w])[a-z]+(?:_[a-z]+)+(?![-/.\w])")
+    return subject + must + with_underscore.sub(lambda word: options.get(word[0], word[0]), rest)
+
+
+def without_function(message: str) -> str:
+    """Return a message of the library without the function that it begins with."""
+    return _FUNCTION.sub("", message)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    """Print one line, in the first process alone, and return the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(message if code != 2 else f"error: {message}", err=True)
+    return code
