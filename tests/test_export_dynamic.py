@@ -120,7 +120,7 @@ def test_every_op_is_here():
     assert set(_raw_names) <= public
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "strict"])
 @pytest.mark.parametrize("name", CASES)
 def test_ops(name, strict):
     function, specifications, options = CASES[name]
