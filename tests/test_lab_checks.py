@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
+from networks import NormAct, interruptible, one_thread, tiny_model  # noqa: F401
+from small_data import halves
+from torch import nn
+from typer.testing import CliRunner
+
 from mbq_lab import dry_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.options import Options
 from mbq_lab.runs import networks as run_networks
 from mbq_lab.runs.checks import check_run
-from networks import NormAct, interruptible, one_thread, tiny_model  # noqa: F401
-from small_data import halves
-from torch import nn
-from typer.testing import CliRunner
 
 EMQNET = {"recipe": "emqnet", "bits": (32, 4, 2), "epochs": 3, "float_epochs": 1, "score_epochs": 1, "batch_size": 8,
           "prune_rate": 0.4, "learning_rate": 0.01}

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from cli import TINY, mbq
+from networks import interruptible, one_thread  # noqa: F401
+
 from mbq_lab import Options
 from mbq_lab.command import progress
-from mbq_lab.command.app import app
-from networks import interruptible, one_thread  # noqa: F401
+
 
 def copy_of(finished, tmp_path):
     for file in finished[0].iterdir():

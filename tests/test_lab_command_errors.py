@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from cli import TINY, mbq
-from mbq_lab.command.group import said
 from networks import one_thread  # noqa: F401
+
+from mbq_lab.command.group import said
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION = re.compile(r"error: [a-z]+(_[a-z]+)*: (?!no such)")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from mbq_lab import Options
 from mbq_lab.options import RECIPE_DEFAULTS
 from mbq_lab.recipes import recipe_type, registry

@@ -6,6 +6,10 @@ import struct
 import pyarrow.parquet
 import pytest
 import torch
+from networks import interruptible, one_thread, tiny_model  # noqa: F401
+from small_data import halves
+from typer.testing import CliRunner
+
 from mbq_lab import dry_run, evaluate_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.options import Options
@@ -14,9 +18,6 @@ from mbq_lab.runs.linear_probe import linear_probe
 from mbq_lab.runs.networks import load_data_and_network
 from mbq_train import AnyPrecision, adapt_bn, convert, initialise, score_images, set_bits
 from mbq_train.coreset.transfer import gradient_angles
-from networks import interruptible, one_thread, tiny_model  # noqa: F401
-from small_data import halves
-from typer.testing import CliRunner
 
 BITS = (32, 4, 2)
 TINY = ["--bits", "2,4,32", "--epochs", 3, "--float-epochs", 1, "--batch-size", 8, "--learning-rate", 0.01]

@@ -83,6 +83,7 @@ def _is_expected(error: Exception) -> bool:
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return True
     import torch
+
     from mbq_kernels import BackendError
     from mbq_train.training.divergence import TrainingError
 
