@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-
-import mbq_kernels as mbq
 from bench_fake_quantize import resnet20
 from bit_planes import PlanesBSQ, PlanesCSQ
+
+import mbq_kernels as mbq
 
 BITS = 8
 STEPS = 15

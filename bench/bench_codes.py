@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from harness import FORWARD, Candidate, Case
 
 import mbq_kernels as mbq
-from harness import FORWARD, Candidate, Case
 
 EAGER, COMPILED, NUMPY = "eager integers", "torch.compile(eager integers)", "NumPy"
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
+import timing
 import torch
 import torch.nn.functional as F
+from harness import BOTH, FORWARD, measure_calls, our_calls, wanted
 
 import mbq_kernels as mbq
-import timing
-from harness import BOTH, FORWARD, measure_calls, our_calls, wanted
 
 EAGER, COMPILED = "eager PyTorch", "torch.compile(eager)"
 BITS = (8, 4, 2)

@@ -7,11 +7,11 @@ import dataclasses
 
 import pytest
 import torch
-
 from harness import BOTH, FORWARD, Case
+from rivals import affine_rivals, double_rivals, foreach_rivals, functional, lsq_rivals, one_by_one, ours
+
 from mbq_kernels import double_round, fake_quantize_affine, fake_quantize_foreach, fake_quantize_multi
 from mbq_train.quantize.bits import code_range
-from rivals import affine_rivals, double_rivals, foreach_rivals, functional, lsq_rivals, one_by_one, ours
 
 
 def resnet50() -> tuple[tuple[int, int], ...]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
-import mbq_kernels as mbq
 from bench_fake_quantize import SHAPES
 from harness import BOTH, FORWARD, Case
 from lsb_rivals import BITS, K, both, many_rivals, one_rivals, one_tensor, penalty, residual, value
+
+import mbq_kernels as mbq
 
 OPTIONS = {"bits": BITS, "k": K}
 

@@ -11,14 +11,14 @@ import contextlib
 import math
 from dataclasses import dataclass, replace
 
+import memory
 import norm_rivals
 import pytest
+import timing
 import torch
+from harness import fill_ratios, our_calls, row_of, time_all, wanted
 
 import mbq_kernels as mbq
-import memory
-import timing
-from harness import fill_ratios, our_calls, row_of, time_all, wanted
 
 
 @dataclass(frozen=True)

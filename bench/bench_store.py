@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mbq_store
 import numpy as np
 import pytest
 import timing
+
+import mbq_store
 
 OURS = "mbq store"
 SHAPES = {"4096x16384": (4096, 16384), "512x512x3x3": (512, 512, 3, 3), "1024x1x3x3": (1024, 1, 3, 3)}

@@ -10,11 +10,11 @@ import contextlib
 from dataclasses import dataclass
 
 import pytest
+import timing
 import torch
 import torch.nn.functional as F
-
-import timing
 from harness import measure_calls, our_calls, wanted
+
 from mbq_kernels import switched_linear
 
 OP = "switched_linear"

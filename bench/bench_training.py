@@ -15,14 +15,15 @@ import eager_quantizers as eager
 import timing
 import torch
 from harness import wanted
+from rivals import COMPILED, EAGER
+from targets import FLOAT_STEPS
+
 from mbq_lab import Options, build_model
 from mbq_lab.training.loop import stepper_of
 from mbq_lab.training.optimizers import build_optimizer
 from mbq_train import convert, initialise
 from mbq_train.batches import Batch
 from mbq_train.quantize.quantizer import Quantizer
-from rivals import COMPILED, EAGER
-from targets import FLOAT_STEPS
 
 BITS = (8, 6, 4, 2)
 OURS = "mbq"

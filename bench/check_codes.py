@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "python")]
 
+import code_values as cv  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import code_values as cv  # noqa: E402
 from mbq_kernels import use_backend  # noqa: E402
 from mbq_kernels._library import build  # noqa: E402
 

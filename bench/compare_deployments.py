@@ -26,13 +26,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from deployed_networks import TorchNetwork, deployments  # noqa: E402
-from mbq_lab.runs.networks import load_data_and_network  # noqa: E402
-from mbq_train import QuantConv1d, QuantConv2d, QuantLinear  # noqa: E402
-from mbq_train.quantize.bits import bit_states  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from mbq_kernels import quantize_codes  # noqa: E402
+from mbq_lab.runs.networks import load_data_and_network  # noqa: E402
+from mbq_train import QuantConv1d, QuantConv2d, QuantLinear  # noqa: E402
+from mbq_train.quantize.bits import bit_states  # noqa: E402
 
 LAYER_ERROR, AGREEMENT = 1e-5, 0.999  # what must hold
 WIDTH = 120  # of the table

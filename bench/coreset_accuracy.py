@@ -19,6 +19,7 @@ from typing import Annotated
 
 import torch
 import typer
+
 from mbq_lab import Options, build_model, evaluate, load_data
 from mbq_lab.recipes import recipe_type
 from mbq_lab.training.loop import Training

@@ -3,13 +3,14 @@
 import copy
 from typing import NamedTuple
 
-import mbq_store
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from mbq_train import deploy, export_onnx, export_store, set_bits
 from torch import nn
+
+import mbq_store
+from mbq_train import deploy, export_onnx, export_store, set_bits
 
 
 class Trace(NamedTuple):

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 import timing
+import torch
 from checking import compare
+
 from mbq_kernels import backends, use_backend
 from mbq_train.quantize.bits import code_range
 

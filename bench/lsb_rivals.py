@@ -1,7 +1,6 @@
 """The regulariser on least significant bits as it is written in eager PyTorch, and compiled."""
 
 import torch
-
 from harness import FORWARD, Candidate
 
 EAGER, COMPILED, NETWORK = "eager LSB", "torch.compile(eager LSB)", "torch.compile(eager LSB), all layers in one"

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import torch
-
 import timing
+import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

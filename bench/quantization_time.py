@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import eager_quantizers as eager
 import torch
+from torch import nn
+
+import mbq_kernels
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, any_precision
 from mbq_train.quantize.bits import bit_states, in_mode, set_bits
 from mbq_train.quantize.double_rounding import corrected_double_round
 from mbq_train.quantize.quantizer import quantizers
 from mbq_train.quantize.round_clamp import round_clamp
-from torch import nn
-
-import mbq_kernels
 
 _EAGER = {mbq_kernels.fake_quantize: eager.fake_quantize, mbq_kernels.double_round: eager.double_round,
           mbq_kernels.fake_quantize_corrected: eager.fake_quantize_corrected, any_precision: eager.any_precision,

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import torch
+from harness import FORWARD, Candidate, Case, Inputs
 
 import mbq_kernels
-from harness import FORWARD, Candidate, Case, Inputs
 from mbq_kernels import fake_quantize_multi
 from mbq_train.quantize.bits import code_range
 

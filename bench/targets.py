@@ -5,8 +5,17 @@ from fnmatch import fnmatchcase
 
 import lsb_rivals as lsb
 from norm_rivals import OPACUS, RIVALS
-from rivals import (BREVITAS, COMPILED, COMPILED_DOUBLE, EAGER, JOINT, NETWORK, SINGLE_CALLS, TORCH_FIXED,
-                    TORCH_LEARNABLE)
+from rivals import (
+    BREVITAS,
+    COMPILED,
+    COMPILED_DOUBLE,
+    EAGER,
+    JOINT,
+    NETWORK,
+    SINGLE_CALLS,
+    TORCH_FIXED,
+    TORCH_LEARNABLE,
+)
 
 FLOAT_STEPS = "four float steps"
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's

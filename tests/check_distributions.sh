@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# What users install, in clean virtual environments outside the clone:   tests/check_distributions.sh store|kernels|lab
+# What users install, in clean virtual environments outside the clone:   tests/check_distributions.sh store kernels lab
 # store: mbq-store from its folder and from its sdist, without torch, with its tests. kernels: the wheel that WHEEL names
-# with torch and numpy alone. lab: that wheel with the extra of the command mbq. PYTHON names the Python they are tried
-# with.
+# with torch and numpy alone. lab: the extra of the command mbq beside it. PYTHON names the Python they are tried with.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python3}
@@ -10,7 +9,7 @@ CLEAN=$(mktemp -d)
 trap 'rm -rf "$CLEAN"' EXIT
 unset PYTHONPATH
 
-# fresh NAME PACKAGES...: a virtual environment of nothing else.
+# fresh NAME PACKAGES...: a virtual environment of these.
 fresh() {
   "$PYTHON" -m venv "$CLEAN/$1"
   "$CLEAN/$1/bin/python" -m pip install -q -c "$ROOT/constraints.txt" "${@:2}"
@@ -60,10 +59,10 @@ END
 }
 
 lab() {
-  fresh lab "$WHEEL[lab]"
+  fresh kernels "$WHEEL[lab]"
   cd "$CLEAN"
-  said Usage: lab/bin/mbq --help
-  said "pip install ./python/mbq_store" lab/bin/mbq inspect store
+  said Usage: kernels/bin/mbq --help
+  said "pip install ./python/mbq_store" kernels/bin/mbq inspect store
 }
 
-"$1"
+for part in "$@"; do "$part"; done

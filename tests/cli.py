@@ -1,7 +1,8 @@
 """The command mbq inside a test."""
 
-from mbq_lab.command.app import app
 from typer.testing import CliRunner
+
+from mbq_lab.command.app import app
 
 TINY = ["--epochs", "1", "--float-epochs", "1", "--batch-size", "128"]
 

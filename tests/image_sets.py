@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mbq_lab.data import DataError, load_data
 from PIL import Image
+
+from mbq_lab.data import DataError, load_data
 
 
 def make_pixels(count, *, size=(8, 8), seed=0):

@@ -5,10 +5,11 @@ import copy
 import re
 
 import torch
+from random_networks import Case
+
 from mbq_train import set_bits
 from mbq_train.quantize.learned import ActivationQuantizer
 from mbq_train.quantize.quantizer import quantizers
-from random_networks import Case
 
 HOUSE_WORDING = re.compile(r"(?P<who>[^\s:]+): .+ must .+, got .+", re.DOTALL)
 BOUND = 1e-4  # of the largest value, where sums are in another order

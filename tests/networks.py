@@ -4,9 +4,10 @@ import signal
 
 import pytest
 import torch
+from torch import nn
+
 from mbq_lab import Options
 from mbq_lab.options import SPEC_OPTIONS
-from torch import nn
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 """A loop that knows nothing of quantizers but `convert` and `set_bits`, on a small network."""
 
 import torch
-from mbq_train import convert, set_bits
 from networks import small_network, specs
+
+from mbq_train import convert, set_bits
 
 BITS = (8, 4, 2)
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))

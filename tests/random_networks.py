@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 import torch
 from hypothesis import strategies as st
-from mbq_train import Float, Learned, convert, set_layer_bits
-from mbq_train.quantize.round_clamp import round_clamp_layers
 from networks import specs
 from odd_layers import FORMS, ActivatedBatchNorm1d, ActivatedBatchNorm2d, Mlp, Note, Notes, formed, halve
 from test_train_transposed_linear import Conv1D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from mbq_train import Float, Learned, convert, set_layer_bits
+from mbq_train.quantize.round_clamp import round_clamp_layers
 
 SAMPLES, TOKENS, LENGTH = 4, 7, 5
 SHAPES = {"vectors": (5,), "sequences": (2, 8), "images": (2, 7, 7), "tokens": (LENGTH,)}  # of a sample

@@ -1,6 +1,7 @@
 """A data set small enough to train on in a test."""
 
 import torch
+
 from mbq_lab import Observer
 from mbq_lab.data.memory import MemoryData
 from mbq_lab.data.splits import ArraySplit, Source

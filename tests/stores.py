@@ -4,8 +4,9 @@ import json
 import math
 from fractions import Fraction
 
-import mbq_store
 import numpy as np
+
+import mbq_store
 from mbq_store import LayerData
 
 ROUNDINGS = ("half_even", "half_up")

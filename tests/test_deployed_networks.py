@@ -1,18 +1,15 @@
 """A ResNet-20 and a ViT trained with double rounding: every deployment has their weights and computes what they do."""
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-from mbq_lab import Options, train_run
-from mbq_lab.runs.networks import load_data_and_network
-from networks import one_thread  # noqa: F401
-
 
 import compare_deployments
 import deployed_networks
+import pytest
+from networks import one_thread  # noqa: F401
+
+from mbq_lab import Options, train_run
+from mbq_lab.runs.networks import load_data_and_network
 
 TRAINED = {
     "resnet20": Options(model="resnet20", bits=(8, 4, 2), quantizer="double-rounding", train_limit=640, test_limit=200),

@@ -2,7 +2,6 @@ from mbq_train import Learned
 
 """torch.export with sizes that change: every public op, converted and deployed layers, strict and not."""
 
-import mbq_train
 import pytest
 import torch
 from networks import one_thread, specs  # noqa: F401
@@ -10,6 +9,7 @@ from torch import nn
 from torch.export import Dim
 
 import mbq_kernels as mbq
+import mbq_train
 from mbq_kernels._library import _raw_names
 
 S = torch.tensor([0.1, 0.2, 0.3])  # scales of three channels
@@ -120,7 +120,7 @@ def test_every_op_is_here():
     assert set(_raw_names) <= public
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "strict"])
 @pytest.mark.parametrize("name", CASES)
 def test_ops(name, strict):
     function, specifications, options = CASES[name]

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from mbq_lab.models import build_model
-from mbq_lab.models.build import MODELS
 from networks import one_thread  # noqa: F401
 from torch import nn
+
+from mbq_lab.models import build_model
+from mbq_lab.models.build import MODELS
 
 CONVOLUTIONAL = [name for name in MODELS if name not in ("vit_t", "vit_s")]
 

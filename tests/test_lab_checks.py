@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
+from networks import NormAct, interruptible, one_thread, tiny_model  # noqa: F401
+from small_data import halves
+from torch import nn
+from typer.testing import CliRunner
+
 from mbq_lab import dry_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.options import Options
 from mbq_lab.runs import networks as run_networks
 from mbq_lab.runs.checks import check_run
-from networks import NormAct, interruptible, one_thread, tiny_model  # noqa: F401
-from small_data import halves
-from torch import nn
-from typer.testing import CliRunner
 
 EMQNET = {"recipe": "emqnet", "bits": (32, 4, 2), "epochs": 3, "float_epochs": 1, "score_epochs": 1, "batch_size": 8,
           "prune_rate": 0.4, "learning_rate": 0.01}
@@ -146,7 +147,7 @@ def test_a_network_without_second_derivatives_has_no_traces(monkeypatch, tmp_pat
 
 def test_the_checks_change_nothing(monkeypatch, tmp_path):
     of_network(monkeypatch, with_subclass)
-    options = Options.for_recipe(**EMQNET)
+    options = Options.for_recipe(**EMQNET, quantizer="learned")
     data, model = run_networks.data_and_float_network(options, torch.device("cpu"))
     state, numbers = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     plan = check_run(options, data, model)

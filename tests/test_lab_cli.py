@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from cli import TINY, mbq
+from networks import interruptible, one_thread  # noqa: F401
+
 from mbq_lab import Options
 from mbq_lab.command import progress
-from mbq_lab.command.app import app
-from networks import interruptible, one_thread  # noqa: F401
+
 
 def copy_of(finished, tmp_path):
     for file in finished[0].iterdir():
@@ -117,9 +118,9 @@ def test_eval_names_what_is_wrong_with_a_run(finished, tmp_path):
     assert "path must be the checkpoint of a run" in stderr()
     (folder / "checkpoint.safetensors").unlink()
     assert "checkpoint.safetensors (no such file)" in stderr()
-    for change, message in (({"version": 0}, "version must be 2, got 0"),
+    for change, message in (({"version": 0}, "version must be 2 or 3, got 0"),
                             ({"epochs": "3"}, "epochs must be of type int"),
-                            ({"extra": 1}, "have unknown extra"),
+                            ({"extra": 1}, "must be known, got extra"),
                             ({"bits": [4, 8, 2]}, "bits must go from high to low")):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         assert message in stderr()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from cli import mbq
+
 from mbq_lab import Options
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from cli import TINY, mbq
-from mbq_lab.command.group import said
 from networks import one_thread  # noqa: F401
+
+from mbq_lab.command.group import said
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION = re.compile(r"error: [a-z]+(_[a-z]+)*: (?!no such)")
@@ -81,6 +82,7 @@ def test_a_folder_that_cannot_be_written_is_named():
     (ValueError("read: file must be whole, got /a/learning_rate.txt"), "file must be whole, got /a/learning_rate.txt"),
     (ValueError("load_data: name must be one of digits, got 'x'"), "--data must be one of digits, got 'x'"),
     (ValueError("two\nlines"), "two lines"),
+    (ValueError("load: /a/data.json is none (options: must be known)"), "/a/data.json is none (options: must be known)"),
     (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
 ], ids=str)
 def test_messages_of_the_library_in_the_words_of_the_command(error, expected):

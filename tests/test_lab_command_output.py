@@ -6,13 +6,14 @@ from io import StringIO
 
 import pytest
 from cli import TINY, mbq
+from networks import interruptible, one_thread  # noqa: F401
+from rich.console import Console
+from rich.table import Table
+
 from mbq_lab import Options
 from mbq_lab.command.output import plain, print_table
 from mbq_lab.command.progress import ProgressBar, ProgressLines, clock
 from mbq_lab.runs.names import network_name, range_name
-from networks import interruptible, one_thread  # noqa: F401
-from rich.console import Console
-from rich.table import Table
 
 NUMBERS = ["1.56e-04", "2,304", "9.99e+10"]
 

@@ -5,9 +5,10 @@ from types import ModuleType
 
 import pytest
 from cli import TINY, mbq
+from networks import interruptible, one_thread  # noqa: F401
+
 from mbq_lab import Options
 from mbq_lab.command.trackers import scalars, trackers_of
-from networks import interruptible, one_thread  # noqa: F401
 
 EPOCH = {"phase": "quantized", "epoch": 3, "loss": {8: 0.5, 1: 0.75}, "accuracy": {"8": 0.9}, "learning_rate": 0.01,
          "images_per_second": 100, "layer_bits": {"a": 4}, "lsb_rates": {"a": 0.25}, "scores": {8: {"mean": 1.0}}}

@@ -5,6 +5,7 @@ import math
 import image_sets as sets
 import pytest
 import torch
+
 from mbq_lab.data import load_data
 from mbq_train.batches import Batch
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from mbq_lab.data.augment import augment_images, draw, parse_augment, resized_crop_box
 from mbq_train.batches import seeded
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_sets import refuses
+
 from mbq_lab.data import load_data
 
 

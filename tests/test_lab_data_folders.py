@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from image_sets import refuses
-from mbq_lab.data import load_data
-from mbq_lab.data.splits import FileSplit
 from PIL import Image
 from test_lab_data_layouts import assert_holds, in_order
+
+from mbq_lab.data import load_data
+from mbq_lab.data.splits import FileSplit
 
 LEFT = [".hidden", ".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/0-checkpoint.png",
         "__MACOSX/._0.png", "deep/.git/x.png", "deep/__MACOSX/0.png", "@eaDir/0.png"]

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from mbq_lab.data import load_data
 from PIL import Image
+
+from mbq_lab.data import load_data
 
 
 def in_order(data, part="train"):

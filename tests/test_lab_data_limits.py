@@ -6,6 +6,7 @@ from pathlib import Path
 import image_sets as sets
 import pytest
 import torch
+
 from mbq_lab import data as package
 from mbq_lab.data import load_data, memory
 from mbq_lab.data.load import stratified

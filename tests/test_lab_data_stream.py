@@ -8,10 +8,11 @@ import image_sets as sets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from mbq_lab.data import DataError, load_data, row_groups
 from mbq_lab.data.row_groups import RowGroups
 from mbq_lab.data.splits import FileSplit
-from PIL import Image
 
 STREAMED = {"image_size": 16, "memory_limit": 0}
 

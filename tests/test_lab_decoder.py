@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from foreign import package
-from mbq_lab.models import Decoder
 from networks import one_thread  # noqa: F401
 from torch import nn
+
+from mbq_lab.models import Decoder
 
 
 @pytest.fixture

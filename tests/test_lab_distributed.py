@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from mbq_lab import Options, train_run
-from mbq_lab.runs import networks as run_networks
-from mbq_lab.runs import run
-from mbq_train import own_layer_bits
 from networks import one_thread  # noqa: F401
 from safetensors.torch import load_file
 from small_data import halves
 from torch import nn
+
+from mbq_lab import Options, train_run
+from mbq_lab.runs import networks as run_networks
+from mbq_lab.runs import run
+from mbq_train import own_layer_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {"bits": (8, 2), "model": "test_lab_distributed:network", "epochs": 2, "float_epochs": 1, "batch_size": 12,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from cli import mbq
-from mbq_lab import Interrupted, Options, data_of, evaluate, load_quantized, resume_run, train_run
-from mbq_train import get_bits
 from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import Told
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from mbq_lab import Interrupted, Options, data_of, evaluate, load_quantized, resume_run, train_run
+from mbq_train import get_bits
 
 OPTIONS = Options(bits=(4, 2), epochs=2, float_epochs=1, batch_size=12, learning_rate=1e-2)
 

@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import one_thread, tiny_model  # noqa: F401
+from small_data import halves
+from torch import nn
+
 from mbq_lab import Options, evaluate
 from mbq_lab.training.loop import Training, stepper_of
 from mbq_lab.training.optimizers import build_optimizer, rate_at
@@ -16,9 +20,6 @@ from mbq_train.quantize.quantizer import quantizers
 from mbq_train.quantize.weight_bank import WeightBank
 from mbq_train.training import distillation, steps
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
-from networks import one_thread, tiny_model  # noqa: F401
-from small_data import halves
-from torch import nn
 
 BITS = (8, 4, 2)
 OPTIONS = Options(epochs=1, batch_size=16)

@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from networks import one_thread  # noqa: F401
+from torch import nn
+
 from mbq_lab.models import build_model
 from mbq_lab.models.build import MODELS
 from mbq_lab.models.cifar_resnet import CifarResNet
@@ -11,8 +14,6 @@ from mbq_lab.models.mobilenet import MobileNetV2
 from mbq_lab.models.preactivation_resnet import PreActivationResNet20
 from mbq_lab.models.resnet import Bottleneck, ResidualBlock, ResNet
 from mbq_lab.models.vision_transformer import VisionTransformer
-from networks import one_thread  # noqa: F401
-from torch import nn
 
 SMALL = {"classes": 5, "in_channels": 3, "image_size": (16, 16)}
 LAYERS = (nn.Conv2d, nn.Linear)

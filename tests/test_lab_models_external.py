@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from foreign import package
-from mbq_lab.models import build_model
 from networks import one_thread  # noqa: F401
 from torch import nn
+
+from mbq_lab.models import build_model
 
 
 def build(name, **options):

@@ -4,10 +4,16 @@ import json
 import warnings
 from dataclasses import replace
 
-import mbq_store
 import numpy as np
 import pytest
 import torch
+from networks import interruptible, one_thread, small_network, specs, tiny_model  # noqa: F401
+from small_data import Told, halves
+from torch import nn
+from typer.testing import CliRunner
+
+import mbq_kernels
+import mbq_store
 from mbq_lab import Options, resume_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.recipes.msq import Msq
@@ -22,12 +28,6 @@ from mbq_train import RoundClamp, convert
 from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers, set_layer_bits
 from mbq_train.sensitivity import Trace
 from mbq_train.training.divergence import TrainingError
-from networks import interruptible, one_thread, small_network, specs, tiny_model  # noqa: F401
-from small_data import Told, halves
-from torch import nn
-from typer.testing import CliRunner
-
-import mbq_kernels
 
 OPTIONS = Options.for_recipe("msq", epochs=8, float_epochs=1, batch_size=12, learning_rate=0.01, prune_interval=1,
                              prune_threshold=1.0, hessian_images=32, hessian_probes=4)

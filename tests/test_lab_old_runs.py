@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mbq_lab import Observer, evaluate_run, load_data, load_quantized, resume_run
-from mbq_train import export_store, set_bits
 from networks import one_thread  # noqa: F401
 from small_data import Told
+
+from mbq_lab import Observer, evaluate_run, load_data, load_quantized, resume_run
+from mbq_train import export_store, set_bits
 
 RUNS = Path(__file__).parent / "old_runs"
 EXPECTED = json.loads((RUNS / "expected.json").read_text())

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from mbq_lab.runs import plots, sheet
 from small_data import halves
+
+from mbq_lab.runs import plots, sheet
 
 RECORDS = [{"phase": "float", "epoch": epoch, "loss": {32: 2.0}, "accuracy": {32: 1.0}} for epoch in (1, 2, 3)]
 PLAIN = RECORDS + [{"phase": "quantized", "epoch": epoch, "loss": {8: 1.0, 1: 1.5}, "accuracy": {8: 1.0, 1: 0.9}}

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import interruptible, one_thread, tiny_model  # noqa: F401
+from small_data import Told, halves
+
 from mbq_lab import Options, evaluate, resume_run, train_run
 from mbq_lab.recipes import registry
 from mbq_lab.runs import networks as run_networks
@@ -12,8 +15,6 @@ from mbq_lab.training.loop import Training
 from mbq_lab.training.recipe import Recipe
 from mbq_train import convert
 from mbq_train.checkpoint import load_metadata
-from networks import interruptible, one_thread, tiny_model  # noqa: F401
-from small_data import Told, halves
 
 BITS = (32, 4, 2)
 OPTIONS = Options(bits=BITS, epochs=3, batch_size=8, learning_rate=0.01)

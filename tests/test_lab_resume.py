@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import interruptible, one_thread  # noqa: F401
+from small_data import Told, halves
+from torch import nn
+
 from mbq_lab import Options, evaluate_run, resume_run, train_run
 from mbq_lab.runs import networks as run_networks
 from mbq_lab.training.interrupt import Interrupted, stop_requests
 from mbq_train import load_checkpoint
 from mbq_train.checkpoint import load_metadata
-from networks import interruptible, one_thread  # noqa: F401
-from small_data import Told, halves
-from torch import nn
 
 OPTIONS = Options(bits=(4, 2), model="test_lab_resume:network", epochs=3, float_epochs=2, batch_size=12, distill=0.7,
                   seed=3)
@@ -146,7 +147,7 @@ def test_what_cannot_be_resumed_is_an_error(unbroken, tmp_path):
         train_run(options, tmp_path, observer=Told(batch=lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
     with pytest.raises(ValueError, match="must not hold an unfinished run, .*mbq resume goes on with it"):
         train_run(options, tmp_path)
-    with pytest.raises(ValueError, match="evaluate_run: .* still training its float network"):
+    with pytest.raises(ValueError, match="load_quantized: .* still training its float network"):
         evaluate_run(tmp_path)
     whole = (tmp_path / "checkpoint.safetensors").read_bytes()
     (tmp_path / "checkpoint.safetensors").write_bytes(whole[:-7])

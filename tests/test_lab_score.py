@@ -6,6 +6,10 @@ import struct
 import pyarrow.parquet
 import pytest
 import torch
+from networks import interruptible, one_thread, tiny_model  # noqa: F401
+from small_data import halves
+from typer.testing import CliRunner
+
 from mbq_lab import dry_run, evaluate_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.options import Options
@@ -14,9 +18,6 @@ from mbq_lab.runs.linear_probe import linear_probe
 from mbq_lab.runs.networks import load_data_and_network
 from mbq_train import AnyPrecision, adapt_bn, convert, initialise, score_images, set_bits
 from mbq_train.coreset.transfer import gradient_angles
-from networks import interruptible, one_thread, tiny_model  # noqa: F401
-from small_data import halves
-from typer.testing import CliRunner
 
 BITS = (32, 4, 2)
 TINY = ["--bits", "2,4,32", "--epochs", 3, "--float-epochs", 1, "--batch-size", 8, "--learning-rate", 0.01]
@@ -209,7 +210,7 @@ def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (["--measure", "16"], "--measure must be between 1 and 8, or 32, got 16"),
     (["--measure", "2,4"], "--measure must go from high to low"),
-    (["--quantizer", "round-clamp"], "--weight-correction must be off with quantizer 'round-clamp'"),
+    (["--quantizer", "round-clamp"], "--weight-correction must be left alone unless quantizer is"),
     ([], "folder must not hold an unfinished run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_ablate_finds_errors_before_it_trains(tmp_path, options, message):

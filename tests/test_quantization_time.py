@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import quantization_time as profile
 import torch
-from mbq_lab import Options
-from mbq_lab.runs.memory_estimate import estimate_memory
-from mbq_train import convert, initialise
 from networks import one_thread, specs, tiny_model  # noqa: F401
 from quantization_time import quantization_time
 from torch import nn
+
+from mbq_lab import Options
+from mbq_lab.runs.memory_estimate import estimate_memory
+from mbq_train import convert, initialise
 
 BITS = (8, 4, 2)
 

@@ -4,17 +4,18 @@ import re
 import shlex
 from pathlib import Path
 
-import mbq_train
 import pytest
 import torch
 import torch.nn.functional as F
 from foreign import package
-from mbq_train import get_bits
-from mbq_lab.command.app import app
 from networks import one_thread, small_network  # noqa: F401
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
+
+import mbq_train
+from mbq_lab.command.app import app
+from mbq_train import get_bits
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 

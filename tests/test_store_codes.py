@@ -7,12 +7,13 @@ import threading
 import time
 import tracemalloc
 
-import mbq_store
 import numpy as np
 import pytest
 import stores
-from mbq_store import LayerData
 from stores import ROUNDINGS
+
+import mbq_store
+from mbq_store import LayerData
 
 SHAPES = [(1, 1), (1,), (7,), (5, 1), (3, 7), (2, 8), (4, 3, 3, 3), (13, 9), (2, 4096), (2, 4097), (1, 12289), (3, 0),
           (0, 5)]

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mbq_store
 import numpy as np
 import pytest
 import stores
+
+import mbq_store
 from mbq_store import StoreError
 
 

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import stores
+
 from mbq_store import StoreError
 
 

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 
-import mbq_store
 import numpy as np
 import pytest
 import stores
+
+import mbq_store
 
 
 @pytest.fixture(params=[(rounding, layout) for rounding in stores.ROUNDINGS for layout in ("codes", "planes")],

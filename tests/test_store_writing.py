@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
-import mbq_store
 import numpy as np
 import pytest
 import stores
+
+import mbq_store
 from mbq_store import LayerData
 
 OLD, NEW = 0.25, 0.5

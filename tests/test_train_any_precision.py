@@ -2,10 +2,15 @@
 
 import warnings
 
-import mbq_store
 import numpy as np
 import pytest
 import torch
+from networks import one_thread, small_network, specs  # noqa: F401
+from quantization_time import quantization_time
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mbq_store
 from mbq_train import (
     AnyPrecision,
     BitState,
@@ -22,10 +27,6 @@ from mbq_train import (
     set_bits,
 )
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, AnyPrecisionWeight, normalised
-from networks import one_thread, small_network, specs  # noqa: F401
-from quantization_time import quantization_time
-from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 BITS = (8, 4, 2, 1)
 

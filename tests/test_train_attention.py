@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from mbq_train import Learned, QuantLinear, convert, set_bits
-from mbq_train.quantize.quantizer import quantizers
 from networks import one_thread  # noqa: F401
 from torch import nn
+
+from mbq_train import Learned, QuantLinear, convert, set_bits
+from mbq_train.quantize.quantizer import quantizers
 
 BITS = (8, 4, 2)
 N, L, S, E, HEADS = 3, 4, 5, 8, 2

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from mbq_train import at_bits, get_bits, set_bits
 from networks import one_thread, small_network  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, trained
 from torch import nn
+
+from mbq_train import at_bits, get_bits, set_bits
 
 
 def test_set_bits_is_a_context_manager_and_get_bits_tells():

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from mbq_train import CheckpointError, convert, load_checkpoint, save_checkpoint, set_bits
-from mbq_train.checkpoint import atomic_path, load_json
 from networks import tiny_model
 from torch import nn
+
+from mbq_train import CheckpointError, convert, load_checkpoint, save_checkpoint, set_bits
+from mbq_train.checkpoint import atomic_path, load_json
 
 BITS = (8, 4, 2)
 

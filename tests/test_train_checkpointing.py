@@ -5,13 +5,13 @@ import threading
 
 import pytest
 import torch
-from mbq_train import WeightBank, at_bits, convert, initialise, set_bits
 from networks import one_thread, specs  # noqa: F401
 from torch import nn
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import mbq_kernels
+from mbq_train import WeightBank, at_bits, convert, initialise, set_bits
 
 BITS = (8, 2)
 

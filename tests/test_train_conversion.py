@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from mbq_train import DoubleRounding, Float, Learned, QuantConv2d, QuantLinear, convert, plan_conversion
 from networks import encoder_network, llama_network, one_thread, small_network, vision_transformer  # noqa: F401
 from torch import nn
+
+from mbq_train import DoubleRounding, Float, Learned, QuantConv2d, QuantLinear, convert, plan_conversion
 
 
 def actions(plan):

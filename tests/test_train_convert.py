@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from networks import one_thread, small_network  # noqa: F401
+from torch import nn
+
 from mbq_lab import build_model
 from mbq_train import BitBatchNorm, Learned, QuantConv2d, QuantLinear, convert, parameter_groups, set_bits
 from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.quantizer import quantizers
-from networks import one_thread, small_network  # noqa: F401
-from torch import nn
 
 BITS = (8, 4, 2)
 

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
-from mbq_train import QuantLinear, convert, plan_conversion
-from mbq_train.quantize.quantizer import quantizers
 from networks import one_thread, small_network  # noqa: F401
 from torch import nn
+
+from mbq_train import QuantLinear, convert, plan_conversion
+from mbq_train.quantize.quantizer import quantizers
 
 
 def actions(plan):

@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 import torch
-from mbq_train import Learned, set_bits
-from mbq_train.quantize.quantizer import quantizers
-from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 from networks import one_thread  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, step, trained
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mbq_train import Learned, set_bits
+from mbq_train.quantize.quantizer import quantizers
+from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 
 COPIES = {
     "deepcopy": copy.deepcopy,

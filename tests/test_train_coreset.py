@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
+from small_data import halves
+from torch.utils.data import DataLoader, TensorDataset
+
 from mbq_lab import Options
 from mbq_lab.recipes.emqnet import EmqNet
 from mbq_lab.training.interrupt import Interrupted, StopRequest
@@ -22,9 +26,6 @@ from mbq_train import (
 )
 from mbq_train.coreset.sampling import coreset_size
 from mbq_train.coreset.scores import TddsScores, averaged
-from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
-from small_data import halves
-from torch.utils.data import DataLoader, TensorDataset
 
 BITS = (32, 4, 2)
 OPTIONS = Options.for_recipe("emqnet", bits=BITS, epochs=5, score_epochs=2, batch_size=8, prune_rate=0.7,

@@ -3,15 +3,16 @@
 import copy
 import io
 
-import mbq_train
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+import mbq_train
 from mbq_train import Float, convert, set_bits
 from mbq_train.deployment import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace, deploy
 from mbq_train.deployment.switched_layers import MANY_ROWS
 from mbq_train.quantize.learned import WeightQuantizer
-from torch import nn
 
 TRAINED = (8, 6, 4, 2)
 LAYOUTS, ROUNDINGS = ("codes", "planes"), ("half_even", "half_up")

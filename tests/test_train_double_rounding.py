@@ -6,6 +6,12 @@ import json
 import eager_quantizers as eager
 import pytest
 import torch
+from networks import encoder_network, one_thread, small_network, specs, tiny_model  # noqa: F401
+from quantization_time import quantization_time
+from torch._dynamo.testing import CompileCounterWithBackend
+from typer.testing import CliRunner
+
+import mbq_kernels
 from mbq_lab import Options
 from mbq_lab.command.app import app
 from mbq_lab.runs.memory_estimate import estimate_memory
@@ -25,12 +31,6 @@ from mbq_train import (
     plan_conversion,
     set_bits,
 )
-from networks import encoder_network, one_thread, small_network, specs, tiny_model  # noqa: F401
-from quantization_time import quantization_time
-from torch._dynamo.testing import CompileCounterWithBackend
-from typer.testing import CliRunner
-
-import mbq_kernels
 
 BITS = (8, 6, 4, 2)
 

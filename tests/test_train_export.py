@@ -4,10 +4,14 @@ import importlib.util
 import warnings
 from importlib.machinery import ModuleSpec
 
-import mbq_store
 import numpy as np
 import pytest
 import torch
+from networks import one_thread, small_network, specs  # noqa: F401
+from torch.testing._internal.two_tensor import TwoTensor
+from typer.testing import CliRunner
+
+import mbq_store
 from mbq_lab import build_model
 from mbq_lab.command.app import app
 from mbq_train import (
@@ -22,9 +26,6 @@ from mbq_train import (
 )
 from mbq_train.deployment import deploy
 from mbq_train.export import export_store
-from networks import one_thread, small_network, specs  # noqa: F401
-from torch.testing._internal.two_tensor import TwoTensor
-from typer.testing import CliRunner
 
 BITS = (8, 6, 4, 2)
 

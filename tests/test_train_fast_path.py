@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from mbq_train import QuantMultiheadAttention, convert, plan_conversion, set_bits
 from networks import encoder_network, one_thread  # noqa: F401
 from torch import nn
+
+from mbq_train import QuantMultiheadAttention, convert, plan_conversion, set_bits
 
 BITS = (8, 4, 2)
 

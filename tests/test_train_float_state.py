@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from foreign import package
-from mbq_train import convert, initialise, set_bits
 from networks import one_thread, small_network  # noqa: F401
 from torch import nn
+
+from mbq_train import convert, initialise, set_bits
 
 BITS = (8, 2)
 

@@ -6,10 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_lab import build_model
-from mbq_train import GradNormScorer, convert, initialise, set_bits
-from mbq_train.quantize.any_precision import AnyPrecisionWeight
-from mbq_train.quantize.quantizer import quantizers
 from networks import (
     conv1d_network,
     depthwise_network,
@@ -20,6 +16,11 @@ from networks import (
     specs,
 )
 from torch import nn
+
+from mbq_lab import build_model
+from mbq_train import GradNormScorer, convert, initialise, set_bits
+from mbq_train.quantize.any_precision import AnyPrecisionWeight
+from mbq_train.quantize.quantizer import quantizers
 
 
 def counted(model, left_out=()):

@@ -6,11 +6,12 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import GradNormScorer, convert, initialise, set_bits
 from networks import one_thread  # noqa: F401
 from test_train_grad_norm import check, images, oracle
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from mbq_train import GradNormScorer, convert, initialise, set_bits
 
 SAMPLES = 7
 

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import Float, Learned, convert, set_bits
-from mbq_train.quantize.quantizer import quantizers
 from networks import small_network
 from torch import nn
+
+from mbq_train import Float, Learned, convert, set_bits
+from mbq_train.quantize.quantizer import quantizers
 
 
 @pytest.fixture

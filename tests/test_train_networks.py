@@ -5,9 +5,6 @@ import copy
 import pytest
 import torch
 from foreign import package
-from mbq_lab import build_model
-from mbq_train import convert, plan_conversion, set_bits
-from mbq_train.quantize.quantizer import quantizers
 from networks import (  # noqa: F401
     conv1d_network,
     depthwise_network,
@@ -17,6 +14,10 @@ from networks import (  # noqa: F401
     vision_transformer,
 )
 from torch import nn
+
+from mbq_lab import build_model
+from mbq_train import convert, plan_conversion, set_bits
+from mbq_train.quantize.quantizer import quantizers
 
 BITS = (8, 4, 2)
 TOKENS = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2]])

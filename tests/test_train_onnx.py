@@ -5,16 +5,11 @@ import importlib.util
 import re
 from pathlib import Path
 
-import mbq_lab
-import mbq_train
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from mbq_lab import build_model
-from mbq_lab.command.app import app
-from mbq_train import Float, Learned, convert, deploy, export_onnx, initialise, set_bits
 from networks import (  # noqa: F401
     conv1d_network,
     depthwise_network,
@@ -28,6 +23,12 @@ from networks import (  # noqa: F401
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 from typer.testing import CliRunner
+
+import mbq_lab
+import mbq_train
+from mbq_lab import build_model
+from mbq_lab.command.app import app
+from mbq_train import Float, Learned, convert, deploy, export_onnx, initialise, set_bits
 
 
 def images(count=4, channels=1, size=8):

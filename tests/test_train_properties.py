@@ -15,17 +15,10 @@ import pickle
 import tempfile
 from pathlib import Path
 
-import mbq_store
 import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
-from mbq_train import WeightBank, at_bits, deploy, export_onnx, export_store, load_checkpoint, save_checkpoint, set_bits
-from mbq_train.conversion import call_order
-from mbq_train.export.quantized_layers import quantized_layers
-from mbq_train.quantize.bits import BitState
-from mbq_train.quantize.quantizer import BaseWeightQuantizer, quantizers
-from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 from network_outputs import alike, alike_at_all_bits, close, ends, gradients, outputs, same, told, train, trained
 from networks import one_thread  # noqa: F401
 from random_networks import Block, Case, cases
@@ -33,6 +26,14 @@ from test_train_transposed_linear import transformers  # noqa: F401
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import mbq_store
+from mbq_train import WeightBank, at_bits, deploy, export_onnx, export_store, load_checkpoint, save_checkpoint, set_bits
+from mbq_train.conversion import call_order
+from mbq_train.export.quantized_layers import quantized_layers
+from mbq_train.quantize.bits import BitState
+from mbq_train.quantize.quantizer import BaseWeightQuantizer, quantizers
+from mbq_train.quantize.scaled_quantizer import ScaledQuantizer
 
 EXAMPLES = int(os.environ.get("MBQ_EXAMPLES", 0))
 

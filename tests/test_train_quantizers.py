@@ -5,6 +5,11 @@ import math
 
 import pytest
 import torch
+from networks import small_network, tiny_model
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mbq_kernels
 from mbq_train import (
     ActivationQuantizer,
     BitState,
@@ -16,11 +21,6 @@ from mbq_train import (
     set_bits,
 )
 from mbq_train.quantize.bits import bit_states
-from networks import small_network, tiny_model
-from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
-
-import mbq_kernels
 
 BITS = (8, 4, 2)
 

@@ -3,13 +3,16 @@
 import copy
 
 import lsb_oracles
-import mbq_store
 import numpy as np
 import pytest
 import torch
+from networks import conv1d_network, encoder_network, one_thread, small_network, specs  # noqa: F401
+from torch import nn
+
+import mbq_kernels
+import mbq_store
 from mbq_train import (
     DoubleRounding,
-    Learned,
     RoundClamp,
     add_bits,
     convert,
@@ -20,10 +23,6 @@ from mbq_train import (
 )
 from mbq_train.quantize.bits import BitState
 from mbq_train.quantize.round_clamp import FORMS, RoundClampQuantizer, own_layer_bits, set_layer_bits
-from networks import conv1d_network, encoder_network, one_thread, small_network, specs  # noqa: F401
-from torch import nn
-
-import mbq_kernels
 
 
 @pytest.fixture

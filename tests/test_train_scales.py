@@ -1,15 +1,16 @@
 """Scales in a loop that knows nothing of them: steps, floors, weight decay, first values."""
 
-import mbq_store
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_lab import build_model, evaluate, load_data
-from mbq_train import Learned, add_bits, convert, export_store, initialise, parameter_groups, scales, set_bits
-from mbq_train.quantize.quantizer import quantizers
 from networks import one_thread, small_network, specs  # noqa: F401
 from own_loop import BITS, IMAGES, converted, outputs, trained
 from torch import nn
+
+import mbq_store
+from mbq_lab import build_model, evaluate, load_data
+from mbq_train import Learned, add_bits, convert, export_store, initialise, parameter_groups, scales, set_bits
+from mbq_train.quantize.quantizer import quantizers
 
 
 @pytest.mark.parametrize("quantizer", ["double-rounding", "learned"])

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mbq_train import convert, initialise, set_bits
-from mbq_train.sensitivity import Trace, hessian_traces, perturbations, quantized_weights, sensitivities
 from networks import Attention, one_thread, small_network, tiny_model, vision_transformer  # noqa: F401
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mbq_train import convert, initialise, set_bits
+from mbq_train.sensitivity import Trace, hessian_traces, perturbations, quantized_weights, sensitivities
 
 
 def batch_for(model, images=12, classes=3):

@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign import package
+from networks import NormAct, one_thread  # noqa: F401
+from torch import nn
+
 from mbq_train import (
     BitBatchNorm,
     QuantConv2d,
@@ -19,8 +22,6 @@ from mbq_train import (
     plan_conversion,
     set_bits,
 )
-from networks import NormAct, one_thread  # noqa: F401
-from torch import nn
 
 
 def entries(plan):

@@ -4,10 +4,13 @@ import copy
 import sys
 import types
 
-import mbq_store
 import pytest
 import torch
 from foreign import package
+from networks import one_thread, specs  # noqa: F401
+from torch import nn
+
+import mbq_store
 from mbq_lab.recipes.msq.bank import LsbBank
 from mbq_train import (
     GradNormScorer,
@@ -24,8 +27,6 @@ from mbq_train import (
     set_bits,
     set_layer_bits,
 )
-from networks import one_thread, specs  # noqa: F401
-from torch import nn
 
 BITS = (8, 4, 2)
 QUANTIZERS = {"learned": {}, "corrected": {"weight_correction": True}, "double-rounding": {},

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from networks import one_thread, small_network, tiny_model  # noqa: F401
+from small_data import halves
+
 from mbq_lab import Options, evaluate
 from mbq_lab.training.loop import Training
 from mbq_train import BitBatchNorm, Learned, add_bits, convert, initialise, set_bits
 from mbq_train.quantize.bits import bit_states
-from networks import one_thread, small_network, tiny_model  # noqa: F401
-from small_data import halves
 
 BITS = (8, 4, 2)
 

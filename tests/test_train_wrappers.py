@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from mbq_train import DoubleRounding, convert, drop_idle_gradients, initialise, scales, set_bits
 from networks import one_thread  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+
+from mbq_train import DoubleRounding, convert, drop_idle_gradients, initialise, scales, set_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = (8, 4, 2)

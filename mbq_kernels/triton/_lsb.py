@@ -9,8 +9,18 @@ import triton.language as tl
 
 from ..reference._lsb import form, slope_factor
 from .elementwise import Tiling, _aligned, _check_dtype, _parameter, _tile, dense
-from .quant_math import (from_storage, lsb_gradient, lsb_residual, lsb_slope, round_clamp_code, round_clamp_scale,
-                         round_clamp_signed, to_storage, unit_position, within_unit)
+from .quant_math import (
+    from_storage,
+    lsb_gradient,
+    lsb_residual,
+    lsb_slope,
+    round_clamp_code,
+    round_clamp_scale,
+    round_clamp_signed,
+    to_storage,
+    unit_position,
+    within_unit,
+)
 
 
 @triton.jit

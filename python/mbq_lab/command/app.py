@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from .arguments import with_options
 from .files import export, info, inspect, switch
-from .group import Command, Commands, late, without_function
+from .group import Command, Commands, without_function
 from .measure import evaluate, score, sensitivity, transfer
 from .train import ablate, resume, train
 
@@ -33,9 +34,23 @@ def _mbq(version: Annotated[bool, typer.Option("--version", is_eager=True, callb
     pass
 
 
+def _late(command):
+    """Return a command without options that becomes `command` with those of a run when it is called."""
+    def complete():
+        alone = typer.Typer(add_completion=False)
+        alone.command(command.__name__, cls=Command)(with_options(command))
+        return typer.main.get_command(alone)
+
+    def listed() -> None:
+        pass
+
+    listed.__doc__, listed.complete = command.__doc__, complete
+    return listed
+
+
 for command in (train, resume, evaluate, sensitivity, score, transfer, ablate, export, switch, inspect, info):
     name = "eval" if command is evaluate else command.__name__
-    app.command(name, cls=Command)(late(command) if command in (train, ablate) else command)
+    app.command(name, cls=Command)(_late(command) if command in (train, ablate) else command)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low
 
 def with_options(command):
     """Return `command` with one command line option for each of Options, which it gets as one Options object."""
-    from ..options import GROUPS, SPEC_OPTIONS, Options  # torch's seconds: quantizers describe their options
+    from ..options import GROUPS, SPEC_OPTIONS, Options
 
     def run(context: typer.Context, config: Path | None, **arguments):
         values = {option.name: _parsed(option, arguments.pop(option.name)) for option in fields(Options)}
@@ -35,9 +35,9 @@ def with_options(command):
 
     own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "options"]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    options = sorted(fields(Options), key=lambda option: (GROUPS.index(option.metadata["group"]),
-                                                          option.name in SPEC_OPTIONS))
-    parameters = [context, *map(_parameter, options), _CONFIG, *own]
+    order = sorted(fields(Options), key=lambda option: (GROUPS.index(option.metadata["group"]),
+                                                        option.name in SPEC_OPTIONS))
+    parameters = [context, *map(_parameter, order), _CONFIG, *own]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__

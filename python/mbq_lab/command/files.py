@@ -69,8 +69,7 @@ def switch(
 
     from .output import show
 
-    mbq_store = required("switch", "mbq_store")
-    mbq_store.switch(store, bits, out)
+    required("switch", "mbq_store").switch(store, bits, out)
     file = {"path": out, "bytes": out.stat().st_size}
     show(as_json, {"written": [file]}, _written(**file))
 

@@ -1,6 +1,5 @@
 """The group of commands: what ends in one line on stderr, and how."""
 
-import inspect
 import os
 import re
 import sys
@@ -10,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 _UsageError = typer.BadParameter.__base__  # of click, of which newer versions of typer hold a copy
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*: ")
+_ARGUMENTS = re.compile(r"[-\w]+(?:(?:, | and | or )[-\w]+)*")  # what must be something, in the words of the library
 _MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure"}
 
 
@@ -21,26 +21,19 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-def late(function):
-    """Return what stands for a command `with_options` until it is called or its own help is shown."""
-    def stand_in():
-        raise NotImplementedError
-
-    stand_in.__name__, stand_in.__doc__, stand_in.function = function.__name__, function.__doc__, function
-    return stand_in
-
-
-def _whole(function) -> TyperCommand:
-    """Return the command of `function`, with an option for each of Options."""
-    from .arguments import with_options
-
-    alone = typer.Typer(add_completion=False)
-    alone.command(function.__name__, cls=Command)(with_options(function))
-    return typer.main.get_command(alone)
-
-
 class Commands(TyperGroup):
-    """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130."""
+    """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130.
+
+    A command whose callback has an attribute `complete` is what that returns once it is called: its options take
+    seconds to import, and the list of commands needs none of them.
+    """
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        complete = getattr(command.callback, "complete", None)
+        if complete is not None:
+            command = self.commands[name] = complete()
+        return name, command, rest
 
     def main(self, args=None, prog_name=None, *, standalone_mode: bool = True, **extra):
         """Run a command; without one, print the help."""
@@ -60,14 +53,6 @@ class Commands(TyperGroup):
     def format_help(self, ctx, formatter):
         _shorten(self.params)
         super().format_help(ctx, formatter)
-
-    def resolve_command(self, ctx, args):
-        """Return the command that is called, with all of its options."""
-        name, command, rest = super().resolve_command(ctx, args)
-        function = getattr(inspect.unwrap(command.callback), "function", None) if command is not None else None
-        if function is not None:
-            command = self.commands[name] = _whole(function)
-        return name, command, rest
 
     def invoke(self, ctx):
         """Run the command of the context, and turn its errors into one line."""
@@ -99,6 +84,7 @@ def _is_expected(error: Exception) -> bool:
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return True
     import torch
+
     from mbq_kernels import BackendError
     from mbq_train.training.divergence import TrainingError
 
@@ -111,10 +97,10 @@ def said(error: Exception, options: dict[str, str]) -> str:
     The function that raised it goes, and an argument that is one of `options`, {name: as typed}, is named as typed:
     `options: learning_rate must be ..., got 0.0` becomes `--learning-rate must be ..., got 0.0`.
     """
+    store = sys.modules.get("mbq_store")  # where it is not, none of its errors is
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
-    stores = sys.modules.get("mbq_store")
-    if stores is not None and isinstance(error, stores.StoreError):
+    if store is not None and isinstance(error, store.StoreError):
         layer = f"layer {error.layer!r}: " if error.layer else ""
         return f"{error.path} is not a store that can be read: {layer}{error.reason}"
     text = " ".join(str(error).split())
@@ -126,7 +112,8 @@ def said(error: Exception, options: dict[str, str]) -> str:
     def as_typed(word):
         return options.get(_MEANT.get((owner, word[0]), word[0]), word[0])
 
-    subject = re.sub(r"(?<![-\w])\w+", as_typed, subject) if must else subject
+    if must and _ARGUMENTS.fullmatch(subject):
+        subject = re.sub(r"(?<![-\w])\w+", as_typed, subject)
     with_underscore = re.compile(r"(?<![-/.\w])[a-z]+(?:_[a-z]+)+(?![-/.\w])")
     return subject + must + with_underscore.sub(lambda word: options.get(word[0], word[0]), rest)
 

@@ -5,11 +5,11 @@ import math
 import sys
 import time
 
-from mbq_train import distributed
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from mbq_train import distributed
 
 from ..options import Options
 from ..runs.names import network_name, range_name

@@ -1,9 +1,10 @@
 """Tables of what was measured on runs, for rich."""
 
-from mbq_train.conversion.plan import COLUMNS, Conversion
-from mbq_train.quantize.bits import FLOAT
 from rich.markup import escape
 from rich.table import Table
+
+from mbq_train.conversion.plan import COLUMNS, Conversion
+from mbq_train.quantize.bits import FLOAT
 
 from ..runs.ablate import Ablation
 from ..runs.evaluation import Evaluation

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+
 from mbq_train._names import look_up
 
 RESIZED_CROP = "resized-crop"

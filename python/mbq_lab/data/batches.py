@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+
 from mbq_train.batches import Batch, seeded
 
 from .splits import Source

@@ -5,8 +5,9 @@ import random
 
 import numpy as np
 import torch
-from mbq_train.batches import Batch, seeded
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from mbq_train.batches import Batch, seeded
 
 from .batches import Data, send
 from .splits import Source

@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
 from mbq_train.batches import Batch, seeded
 
 from .augment import augment_images, draw

@@ -1,8 +1,9 @@
 """Streamed data: images decoded from files or row groups, batch by batch, by worker processes."""
 
 import torch
-from mbq_train.batches import Batch, seeded
 from torch.utils.data import DataLoader, Dataset
+
+from mbq_train.batches import Batch, seeded
 
 from .augment import RESIZED_CROP, augment_images, draw, resized_crop_box
 from .batches import Data, send

@@ -3,8 +3,9 @@
 from functools import partial
 from numbers import Integral
 
-from mbq_train._names import look_up
 from torch import nn
+
+from mbq_train._names import look_up
 
 from .cifar_resnet import CifarResNet
 from .external import build_external

@@ -7,9 +7,10 @@ import inspect
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from mbq_train._errors import first_line
 from mbq_train.quantize.bits import in_mode
-from torch import nn
 
 _WEIGHT_FILES = (".safetensors", ".bin", ".h5", ".msgpack")
 

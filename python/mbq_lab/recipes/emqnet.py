@@ -3,6 +3,7 @@
 import time
 
 import torch
+
 from mbq_train import distributed
 from mbq_train._errors import first_line
 from mbq_train.coreset.sampling import CoresetSampler, coreset_size

@@ -4,12 +4,13 @@ import copy
 import warnings
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train._errors import first_line
 from mbq_train.checkpoint import check_state
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import same_random_numbers
-from torch import nn
 
 from ..data import Data
 from ..options import Options

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+
 from mbq_train import distributed
 from mbq_train._errors import first_line
 

@@ -1,10 +1,11 @@
 """Probes between the features of bit-widths: what Kim et al. (2025, arXiv 2510.20673) call knowledge transfer."""
 
 import torch
+from torch import nn
+
 from mbq_train.conversion.call_order import call_order
 from mbq_train.coreset.gradient_forms import scored_layers
 from mbq_train.quantize.bits import in_mode, switch_bits_of
-from torch import nn
 
 from ..data import Data
 

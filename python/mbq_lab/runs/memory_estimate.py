@@ -4,11 +4,12 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train.quantize.bits import bit_states, set_bits
 from mbq_train.quantize.scales import initialise
 from mbq_train.quantize.weight_bank import WeightBank
-from torch import nn
 
 from ..options import Options
 

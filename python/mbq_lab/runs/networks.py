@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
-import mbq_train
 import torch
+from torch import nn
+
+import mbq_train
 from mbq_train import distributed
 from mbq_train.checkpoint import CONVERSION as CHECKPOINT_CONVERSION
 from mbq_train.checkpoint import CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import quantized
-from torch import nn
 
 from ..data import Data, load_data
 from ..models import build_model
@@ -98,7 +99,10 @@ def made_from(options: Options, data: Data) -> dict:
 
 def _checkpoint_of(path) -> Path:
     path = Path(path)
-    return path / CHECKPOINT if path.is_dir() or not path.exists() else path
+    if path.is_file():
+        return path
+    load_options(path / CONFIG)  # which says where there is no run
+    return path / CHECKPOINT
 
 
 def _quantized_metadata(file: Path) -> dict:

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
 from mbq_train.conversion.description import describe, described_conversion
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.weight_bank import WeightBank
-from torch import nn
 
 from ..options import Options
 from ..recipes import recipe_type

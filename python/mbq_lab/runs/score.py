@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from mbq_train.checkpoint import atomic_path, save_json
 from mbq_train.coreset.scores import score_images
 from mbq_train.coreset.transfer import gradient_angles

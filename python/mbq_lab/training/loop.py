@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train.quantize.bits import check_bit_widths, in_mode, switch_bits_of
 from mbq_train.quantize.quantizer import quantizers
@@ -14,7 +16,6 @@ from mbq_train.training.distillation import SoftTargets
 from mbq_train.training.divergence import TrainingError, first_bad_layer, first_bad_parameter
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
 from mbq_train.training.steps import Stepper, one_for_each
-from torch import nn
 
 from ..data import Data
 from ..options import Options

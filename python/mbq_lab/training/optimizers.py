@@ -3,8 +3,9 @@
 import math
 
 import torch
-from mbq_train.training.optimizers import parameter_groups
 from torch import nn
+
+from mbq_train.training.optimizers import parameter_groups
 
 from ..options import Options
 

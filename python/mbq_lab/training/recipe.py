@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train.batches import Batch
 from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.weight_bank import WeightBank
-from torch import nn
 
 from ..data import Data
 from ..options import Options

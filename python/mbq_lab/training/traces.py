@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from mbq_train import distributed
 from mbq_train.checkpoint import CheckpointError, load_json, save_json
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.sensitivity import Trace, hessian_traces
-from torch import nn
 
 from ..data import Data
 from ..options import Options

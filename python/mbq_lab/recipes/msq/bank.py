@@ -1,11 +1,11 @@
 """LsbBank: every weight quantized, and what its last bits cost, in one call."""
 
 import torch
-from mbq_train.quantize.quantizer import autocast_dtype
-from mbq_train.quantize.round_clamp import round_clamp_layers
 from torch import nn
 
 import mbq_kernels
+from mbq_train.quantize.quantizer import autocast_dtype
+from mbq_train.quantize.round_clamp import round_clamp_layers
 
 
 class LsbBank:

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+
 from mbq_train._errors import first_line
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.round_clamp import own_layer_bits, set_layer_bits
