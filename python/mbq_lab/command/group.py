@@ -42,7 +42,7 @@ class Commands(TyperGroup):
             code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except _UsageError as error:
-            code = _fail(error.format_message())
+            code = fail(error.format_message())
         except BrokenPipeError:  # the reader, as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
@@ -61,14 +61,14 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort, _UsageError, ModuleNotFoundError, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            raise typer.Exit(_fail("stopped by Ctrl-C", code=130)) from None
+            raise typer.Exit(fail("stopped by Ctrl-C", code=130)) from None
         except Exception as error:
             if not _is_expected(error):
                 raise
             command = self.get_command(ctx, ctx.invoked_subcommand)
             typed = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
             options = {option[2:].replace("-", "_"): option for option in typed}
-            raise typer.Exit(_fail(said(error, options))) from None
+            raise typer.Exit(fail(said(error, options))) from None
 
 
 def _shorten(parameters) -> None:
@@ -123,7 +123,7 @@ def without_function(message: str) -> str:
     return _FUNCTION.sub("", message)
 
 
-def _fail(message: str, code: int = 2) -> int:
+def fail(message: str, code: int = 2) -> int:
     """Print one line, in the first process alone, and return the exit code."""
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(message if code != 2 else f"error: {message}", err=True)
