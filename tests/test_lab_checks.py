@@ -166,7 +166,7 @@ def test_a_folder_with_a_run_is_refused_by_a_dry_run(monkeypatch, tmp_path):
     options = ["train", "--dry-run", "--bits", "4,2", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: folder must not hold an unfinished run")
+    assert result.stderr.startswith("error: --out must not hold an unfinished run")
     assert CliRunner().invoke(app, [*options, "--overwrite"]).exit_code == 0
     assert (tmp_path / "run" / "config.json").read_text() == "{}"
 

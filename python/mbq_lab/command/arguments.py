@@ -46,10 +46,10 @@ def with_options(command):
     return run
 
 
-def bits_of(text: str) -> tuple[int, ...] | None:
-    """Return bit-widths from their text, from high to low; None for none."""
+def bits_of(text: str, *, option: str = "bits") -> tuple[int, ...] | None:
+    """Return bit-widths from the text of an option, from high to low; None for none."""
     parts = [part for part in text.split(",") if part]
-    return _integers("bits", parts) if parts else None
+    return _integers(option, parts) if parts else None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ from typer.core import TyperCommand, TyperGroup
 _UsageError = typer.BadParameter.__base__  # of click, of which newer versions of typer hold a copy
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*: ")
 _ARGUMENTS = re.compile(r"[-\w]+(?:(?:, | and | or )[-\w]+)*")  # what must be something, in the words of the library
-_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure"}
+_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure",
+          ("train_run", "folder"): "out", ("score_run", "folder"): "out"}
+_TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]+\.tmp$")  # what a file is written as before it gets its name
 
 
 class Command(TyperCommand):
@@ -99,7 +101,8 @@ def said(error: Exception, options: dict[str, str]) -> str:
     """
     store = sys.modules.get("mbq_store")  # where it is not, none of its errors is
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+        where = _TEMPORARY.sub(r"\1", str(error.filename or ""))
+        return f"{where}: {error.strerror.lower()}" if where else error.strerror.lower()
     if store is not None and isinstance(error, store.StoreError):
         layer = f"layer {error.layer!r}: " if error.layer else ""
         return f"{error.path} is not a store that can be read: {layer}{error.reason}"

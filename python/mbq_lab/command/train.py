@@ -103,7 +103,8 @@ def ablate(
 
     torch.set_num_threads(threads)
     with observing(options, quiet=quiet) as observer:
-        result = ablate_run(options, out, bits=bits_of(measure), device=device, overwrite=overwrite, observer=observer)
+        result = ablate_run(options, out, bits=bits_of(measure, option="measure"), device=device, overwrite=overwrite,
+                            observer=observer)
     cells = [{"correction": correction, "adaptation": adapt, **asdict(cell)}
              for (correction, adapt), cell in result.cells.items()]
     show(as_json, {"folder": out, "cells": cells}, ablation_table(result), f"written: {out}")
