@@ -120,7 +120,7 @@ def test_eval_names_what_is_wrong_with_a_run(finished, tmp_path):
     assert "checkpoint.safetensors (no such file)" in stderr()
     for change, message in (({"version": 0}, "version must be 2 or 3, got 0"),
                             ({"epochs": "3"}, "epochs must be of type int"),
-                            ({"extra": 1}, "have unknown extra"),
+                            ({"extra": 1}, "must be known, got extra"),
                             ({"bits": [4, 8, 2]}, "bits must go from high to low")):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         assert message in stderr()

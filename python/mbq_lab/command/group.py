@@ -111,7 +111,7 @@ def said(error: Exception, options: dict[str, str]) -> str:
     def as_typed(word):
         return options.get(_MEANT.get((owner, word[0]), word[0]), word[0])
 
-    subject = re.sub(r"(?<![-\w])\w+", as_typed, subject) if must else subject
+    subject = re.sub(r"(?<![-./\w])\w+(?![./])", as_typed, subject) if must else subject
     with_underscore = re.compile(r"(?<![-/.\w])[a-z]+(?:_[a-z]+)+(?![-/.\w])")
     return subject + must + with_underscore.sub(lambda word: options.get(word[0], word[0]), rest)
 
