@@ -120,7 +120,7 @@ def test_rooms_of_the_laboratory_are_imported_in_one_direction():
 
 
 def test_training_layer_needs_torch_and_numpy_alone():
-    extra = {"PIL", "matplotlib", "mbq_lab", "pyarrow", "rich", "safetensors", "sklearn", "triton", "typer"}
+    extra = {"PIL", "matplotlib", "mbq_lab", "pyarrow", "rich", "safetensors", "sklearn", "typer", "mbq_store"}
     code = "import sys, torch; before = {*sys.modules}; import mbq_train; print(*{*sys.modules} - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
