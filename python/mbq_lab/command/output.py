@@ -21,8 +21,8 @@ def show(as_json: bool, value: dict, *parts) -> None:
     for part in parts:
         if isinstance(part, Table):
             print_table(part, console)
-        elif part:
-            typer.echo(part)
+        elif part:  # a terminal gets whole words, a pipe whole lines
+            console.print(part, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def plain(value):
