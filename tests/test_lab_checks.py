@@ -1,6 +1,7 @@
 """What a training would refuse after hours is refused before it begins, by a dry run too."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -165,6 +166,22 @@ def test_a_folder_with_a_run_is_refused_by_a_dry_run(monkeypatch, tmp_path):
     options = ["train", "--dry-run", "--bits", "4,2", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: folder must not hold an unfinished run")
+    assert result.stderr.startswith("error: --out must not hold an unfinished run")
     assert CliRunner().invoke(app, [*options, "--overwrite"]).exit_code == 0
     assert (tmp_path / "run" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "safetensors"])
+def test_a_package_that_the_end_of_a_run_needs_is_missed_before_it_begins(package, monkeypatch, tmp_path):
+    of_network(monkeypatch, tiny_model)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ImportError, match=f"train: the package {package} must be installed, got none: pip install"):
+        train_run(Options(**PLAIN), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_training_set_is_a_warning(monkeypatch):
+    of_network(monkeypatch, tiny_model)
+    with pytest.warns(RuntimeWarning, match="batch_size should be at most the 60 training images, got 64"):
+        dry_run(Options(**PLAIN | {"batch_size": 64}))

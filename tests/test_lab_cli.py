@@ -57,7 +57,7 @@ def test_a_finished_run_is_kept_unless_told_otherwise(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     before = (folder / "checkpoint.safetensors").read_bytes()
     result = mbq("train", *TINY, "--out", folder)
-    assert result.exit_code == 2 and result.stderr.startswith("error: folder must not hold a finished run")
+    assert result.exit_code == 2 and result.stderr.startswith("error: --out must not hold a finished run")
     assert (folder / "checkpoint.safetensors").read_bytes() == before
     result = mbq("train", *TINY, "--out", folder, "--overwrite", "--bits", "3,1", "--batch-norm", "shared")
     assert result.exit_code == 0 and "3 bits" in result.output
@@ -98,7 +98,7 @@ def test_wrong_options_are_one_line_and_write_nothing(tmp_path, options, message
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / "run").write_text("mine")
     result = mbq("train", *TINY, "--out", tmp_path / "run")
-    assert result.exit_code == 2 and result.stderr.startswith("error: folder must be a folder, got a file")
+    assert result.exit_code == 2 and result.stderr.startswith("error: --out must be a folder, got a file")
     assert (tmp_path / "run").read_text() == "mine"
 
 

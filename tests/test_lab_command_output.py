@@ -104,6 +104,11 @@ def test_a_line_for_every_epoch_where_stderr_is_no_terminal(finished):
         assert all(word in line for word in (*words, "accuracy ", " images/s", "0:00:00 left")), line
 
 
+def test_quiet_shows_no_progress(tmp_path):
+    result = mbq("train", *TINY, "--train-limit", "128", "--test-limit", "20", "--quiet", "--out", tmp_path / "run")
+    assert result.exit_code == 0 and result.stderr == "" and "ms a step" in result.stdout
+
+
 def test_lines_tell_the_time_left_and_the_probes(capsys):
     lines = ProgressLines({"float": 30, "quantized": 10})
     lines.record({"phase": "quantized", "epoch": 4, "seconds": 700.0, "loss": {8: 0.5}, "images_per_second": 12.3,

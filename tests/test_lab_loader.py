@@ -13,7 +13,7 @@ from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import Told
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from mbq_lab import Interrupted, Options, data_of, evaluate, resume_run, train_run
+from mbq_lab import Interrupted, Options, data_of, evaluate, load_quantized, resume_run, train_run
 from mbq_train import get_bits
 
 OPTIONS = Options(bits=(4, 2), epochs=2, float_epochs=1, batch_size=12, learning_rate=1e-2)
@@ -93,8 +93,12 @@ def test_a_run_on_a_dataloader_and_a_module_goes_on_after_a_stop_as_if_it_had_no
     records = [[{key: value for key, value in json.loads(line).items() if key in ("loss", "accuracy")}
                 for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "part")]
     assert records[0] == records[1] and len(records[0]) == 4
+    again = load_quantized(tmp_path / "whole", tiny_model(seed=1))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match="model must be given again: .* a Sequential"):
+        load_quantized(tmp_path / "whole")
     result = mbq("eval", tmp_path / "whole")
-    assert result.exit_code == 2 and "--data must be given again" not in result.stderr
+    assert result.exit_code == 2 and result.stderr.startswith("error: data must be given again: ")
     assert "this run began in Python with a Halves" in result.stderr and len(result.stderr.splitlines()) == 1
 
 

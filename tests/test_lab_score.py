@@ -192,7 +192,7 @@ def test_wrong_options_are_one_line_and_write_nothing(run, command, message):
 def test_scores_go_to_a_folder(run, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file/scores"):
-        assert f"folder must be a folder, got a file, {tmp_path / 'file'}" in refused("score", run, "--out", out)
+        assert f"--out must be a folder, got a file, {tmp_path / 'file'}" in refused("score", run, "--out", out)
 
 
 def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
@@ -211,7 +211,7 @@ def test_overwriting_a_run_takes_its_scores_away(run, tmp_path):
     (["--measure", "16"], "--measure must be between 1 and 8, or 32, got 16"),
     (["--measure", "2,4"], "--measure must go from high to low"),
     (["--quantizer", "round-clamp"], "--weight-correction must be left alone unless quantizer is"),
-    ([], "folder must not hold an unfinished run"),
+    ([], "--out must not hold an unfinished run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_ablate_finds_errors_before_it_trains(tmp_path, options, message):
     if not options:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .config import read_config
+from .group import fail
 
 RUN = "run"  # the panel of options that are not of Options
 Threads = Annotated[int, typer.Option(min=1, rich_help_panel=RUN,
@@ -19,6 +20,7 @@ SaveEvery = Annotated[float, typer.Option(min=0, rich_help_panel=RUN,
                                           help="seconds between two checkpoints within an epoch")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=RUN, help="replace a run that is there")]
 AsJson = Annotated[bool, typer.Option("--json", rich_help_panel=RUN, help="print one JSON object and nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RUN, help="show no progress")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Trained = Annotated[str, typer.Option(help="trained bit-widths, from high to low; empty: all")]
 
@@ -44,10 +46,10 @@ def with_options(command):
     return run
 
 
-def bits_of(text: str) -> tuple[int, ...] | None:
-    """Return bit-widths from their text, from high to low; None for none."""
+def bits_of(text: str, *, option: str = "bits") -> tuple[int, ...] | None:
+    """Return bit-widths from the text of an option, from high to low; None for none."""
     parts = [part for part in text.split(",") if part]
-    return _integers("bits", parts) if parts else None
+    return _integers(option, parts) if parts else None
 
 
 @contextlib.contextmanager
@@ -58,8 +60,8 @@ def resumable(folder: Path):
     try:
         yield
     except Interrupted as error:
-        typer.echo(f"stopped by {error}; mbq resume {folder} goes on from the checkpoint", err=True)
-        raise typer.Exit(128 + error.signal) from None
+        code = fail(f"stopped by {error}; mbq resume {folder} goes on from the checkpoint", 128 + error.signal)
+        raise typer.Exit(code) from None
 
 
 def _take_config(context: typer.Context, path: Path | None) -> Path | None:

@@ -9,7 +9,10 @@ from typer.core import TyperCommand, TyperGroup
 
 _UsageError = typer.BadParameter.__base__  # of click, of which newer versions of typer hold a copy
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*: ")
-_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure"}
+_ARGUMENTS = re.compile(r"[-\w]+(?:(?:, | and | or )[-\w]+)*")  # what must be something, in the words of the library
+_MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("ablate", "bits"): "measure",
+          ("train_run", "folder"): "out", ("score_run", "folder"): "out"}
+_TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]+\.tmp$")  # what a file is written as before it gets its name
 
 
 class Command(TyperCommand):
@@ -41,7 +44,7 @@ class Commands(TyperGroup):
             code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except _UsageError as error:
-            code = _fail(error.format_message())
+            code = fail(error.format_message())
         except BrokenPipeError:  # the reader, as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
@@ -60,14 +63,14 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort, _UsageError, ModuleNotFoundError, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            raise typer.Exit(_fail("stopped by Ctrl-C", code=130)) from None
+            raise typer.Exit(fail("stopped by Ctrl-C", code=130)) from None
         except Exception as error:
             if not _is_expected(error):
                 raise
             command = self.get_command(ctx, ctx.invoked_subcommand)
             typed = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
             options = {option[2:].replace("-", "_"): option for option in typed}
-            raise typer.Exit(_fail(said(error, options))) from None
+            raise typer.Exit(fail(said(error, options))) from None
 
 
 def _shorten(parameters) -> None:
@@ -98,7 +101,8 @@ def said(error: Exception, options: dict[str, str]) -> str:
     """
     store = sys.modules.get("mbq_store")  # where it is not, none of its errors is
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+        where = _TEMPORARY.sub(r"\1", str(error.filename or ""))
+        return f"{where}: {error.strerror.lower()}" if where else error.strerror.lower()
     if store is not None and isinstance(error, store.StoreError):
         layer = f"layer {error.layer!r}: " if error.layer else ""
         return f"{error.path} is not a store that can be read: {layer}{error.reason}"
@@ -111,7 +115,8 @@ def said(error: Exception, options: dict[str, str]) -> str:
     def as_typed(word):
         return options.get(_MEANT.get((owner, word[0]), word[0]), word[0])
 
-    subject = re.sub(r"(?<![-./\w])\w+(?![./])", as_typed, subject) if must else subject
+    if must and _ARGUMENTS.fullmatch(subject):
+        subject = re.sub(r"(?<![-\w])\w+", as_typed, subject)
     with_underscore = re.compile(r"(?<![-/.\w])[a-z]+(?:_[a-z]+)+(?![-/.\w])")
     return subject + must + with_underscore.sub(lambda word: options.get(word[0], word[0]), rest)
 
@@ -121,7 +126,7 @@ def without_function(message: str) -> str:
     return _FUNCTION.sub("", message)
 
 
-def _fail(message: str, code: int = 2) -> int:
+def fail(message: str, code: int = 2) -> int:
     """Print one line, in the first process alone, and return the exit code."""
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(message if code != 2 else f"error: {message}", err=True)

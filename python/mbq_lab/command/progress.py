@@ -22,15 +22,20 @@ _BETWEEN_PROBES = 5  # seconds between two lines of the same count
 
 
 @contextlib.contextmanager
-def observing(options: Options, trackers: str = "none", folder=None):
-    """Yield an observer that shows both phases on stderr, and tells `trackers` too, whose files go to `folder`."""
+def observing(options: Options, trackers: str = "none", folder=None, *, quiet: bool = False):
+    """Yield an observer that shows both phases on stderr unless `quiet`, and tells `trackers`, whose files go to
+    `folder`; in processes that are not the first it does nothing."""
     from .trackers import trackers_of
 
+    if not distributed.is_first():
+        yield Observer()
+        return
     epochs = {"float": options.float_epochs, "quantized": options.epochs}
-    shown = ProgressBar(epochs) if sys.stderr.isatty() else ProgressLines(epochs)
-    observers = Observers(shown, *(trackers_of(trackers, folder, options) if distributed.is_first() else ()))
+    bar_or_lines = ProgressBar if sys.stderr.isatty() else ProgressLines
+    shown = () if quiet else (bar_or_lines(epochs),)
+    observers = Observers(*shown, *trackers_of(trackers, folder, options))
     try:
-        yield observers if distributed.is_first() else Observer()
+        yield observers
     finally:
         observers.close()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import RUN, AsJson, Device, Folder, Overwrite, SaveEvery, Threads, bits_of, resumable
+from .arguments import RUN, AsJson, Device, Folder, Overwrite, Quiet, SaveEvery, Threads, bits_of, resumable
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -27,6 +27,7 @@ def train(
                                       "in memory, and train nothing")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", rich_help_panel=RUN, help="print the options as JSON, "
                                                "for --config, and train nothing")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a float network, then one network at every bit-width, and compare their accuracies.
@@ -49,7 +50,7 @@ def train(
         plan = dry_run(options, device=device, folder=out, overwrite=overwrite)
         show(as_json, *_plan(plan, options))
         return
-    with resumable(out), observing(options, trackers, out) as observer:
+    with resumable(out), observing(options, trackers, out, quiet=quiet) as observer:
         result = train_run(options, out, device=device, overwrite=overwrite, save_every=save_every, observer=observer)
     _show_result(as_json, result, out)
 
@@ -60,6 +61,7 @@ def resume(
     device: Device = "cpu",
     save_every: SaveEvery = 300.0,
     trackers: Trackers = "none",
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was stopped or killed; its options are in its folder."""
@@ -74,7 +76,7 @@ def resume(
     options = load_options(run / CONFIG)
     before = load_metadata(run / CHECKPOINT)["parallel"][0] if (run / CHECKPOINT).exists() else 1
     torch.set_num_threads(threads or before)
-    with resumable(run), observing(options, trackers, run) as observer:
+    with resumable(run), observing(options, trackers, run, quiet=quiet) as observer:
         result = resume_run(run, device=device, save_every=save_every, observer=observer)
     _show_result(as_json, result, run)
 
@@ -88,6 +90,7 @@ def ablate(
     out: Annotated[Path, typer.Option(rich_help_panel=RUN,
                                       help="folder of both runs")] = Path("runs/ablation"),
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train with and without weight correction, and measure both with and without adapted BatchNorm."""
@@ -99,8 +102,9 @@ def ablate(
     from .tables import ablation_table
 
     torch.set_num_threads(threads)
-    with observing(options) as observer:
-        result = ablate_run(options, out, bits=bits_of(measure), device=device, overwrite=overwrite, observer=observer)
+    with observing(options, quiet=quiet) as observer:
+        result = ablate_run(options, out, bits=bits_of(measure, option="measure"), device=device, overwrite=overwrite,
+                            observer=observer)
     cells = [{"correction": correction, "adaptation": adapt, **asdict(cell)}
              for (correction, adapt), cell in result.cells.items()]
     show(as_json, {"folder": out, "cells": cells}, ablation_table(result), f"written: {out}")

@@ -8,6 +8,7 @@ from torch import nn
 
 from mbq_train import distributed
 from mbq_train._errors import first_line
+from mbq_train._packages import required
 from mbq_train.checkpoint import check_state
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import same_random_numbers
@@ -24,8 +25,10 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
 
     Warns where a batch is larger than the training set. Raises ValueError where the network cannot be converted or
     saved, where the recipe cannot use it (scores, traces), or where it takes no batch of one image and the last batch
-    of an epoch or of the test is one.
+    of an epoch or of the test is one; ImportError for a package that is needed at the end of a run and missing.
     """
+    for package in ("matplotlib", "safetensors"):
+        required("train", package)
     if options.batch_size > data.train_size:
         warnings.warn(f"train: batch_size should be at most the {data.train_size} training images, got "
                       f"{options.batch_size}: every epoch is one step", RuntimeWarning, stacklevel=3)

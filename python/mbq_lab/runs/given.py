@@ -41,13 +41,15 @@ def with_given(options: Options, data: Data | None, model: nn.Module | None) -> 
     return options
 
 
-def check_given(options: Options, data: Data | None, model: nn.Module | None) -> None:
-    """Raise ValueError unless exactly that is given which the run began with."""
-    for name, kind in (("data", data and data.name), ("model", model is not None and type(model).__name__)):
-        began, given = getattr(options, name), _GIVEN + kind if kind else None
-        if began.startswith(_GIVEN) and given is None:
-            raise ValueError(f"resume_run: {name} must be given again: this run began in Python with a "
+def check_given(options: Options, **given) -> None:
+    """Raise ValueError unless `given`, data or model or both, is what the run of `options` began with; None: nothing.
+    """
+    for name, value in given.items():
+        began = getattr(options, name)
+        kind = None if value is None else value.name if name == "data" else type(value).__name__
+        if began.startswith(_GIVEN) and kind is None:
+            raise ValueError(f"run: {name} must be given again: this run began in Python with a "
                              f"{began.removeprefix(_GIVEN)}, which its folder does not hold")
-        if given is not None and given != began:
-            raise ValueError(f"resume_run: {name} must be what the run began with, {began.removeprefix(_GIVEN)}, got "
+        if kind is not None and _GIVEN + kind != began:
+            raise ValueError(f"run: {name} must be what the run began with, {began.removeprefix(_GIVEN)}, got "
                              f"{kind}")

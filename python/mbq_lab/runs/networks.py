@@ -25,7 +25,7 @@ from .given import check_given
 def data_and_float_network(options: Options, device: torch.device, *, data: Data | None = None,
                            model: nn.Module | None = None) -> tuple[Data, nn.Module]:
     """Return the data and a float network on `device`: those that are given, or those that the options name."""
-    check_given(options, data, model)
+    check_given(options, data=data, model=model)
     if options.cuda_graph and device.type != "cuda":
         raise ValueError(f"train: cuda_graph must be off without a CUDA device, got {device}")
     if data is None:
@@ -124,6 +124,7 @@ def _facts(metadata: dict) -> dict | None:
 
 def _float_network(metadata: dict) -> nn.Module:
     """Return the float network of a run, with any weights."""
-    facts = _facts(metadata)
-    return build_model(_options(metadata).model, classes=facts["classes"], in_channels=facts["in_channels"],
+    facts, options = _facts(metadata), _options(metadata)
+    check_given(options, model=None)
+    return build_model(options.model, classes=facts["classes"], in_channels=facts["in_channels"],
                        image_size=tuple(facts["image_size"]))

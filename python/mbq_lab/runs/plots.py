@@ -96,7 +96,7 @@ def plot_store(path, facts: dict) -> None:
     Raises ValueError where every layer has one bit-width alone, and so no error.
     """
     if all(len(layer["error"]) < 2 for layer in facts["layers"]):
-        raise ValueError("plot_store: facts must be of a store that can be switched, got one bit-width in every layer")
+        raise ValueError("plot_store: store must be one that can be switched, got one bit-width in every layer")
     widths = sorted({b for layer in facts["layers"] for b in layer["error"]}, reverse=True)[1:]
     lines = {bits_name(bits): {layer["name"]: layer["error"].get(bits, float("nan")) for layer in facts["layers"]}
              for bits in widths}
