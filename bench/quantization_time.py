@@ -1,5 +1,6 @@
 """How long a training step spends in quantization: this package's kernels beside eager PyTorch."""
 
+import argparse
 import math
 import statistics
 import time
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import mbq_kernels
+from mbq_lab.runs.networks import load_data_and_network
 from mbq_train.quantize.any_precision import AnyPrecisionActivation, any_precision
 from mbq_train.quantize.bits import bit_states, in_mode, set_bits
 from mbq_train.quantize.double_rounding import corrected_double_round
@@ -119,3 +121,20 @@ def _milliseconds(calls: list[_Call], eager: bool) -> float:
         call.run(eager)
     synchronize()
     return 1000 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Print the time of the quantizers of a run's network."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--images", type=int, default=64)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    _, data, model = load_data_and_network(arguments.run)
+    found = quantization_time(model, next(data.test_batches(arguments.images)).images)
+    print(f"{found.calls} quantizers, {found.images} images: {found.kernels_ms:.2f} ms with mbq_kernels, "
+          f"{found.eager_ms:.2f} ms with eager PyTorch ({found.eager_ms / found.kernels_ms:.2f} x)")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
 import pytest
 
 import mbq_kernels
+from mbq_kernels import _library
 
 DEVICES = {"cpu": ("cpu", "reference", "triton"), "cuda": ("cuda", "triton", "reference")}
 
@@ -28,8 +29,9 @@ def _pairs():
 
 @pytest.fixture
 def op(request):
-    """The op that a test is about: its parameter `op`, else its module's OP."""
-    return getattr(request.module, "OP", "fake_quantize")
+    """The op that a test is about: its parameter `op`, else its module's OP, else the one its file is named after."""
+    named = request.module.__name__.removeprefix("test_")
+    return getattr(request.module, "OP", named if named in _library.ops() else "fake_quantize")
 
 
 @pytest.fixture(params=_pairs())

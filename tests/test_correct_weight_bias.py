@@ -6,7 +6,6 @@ import torch
 
 import mbq_kernels as mbq
 
-OP = "correct_weight_bias"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 SHAPES = [((1, 1), 0), ((7,), 0), ((1, 9), 0), ((16, 5, 3, 3), 0), ((5, 1031), 0), ((6, 5, 7), 1), ((40, 8, 3), -1),
           ((3, 4097), None), ((2, 33, 9), 2)]

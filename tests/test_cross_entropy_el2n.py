@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import mbq_kernels as mbq
 
-OP = "cross_entropy_el2n"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 

@@ -9,7 +9,6 @@ import torch
 
 import mbq_kernels as mbq
 
-OP = "el2n"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 

@@ -6,7 +6,6 @@ import torch
 
 import mbq_kernels as mbq
 
-OP = "fake_quantize_corrected"
 BITS = (8, 4, 1, 2)
 SHAPES = [((7,), None), ((1, 1), 0), ((3, 1031), 0), ((16, 5, 3, 3), 0), ((5, 6, 7), 1), ((40, 8), -1),
           ((3, 2051), None)]

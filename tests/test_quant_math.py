@@ -1,5 +1,6 @@
 """The arithmetic is stated once per language; the statements agree on a table of awkward values, and name for name."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -35,43 +36,35 @@ def test_states_what_the_reference_states_in_the_same_order(language, file):
     assert found == stated
 
 
-def one_channel_each(x, scale, **options):
-    """(x_hat, grad x, grad scale, grad offset) with every element its own channel: the terms themselves, unsummed."""
-    leaf = x.reshape(-1, 1).requires_grad_()
-    scales = torch.full((x.numel(),), scale, device=x.device).requires_grad_()
-    offsets = torch.zeros_like(scales).requires_grad_()
-    out = mbq.fake_quantize(leaf, scales, offsets, axis=0, grad_factor=1.0, out_dtype=torch.float32, **options)
-    grad = torch.linspace(0.5, 2.0, x.numel(), device=x.device).reshape(-1, 1)
-    return out, *torch.autograd.grad(out, (leaf, scales, offsets), grad)
+def same_as_the_reference(device, x, call, *parameters):
+    """call(x, *parameters) has the reference's bits, and its gradients too, with every element its own channel: the
+    terms themselves, unsummed."""
+    results = []
+    for where, backend in ((device, contextlib.nullcontext()), ("cpu", mbq.use_backend("reference"))):
+        given = (torch.full((x.numel(),), value, device=where) for value in parameters)
+        leaves = [t.requires_grad_() for t in (x.to(where).reshape(-1, 1), *given)]
+        with backend:
+            out = call(*leaves)
+            grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1).to(out.dtype)
+            results.append((out, *torch.autograd.grad(out, leaves, grad)))
+    for i, (one, other) in enumerate(zip(*results, strict=True)):
+        oracles.assert_same(one, other, f"gradient {i} of x and the parameters" if i else "x_hat")
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_values_and_terms_on_the_table(device, dtype, bits, signed):
-    lo, hi = oracles.bounds(bits, signed)
-    x = oracles.awkward_values(0.3, lo, hi, dtype).to(device)
-    actual = one_channel_each(x, 0.3, bits=bits, signed=signed)
-    with mbq.use_backend("reference"):
-        expected = one_channel_each(x.cpu(), 0.3, bits=bits, signed=signed)
-    for one, other, what in zip(actual, expected, ("x_hat", "grad x", "grad scale", "grad offset"), strict=True):
-        oracles.assert_same(one, other, what)
+    x = oracles.awkward_values(0.3, *oracles.bounds(bits, signed), dtype)
+    same_as_the_reference(device, x, lambda x, scale, offset: mbq.fake_quantize(
+        x, scale, offset, bits=bits, signed=signed, axis=0, grad_factor=1.0, out_dtype=torch.float32), 0.3, 0.0)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 def test_affine_values_and_terms_on_the_table(device, dtype):
     x = oracles.awkward_values(0.3, -12, 4, dtype)
-    results = []
-    for where, backend in ((device, None), ("cpu", "reference")):
-        leaf = x.to(where).reshape(-1, 1).requires_grad_()
-        scales = torch.full((x.numel(),), 0.3, device=where).requires_grad_()
-        zero_points = torch.full((x.numel(),), 3.0, device=where).requires_grad_()
-        with mbq.use_backend(backend) if backend else torch.enable_grad():
-            out = mbq.fake_quantize_affine(leaf, scales, zero_points, quant_min=-8, quant_max=7, axis=0)
-            grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1).to(dtype)
-            results.append((out, *torch.autograd.grad(out, (leaf, scales, zero_points), grad)))
-    for one, other, what in zip(*results, ("x_hat", "grad x", "grad scale", "grad zero_point"), strict=True):
-        oracles.assert_same(one, other, what)
+    same_as_the_reference(device, x, lambda x, scale, zero_point: mbq.fake_quantize_affine(
+        x, scale, zero_point, quant_min=-8, quant_max=7, axis=0), 0.3, 3.0)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
@@ -79,17 +72,8 @@ def test_affine_values_and_terms_on_the_table(device, dtype):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_double_rounding_on_the_table(device, dtype, bits, rounding):
     x = oracles.awkward_values(0.3, -128, 127, dtype)
-    results = []
-    for where, backend in ((device, None), ("cpu", "reference")):
-        leaf = x.to(where).reshape(-1, 1).requires_grad_()
-        scales = torch.full((x.numel(),), 0.3, device=where).requires_grad_()
-        with mbq.use_backend(backend) if backend else torch.enable_grad():
-            out = mbq.double_round(leaf, scales, bits=bits, axis=0, grad_factor=1.0, rounding=rounding,
-                                   out_dtype=torch.float32)
-            grad = torch.linspace(0.5, 2.0, x.numel(), device=where).reshape(-1, 1)
-            results.append((out, *torch.autograd.grad(out, (leaf, scales), grad)))
-    for one, other, what in zip(*results, ("x_hat", "grad x", "grad scale"), strict=True):
-        oracles.assert_same(one, other, what)
+    same_as_the_reference(device, x, lambda x, scale: mbq.double_round(
+        x, scale, bits=bits, axis=0, grad_factor=1.0, rounding=rounding, out_dtype=torch.float32), 0.3)
 
 
 def test_reference_agrees_with_the_oracle_on_bounds():

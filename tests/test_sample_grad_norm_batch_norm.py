@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 import mbq_kernels as mbq
 
-OP = "sample_grad_norm_batch_norm"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 SHAPES = [(1, 1), (5, 7), (3, 17, 33), (2, 8, 5, 9), (2, 130, 40, 40), (4, 3, 2, 2, 3)]
 

@@ -8,7 +8,6 @@ from sample_norms import assert_norms, peak_memory
 
 import mbq_kernels as mbq
 
-OP = "sample_grad_norm_conv2d"
 # (C_in, C_out, size, options of the layer)
 LAYERS = {
     "3x3": (5, 7, (9, 8), {"kernel_size": 3, "padding": 1}),

@@ -6,7 +6,6 @@ import torch
 
 import mbq_kernels as mbq
 
-OP = "sample_grad_norm_embedding"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 import mbq_kernels as mbq
 
-OP = "sample_grad_norm_layer_norm"
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 SHAPES = [((1, 1), (1,)), ((5, 7), (7,)), ((3, 17, 33), (33,)), ((2, 3, 5, 8), (5, 8)), ((2, 300, 130), (130,)),
           ((4, 6, 5), (6, 5))]

@@ -8,7 +8,6 @@ from sample_norms import assert_norms, peak_memory
 
 import mbq_kernels as mbq
 
-OP = "sample_grad_norm_linear"
 # (N, middle dimensions, d_in, d_out): vectors, one element, primes, more than a tile, images
 SHAPES = [(3, (), 5, 4), (1, (), 1, 1), (2, (1,), 7, 3), (3, (5,), 31, 37), (2, (67,), 19, 3), (4, (3, 7), 33, 16),
           (2, (130,), 70, 150)]

@@ -61,11 +61,14 @@ def _sweep_quantize(rows, columns, device):
     weight = mbq.dequantize_codes(codes, scale, to_bits=5, axis=0, rounding="half_up")
     assert torch.equal(mbq.quantize_codes(weight, scale * 8, bits=5, axis=0),
                        mbq.switch_bits(codes, to_bits=5, rounding="half_up"))
+    return weight
 
 
 def _sweep_pack(rows, columns, device):
     codes = mbq.switch_bits(random_codes(rows, columns, device)[0], to_bits=4)
-    assert torch.equal(mbq.unpack_codes(mbq.pack_codes(codes, bits=4), bits=4, shape=codes.shape), codes)
+    packed = mbq.pack_codes(codes, bits=4)
+    assert torch.equal(mbq.unpack_codes(packed, bits=4, shape=codes.shape), codes)
+    return packed
 
 
 def _sweep_planes(rows, columns, device):
@@ -74,6 +77,7 @@ def _sweep_planes(rows, columns, device):
     assert torch.equal(mbq.from_planes(split, bits=8, shape=codes.shape), codes)
     assert torch.equal(mbq.from_planes(split, bits=3, shape=codes.shape),
                        mbq.switch_bits(codes, to_bits=3, rounding="half_up"))
+    return split
 
 
 def _sweep_linear(rows, columns, device):
@@ -85,6 +89,7 @@ def _sweep_linear(rows, columns, device):
             y = mbq.switched_linear(x, store, scale, bits=5)
             torch.autograd.grad(y.sum(), x)
             torch.testing.assert_close(y, x @ weight.T, rtol=1e-2, atol=1e-1 * columns**0.5)
+    return y
 
 
 QUANTIZE_CODES = Op(

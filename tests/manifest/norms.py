@@ -42,36 +42,16 @@ def cube(codes):
     return codes.float().flatten(1).unsqueeze(-1)
 
 
-def _pair(samples, size, device):
+def pair(samples, size, device):
     return (torch.randn(samples, 5, size, device=device) for _ in range(2))
 
 
-def _finite(norms):
-    assert norms.isfinite().all()
+def maps(samples, channels, device):
+    return torch.randn(samples, channels, 9, 9, device=device)
 
 
-def _sweep_linear(samples, size, device):
-    _finite(mbq.sample_grad_norm_linear(*_pair(samples, size, device)))
-
-
-def _sweep_layer_norm(samples, size, device):
-    _finite(mbq.sample_grad_norm_layer_norm(*_pair(samples, size, device), normalized_shape=size))
-
-
-def _sweep_conv(samples, size, device):
-    image = torch.randn(samples, 3, 9, 9, device=device)
-    _finite(mbq.sample_grad_norm_conv2d(image, torch.randn(samples, size % 64 + 1, 9, 9, device=device),
-                                        kernel_size=3, padding=1))
-
-
-def _sweep_batch_norm(samples, size, device):
-    grads = torch.randn(samples, size % 64 + 1, 9, 9, device=device)
-    _finite(mbq.sample_grad_norm_batch_norm(grads, grads))
-
-
-def _sweep_embedding(samples, size, device):
-    _finite(mbq.sample_grad_norm_embedding(torch.randint(9, (samples, 5), device=device),
-                                           torch.randn(samples, 5, size, device=device)))
+def lookups(samples, device):
+    return torch.randint(9, (samples, 5), device=device)
 
 
 LINEAR = Op(
@@ -90,7 +70,7 @@ LINEAR = Op(
                                       {"weight_factor": torch.ones(5, 3).double(), "gram": None}),
         "a factor with Gram products": ("sample_grad_norm_linear_forward", {"weight_factor": torch.ones(5, 3)})},
     aot=lambda: sample_variants("linear"),
-    sanitize=over_matrices(_sweep_linear))
+    sanitize=over_matrices(lambda n, size, device: mbq.sample_grad_norm_linear(*pair(n, size, device))))
 
 CONV2D = Op(
     name="sample_grad_norm_conv2d", also=("sample_grad_norm_conv1d",), call=conv, data=SAMPLES, bits=range(0),
@@ -107,7 +87,8 @@ CONV2D = Op(
         "a factor of one group": ("sample_grad_norm_conv2d_forward",
                                   {"grad_outputs": IMAGES, "weight_factor": torch.ones(3, 1, 1, 3)})},
     aot=lambda: sample_variants("conv"),
-    sanitize=over_matrices(_sweep_conv))
+    sanitize=over_matrices(lambda n, size, device: mbq.sample_grad_norm_conv2d(
+        maps(n, 3, device), maps(n, size % 64 + 1, device), kernel_size=3, padding=1)))
 
 EMBEDDING = Op(
     name="sample_grad_norm_embedding", call=of_embedding, data=CODES, bits=range(2, 9), cuda=False,
@@ -115,7 +96,8 @@ EMBEDDING = Op(
         indices=cube(c)[..., 0].long(), grad_outputs=cube(c) * s, padding_idx=3)},
     malformed={"other positions": ("sample_grad_norm_embedding_forward", {"grad_outputs": G[:, :3]})},
     aot=embedding_variants,
-    sanitize=over_matrices(_sweep_embedding))
+    sanitize=over_matrices(lambda n, size, device: mbq.sample_grad_norm_embedding(
+        lookups(n, device), next(pair(n, size, device)))))
 
 LAYER_NORM = Op(
     name="sample_grad_norm_layer_norm", call=of_layer_norm, data=CODES, bits=range(2, 9), cuda=False,
@@ -123,7 +105,8 @@ LAYER_NORM = Op(
         normalized=cube(c), grad_outputs=cube(c) * 2, weight=True, bias=True)},
     malformed={"other samples": ("sample_grad_norm_layer_norm_forward", {"grad_outputs": G[:1, :, :1]})},
     aot=lambda: affine_norm_variants(positions_last=False),
-    sanitize=over_matrices(_sweep_layer_norm))
+    sanitize=over_matrices(lambda n, size, device: mbq.sample_grad_norm_layer_norm(
+        *pair(n, size, device), normalized_shape=size)))
 
 BATCH_NORM = Op(
     name="sample_grad_norm_batch_norm", call=of_batch_norm, data=CODES, bits=range(2, 9), cuda=False,
@@ -131,6 +114,7 @@ BATCH_NORM = Op(
         normalized=cube(c)[:, :9], grad_outputs=cube(c)[:, :9] * 2, weight=True, bias=False)},
     malformed={"other channels": ("sample_grad_norm_batch_norm_forward", {"grad_outputs": G[:, :8, :1]})},
     aot=lambda: affine_norm_variants(positions_last=True),
-    sanitize=over_matrices(_sweep_batch_norm))
+    sanitize=over_matrices(lambda n, size, device: mbq.sample_grad_norm_batch_norm(
+        *(maps(n, size % 64 + 1, device) for _ in range(2)))))
 
 OPS = [LINEAR, CONV2D, EMBEDDING, LAYER_NORM, BATCH_NORM]

@@ -47,7 +47,7 @@ def _sweep_logits(rows, columns, device):
     targets = torch.randint(columns, (rows,), device=device)
     loss, norms = mbq.cross_entropy_el2n(logits, targets, label_smoothing=0.1)
     torch.autograd.grad(loss.sum(), logits)
-    assert norms.isfinite().all() and mbq.el2n(logits, targets).isfinite().all()
+    return norms + mbq.el2n(logits, targets)
 
 
 def _sweep_corrected(rows, columns, device):
@@ -56,13 +56,13 @@ def _sweep_corrected(rows, columns, device):
     y = mbq.fake_quantize_corrected(x, scale, bits=4, axis=0)
     y = y + mbq.fake_quantize_corrected(x, scale, bits=4, axis=0, scale_unit=scale.detach() * 2,
                                         scale_floor=torch.full((rows,), 0.5, device=device))
-    assert torch.autograd.grad(y.sum(), (x, scale))[0].isfinite().all()
+    return torch.autograd.grad(y.sum(), (x, scale))[0]
 
 
 def _sweep_correction(rows, columns, device):
     quantized, weight = (torch.randn(rows, columns, device=device, requires_grad=True) for _ in range(2))
     y = mbq.correct_weight_bias(quantized, weight)
-    assert torch.autograd.grad(y.sum(), quantized)[0].isfinite().all()
+    return torch.autograd.grad(y.sum(), quantized)[0]
 
 
 EL2N = Op(

@@ -3,11 +3,11 @@
 from torch import nn
 
 from ..quantize.attention import QuantMultiheadAttention
-from ..quantize.batch_norm import BitBatchNorm
-from ..quantize.bits import bit_states
+from ..quantize.batch_norm import BATCH_NORMS, BitBatchNorm
+from ..quantize.bits import bit_states, check_bit_widths
 from ..quantize.layers import Specs, weight_layers
 from ..quantize.specs import ActivationSpec, WeightSpec, spec_from_json
-from .plan import Conversion, Entry
+from .plan import Conversion, Entry, check_unconverted
 from .supported import base_type
 
 
@@ -35,20 +35,24 @@ def describe(model: nn.Module) -> dict | None:
 def described_conversion(model: nn.Module, description: dict) -> Conversion:
     """Return the plan to convert the float network `model` as `describe` said.
 
-    Raises ValueError where the description is none, or names a layer that `model` does not have or of another type.
+    Raises ValueError for a model that is converted already, where the description is none, and where it names a layer
+    that `model` does not have, or of another type.
     """
+    check_unconverted(model)
     modules, why = dict(model.named_modules()), "as described"
     try:
         specs = {name: Specs(spec_from_json(layer["weights"], WeightSpec),
                              spec_from_json(layer["activations"], ActivationSpec))
                  for name, layer in description["layers"].items()}
-        bits, norms = tuple(map(int, description["bits"])), list(description["batch_norms"])
+        bits = check_bit_widths("described_conversion", description["bits"])
+        norms = list(description["batch_norms"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"described_conversion: description must be what describe returns, got an error from it "
                          f"({type(error).__name__}: {error})") from error
     entries = []
     for name in (*specs, *norms):
-        if name not in modules or (name in specs and base_type(modules[name]) is None):
+        fits = base_type(modules.get(name)) if name in specs else isinstance(modules.get(name), BATCH_NORMS)
+        if not fits:
             kind = type(modules[name]).__name__ if name in modules else "none"
             raise ValueError(f"described_conversion: model must have a layer to convert at {name!r}, got {kind}")
         action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
