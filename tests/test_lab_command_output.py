@@ -15,6 +15,7 @@ from mbq_lab.command.output import plain, print_table
 from mbq_lab.command.progress import ProgressBar, ProgressLines, clock
 from mbq_lab.runs.names import network_name, range_name
 
+FEW = ["--train-limit", "128", "--test-limit", "20"]
 NUMBERS = ["1.56e-04", "2,304", "9.99e+10"]
 
 
@@ -77,7 +78,7 @@ def test_json_alone_on_stdout(finished, tmp_path):
         ("inspect", low): {"layers", "bytes_at", "file_bytes"},
         ("score", run, "--score", "el2n", "--bits", "8", "--out", tmp_path): {"score", "bits", "hardest", "easiest"},
         ("train", "--dry-run", "--out", tmp_path / "new"): {"options", "modules", "memory", "steps"},
-        ("train", *TINY, "--train-limit", "64", "--test-limit", "20", "--out", tmp_path / "n"): {"accuracy", "step_ms"},
+        ("train", *TINY, *FEW, "--out", tmp_path / "n"): {"accuracy", "step_ms", "folder"},
         ("info",): {"mbq_kernels", "backends"}}
     for arguments, names in expected.items():
         result = mbq(*arguments, "--json")
@@ -105,7 +106,7 @@ def test_a_line_for_every_epoch_where_stderr_is_no_terminal(finished):
 
 
 def test_quiet_shows_no_progress(tmp_path):
-    result = mbq("train", *TINY, "--train-limit", "128", "--test-limit", "20", "--quiet", "--out", tmp_path / "run")
+    result = mbq("train", *TINY, *FEW, "--quiet", "--out", tmp_path / "run")
     assert result.exit_code == 0 and result.stderr == "" and "ms a step" in result.stdout
 
 
