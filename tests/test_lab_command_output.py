@@ -132,6 +132,8 @@ def test_the_bar_never_cuts_a_number(width, monkeypatch):
     bar.progress.update(bar.tasks["quantized"], speed="12345 images/s")
     accuracy = {bits: 0.987 for bits in (32, 8, 6, 5, 4, 3, 2, 1)}
     bar.record({"phase": "quantized", "accuracy": accuracy, "loss": accuracy})
+    bar.record({"phase": "quantized", "loss": accuracy})
+    bar.record({"phase": "result", "accuracy": accuracy, "float_accuracy": 0.9})
     bar.close()
     text = file.getvalue()
     assert "…" not in text and text.count("300.0/300 epochs") == 1 and text.count("98.7") == len(accuracy)
