@@ -368,7 +368,7 @@ def test_the_command(tmp_path):
     assert mbq("export", tmp_path / "run", "--onnx", path, "--bits", 8, "--batch", 3).exit_code == 0
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
     for arguments, message in (((), "--store or --onnx must name a file to write, got neither"),
-                               (("--onnx", path), "bits must be one of 8, 4, which were trained, got 0")):
+                               (("--onnx", path), "--onnx needs --bits, one of 8, 4")):
         done = mbq("export", tmp_path / "run", *arguments)
         assert done.exit_code == 2 and message in done.output
     before, store = path.read_bytes(), tmp_path / "four.safetensors"
