@@ -70,8 +70,8 @@ def test_each_tracker_gets_them_in_its_own_way(libraries, tmp_path):
 
 
 def test_a_run_tells_its_trackers(libraries, tmp_path):
-    result = mbq("train", *TINY, "--train-limit", "64", "--test-limit", "20", "--trackers", "tensorboard,wandb", "--out",
-                 tmp_path / "run")
+    result = mbq("train", *TINY, "--train-limit", "64", "--test-limit", "20", "--trackers", "tensorboard,wandb",
+                 "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     tensorboard, wandb = libraries
     names = {name for name, _, _ in tensorboard.seen}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 
 import pytest
 import torch

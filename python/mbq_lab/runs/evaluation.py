@@ -51,4 +51,5 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
         quantized = add_bits(quantized, untrained, images)
     networks = {b: adapt_bn(copy.deepcopy(quantized), b, images) if adapt else quantized for b in bits}
     return Evaluation({b: evaluate(network, data, b) for b, network in networks.items()}, untrained,
-                      evaluate(model, data, FLOAT), standing(folder / CHECKPOINT)["phase"] == "finished", own_layer_bits(quantized))
+                      evaluate(model, data, FLOAT), standing(folder / CHECKPOINT)["phase"] == "finished",
+                      own_layer_bits(quantized))
