@@ -164,7 +164,7 @@ class Options(_SpecOptions):
     def _spec(self, kind: type[Spec], of: str):
         """Return the spec of `kind` with the options that are given here; 0 stands for None."""
         given = {each.name: getattr(self, flag_of(each)) for each in fields(kind)
-                 if each.metadata["of"] == of and flag_of(each)}
+                 if flag_of(each) and each.metadata["of"] == of}
         return kind(**{name: None if value == 0 and value is not False else value for name, value in given.items()})
 
     def _check_quantizers(self):
