@@ -278,7 +278,9 @@ def conversions(draw, quantizers=("learned", "double-rounding", "any-precision",
         options |= {"form": draw(st.sampled_from(("offset", "sign-magnitude"))),
                     "normalise": draw(_mostly("max", "tanh"))}
         layer_bits = draw(_mostly(None, *range(1, 9)))
-    rules = ({"activations": Float()},) if quantizer == "any-precision" else ({"activations": Float()}, {"activations": Learned(signed=True)})
+    rules = [{"activations": Float()}]
+    if quantizer != "any-precision":
+        rules.append({"activations": Learned(signed=True)})
     options["rules"] = draw(_mostly((), *((("*", rule),) for rule in rules)))
     return {"bits": tuple(sorted(bits, reverse=True)), "example": draw(st.booleans()), "layer_bits": layer_bits,
             "options": options}

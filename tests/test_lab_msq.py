@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_bits_fall_until_the_target_and_then_stay(data):
     training.run(on_epoch=records.append)
     widths = [record["layer_bits"] for record in records]
     compressions = [record["compression"] for record in records]
-    assert all(after[name] <= before[name] for before, after in zip(widths, widths[1:]) for name in before)
+    assert all(after[name] <= before[name] for before, after in pairwise(widths) for name in before)
     assert 4.0 <= compressions[0] < 8.0 <= compressions[-1] and compressions == sorted(compressions)
     reached = next(i for i, value in enumerate(compressions) if value >= 8.0)
     assert 0 < reached < 7 and all(width == widths[reached] for width in widths[reached:])

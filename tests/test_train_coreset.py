@@ -209,7 +209,7 @@ def test_every_bit_width_trains_on_its_own_coreset(data, model, options):
     scored = [record["epoch"] for record in records if "scores" in record]
     assert scored == ([] if "random" in options.values() else [2, 3, 4] if "rescore_every" in options else [phase1])
     assert all(record["scoring_seconds"] > 0 for record in records if "scores" in record)
-    for i, sampler in enumerate(train.recipe.samplers):
+    for i in range(len(train.recipe.samplers)):
         if scored and train.options.sampling == "top-k":
             assert set(train.recipe.scores[BITS[i]].topk(18).indices.tolist()) == last[i]
 

@@ -112,13 +112,13 @@ def test_networks_that_cannot_be_described_have_no_description(tmp_path):
 
 
 @pytest.mark.parametrize("other, match", [
-    (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "model must have a layer to convert at '3', got none"),
+    (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "model must have a layer to convert at .3., got none"),
     (lambda: nn.Sequential(*(nn.ReLU() for _ in range(10))), "model must have a layer to convert at '3', got ReLU"),
     (lambda: convert(small_network()), "must not be converted already"),
 ])
 def test_another_network_is_named(other, match, tmp_path):
     save_checkpoint(tmp_path / "file", convert(small_network(), example=IMAGES))
-    with pytest.raises(CheckpointError, match=f"load_quantized: model must be built as the network in .*{match}"):
+    with pytest.raises(CheckpointError, match=f"load_quantized: path must hold a network that is built as model, got .*{match}"):
         load_quantized(tmp_path / "file", other())
 
 

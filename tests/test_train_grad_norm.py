@@ -166,7 +166,8 @@ def test_layers_called_twice_and_a_bias_of_two_layers():
 
 
 def quantized_network(quantizer, correction=False, bits=2, **options):
-    model = convert(small_network(), (8, 2, 1) if quantizer != "double-rounding" else (8, 2), batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction, **options))
+    model = convert(small_network(), (8, 2, 1) if quantizer != "double-rounding" else (8, 2), batch_norm="shared",
+                    **specs(quantizer=quantizer, weight_correction=correction, **options))
     x, y = images()
     initialise(model, x)
     set_bits(model.eval(), bits)

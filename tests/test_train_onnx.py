@@ -119,8 +119,8 @@ class Kinds(nn.Module):
     Part p at b bits is quantized in the way p + b: over all bit-widths every part is in every way.
     """
 
-    WAYS = ({}, {"activations": Learned(offset=True)}, {"rules": [("*", {"activations": Float()})]}, {"weight_correction": True},
-            {"quantizer": "double-rounding"}, {"quantizer": "round-clamp"})
+    WAYS = ({}, {"activations": Learned(offset=True)}, {"rules": [("*", {"activations": Float()})]},
+            {"weight_correction": True}, {"quantizer": "double-rounding"}, {"quantizer": "round-clamp"})
     SHAPES = ((12,), (3, 4), (2, 6), (2, 3, 2))  # of a sample of each part
 
     def __init__(self, bits):
@@ -190,7 +190,8 @@ class Side(nn.Module):
 @pytest.mark.parametrize("bits", [8, 7, 4, 2, 1])
 def test_inputs_are_rounded_as_in_training_bit_for_bit(tmp_path, bits):
     model = convert(Side(), (bits,), keep_float=(), rules=[
-        ("*", {"activations": Learned(signed=True)}), ("*offset", {"activations": Learned(offset=True)}), ("unsigned", {"activations": Learned(signed=False)}),
+        ("*", {"activations": Learned(signed=True)}), ("*offset", {"activations": Learned(offset=True)}),
+        ("unsigned", {"activations": Learned(signed=False)}),
         ("offset", {"activations": Learned(signed=False)})])
     initialise(model, torch.rand(5, 1))
     for layer in (model.signed, model.unsigned, model.signed_offset, model.offset):

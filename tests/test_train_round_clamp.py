@@ -31,7 +31,8 @@ def images():
 
 
 def network(images, bits=(8,), **options):
-    model = convert(small_network(), bits, keep_float=(), batch_norm="shared", **specs(quantizer="round-clamp", **options))
+    model = convert(small_network(), bits, keep_float=(), batch_norm="shared",
+                    **specs(quantizer="round-clamp", **options))
     initialise(model, images)
     return model
 

@@ -3,9 +3,9 @@
 import difflib
 
 
-def look_up(function: str, table: dict, name: str, *, argument: str = "name"):
-    """table[name], or a ValueError that lists the names there are and the nearest one."""
-    if name in table:
+def look_up(function: str, table: dict, name, *, argument: str = "name"):
+    """Return table[name]. Raises ValueError that lists the names there are and the nearest one."""
+    if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), table, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

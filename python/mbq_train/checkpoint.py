@@ -1,6 +1,7 @@
 """Checkpoints and configurations on disk: safetensors and JSON, written whole or not at all."""
 
 import contextlib
+import copy
 import json
 import os
 from pathlib import Path
@@ -51,16 +52,20 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
 
     Args:
         state: more tensors by name, which `load_checkpoint` gives back.
-        metadata: a JSON object, into the file's header.
+        metadata: a JSON object, into the file's header, without the keys 'version' and 'conversion'.
+
+    Raises TypeError, ValueError for what a checkpoint cannot hold, OSError where the file cannot be written.
     """
     required("save_checkpoint", "safetensors")
     import safetensors.torch
 
     check_state(model)
+    header = _header(describe(model), metadata or {})
+    for name, value in (state or {}).items():
+        check_storable("save_checkpoint", name, value)
     tensors = model.state_dict() | {_STATE + name: tensor for name, tensor in (state or {}).items()}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    header = {"mbq": json.dumps({"version": VERSION, CONVERSION: describe(model), **(metadata or {})})}
     with atomic_path(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, header)
@@ -68,8 +73,23 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
             raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
 
 
+def _header(description: dict | None, metadata: dict) -> dict[str, str]:
+    """Return the header of a checkpoint. Raises TypeError, ValueError for metadata that it cannot hold."""
+    own = {"version": VERSION, CONVERSION: description}
+    try:
+        text = json.dumps(own | metadata)
+    except TypeError as error:
+        raise TypeError(f"save_checkpoint: metadata must be a JSON object, got {metadata!r} ({error})") from error
+    if taken := own.keys() & metadata.keys():
+        raise ValueError(f"save_checkpoint: metadata must leave {_some(taken)} to the checkpoint, got {metadata!r}")
+    return {"mbq": text}
+
+
 def check_state(model: nn.Module, function: str = "save_checkpoint") -> None:
-    """Raise ValueError for a state_dict that a checkpoint cannot hold, as `check_storable` says of each entry."""
+    """Raise TypeError for what is no module, ValueError for a state_dict that a checkpoint cannot hold, as
+    `check_storable` says of each entry."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model must be an nn.Module, got {type(model).__name__}")
     for name, value in model.state_dict().items():
         check_storable(function, name, value)
 
@@ -101,26 +121,36 @@ def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
         or holds other tensors or shapes than `model`. ValueError for a `model` of which there is no checkpoint.
     """
     check_state(model, "load_checkpoint")
-    with _opened("load_checkpoint", path) as file:
-        _metadata_of("load_checkpoint", path, file)
+    _, tensors, state = _contents("load_checkpoint", path)
+    _check_fit("load_checkpoint", path, tensors, model)
+    model.load_state_dict(tensors)
+    return state
+
+
+def _contents(function: str, path) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the metadata of a checkpoint, the tensors of its model, and its state."""
+    with _opened(function, path) as file:
+        metadata = _metadata_of(function, path, file)
         every = {name: file.get_tensor(name) for name in file.keys()}
     state = {name.removeprefix(_STATE): tensor for name, tensor in every.items() if name.startswith(_STATE)}
-    tensors = {name: tensor for name, tensor in every.items() if not name.startswith(_STATE)}
+    return metadata, {name: tensor for name, tensor in every.items() if not name.startswith(_STATE)}, state
+
+
+def _check_fit(function: str, path, tensors: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Raise CheckpointError unless `tensors` are those of `model`, without what earlier versions kept, taken out here.
+    """
     for prefix, module in model.named_modules():
         if isinstance(module, Quantizer):
             module.drop_obsolete(tensors, f"{prefix}." if prefix else "")
     own = model.state_dict()
-    name = type(model).__name__
     for kind, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
         if names:
-            raise CheckpointError(f"load_checkpoint: path must be a checkpoint of this {name}, got {path}, which "
-                                  f"{kind} {_some(names)}")
+            raise CheckpointError(f"{function}: path must be a checkpoint of this {type(model).__name__}, got {path}, "
+                                  f"which {kind} {_some(names)}")
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
-            raise CheckpointError(f"load_checkpoint: {key} must have shape {tuple(own[key].shape)}, "
+            raise CheckpointError(f"{function}: {key} must have shape {tuple(own[key].shape)}, "
                                   f"got {tuple(tensor.shape)} in {path}")
-    model.load_state_dict(tensors)
-    return state
 
 
 def load_quantized(path, model: nn.Module) -> nn.Module:
@@ -133,19 +163,32 @@ def load_quantized(path, model: nn.Module) -> nn.Module:
         model: a float network, built as the one that was converted; converted in place.
 
     Raises CheckpointError as `load_checkpoint`, and for a file that does not say how its network was converted: that of
-    a float network, or of version 2, which `load_checkpoint` reads into a network that you convert.
+    a float or deployed network, of one whose parts were converted by several calls, or of version 2; `load_checkpoint`
+    reads them into a network that you have made. Nothing is converted then.
     """
-    description = load_metadata(path).get(CONVERSION)
+    check_state(model, "load_quantized")
+    metadata, tensors, _ = _contents("load_quantized", path)
+    description = metadata.get(CONVERSION)
     if description is None:
         raise CheckpointError(f"load_quantized: path must say how its network was converted, got {path}, which holds a "
-                              "float network or is of an earlier version; load_checkpoint reads it into a network that "
-                              "you have made")
+                              "float or deployed network, one converted in parts, or is of an earlier version; "
+                              "load_checkpoint reads it into a network that you have made")
     try:
-        model = described_conversion(model, description).apply()
+        plan = described_conversion(model, description)
+        converted = described_conversion(_without_memory(model), description).apply()
     except ValueError as error:
-        raise CheckpointError(f"load_quantized: model must be built as the network in {path} was ({error})") from error
-    load_checkpoint(path, model)
+        raise CheckpointError(f"load_quantized: path must hold a network that is built as model, got {path} "
+                              f"({error})") from error
+    _check_fit("load_quantized", path, tensors, converted)
+    plan.apply().load_state_dict(tensors)
     return model.eval()
+
+
+def _without_memory(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` whose tensors are on device meta: nothing but names and shapes."""
+    memo = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
+    memo |= {id(tensor): nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad) for tensor in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def load_metadata(path) -> dict:
@@ -157,6 +200,8 @@ def load_metadata(path) -> dict:
 @contextlib.contextmanager
 def _opened(function: str, path):
     safetensors = required(function, "safetensors")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{function}: path must be a str or a Path, got {type(path).__name__}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             yield file

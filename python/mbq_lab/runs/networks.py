@@ -65,7 +65,7 @@ def load_quantized(path, model: nn.Module | None = None) -> nn.Module:
     """
     file = _checkpoint_of(path)
     metadata = _quantized_metadata(file)
-    if metadata.get(CHECKPOINT_CONVERSION):
+    if metadata.get(CHECKPOINT_CONVERSION) is not None:
         return mbq_train.load_quantized(file, _float_network(metadata) if model is None else model)
     data, built = data_and_float_network(_options(metadata), torch.device("cpu"))
     model = plan_of(_options(metadata), data, built if model is None else model).apply()

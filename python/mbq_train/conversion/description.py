@@ -8,7 +8,7 @@ from ..quantize.bits import bit_states, check_bit_widths
 from ..quantize.layers import Specs, weight_layers
 from ..quantize.specs import ActivationSpec, WeightSpec, spec_from_json
 from .plan import Conversion, Entry, check_unconverted
-from .supported import base_type
+from .supported import base_type, check_model, obstacle
 
 
 def describe(model: nn.Module) -> dict | None:
@@ -35,26 +35,37 @@ def describe(model: nn.Module) -> dict | None:
 def described_conversion(model: nn.Module, description: dict) -> Conversion:
     """Return the plan to convert the float network `model` as `describe` said.
 
-    Raises ValueError for a model that is converted already, where the description is none, and where it names a layer
-    that `model` does not have, or of another type.
+    Raises ValueError where the description is none, or names a layer that `model` does not have, of another type or
+    with what hinders its conversion; and as `convert` for a model that it does not take.
     """
+    check_model(model)
     check_unconverted(model)
-    modules, why = dict(model.named_modules()), "as described"
+    bits, specs, norms = _read(description)
+    modules, entries = dict(model.named_modules()), []
+    for name in (*specs, *norms):
+        module = modules.get(name)
+        fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
+        if not fits or (why := obstacle(module)):
+            what = "layer to convert" if name in specs else "BatchNorm"
+            got = f"{type(module).__name__}: {why}" if fits else type(module).__name__ if module else "none"
+            raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
+        action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
+        entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))
+    return Conversion(model, bits, tuple(entries), "as described")
+
+
+def _read(description: dict) -> tuple[tuple[int, ...], dict[str, Specs], tuple[str, ...]]:
+    """Return bit-widths, specs by layer and names of norms. Raises ValueError for what `describe` never returns."""
     try:
+        bits = check_bit_widths("described_conversion", description["bits"])
         specs = {name: Specs(spec_from_json(layer["weights"], WeightSpec),
                              spec_from_json(layer["activations"], ActivationSpec))
                  for name, layer in description["layers"].items()}
-        bits = check_bit_widths("described_conversion", description["bits"])
-        norms = list(description["batch_norms"])
-    except (TypeError, KeyError, AttributeError) as error:
+        for weights, activations in specs.values():
+            weights.check_use("weights")
+            activations.check_use("activations")
+            weights.check(bits)
+        return bits, specs, tuple(dict.fromkeys(description["batch_norms"]))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"described_conversion: description must be what describe returns, got an error from it "
                          f"({type(error).__name__}: {error})") from error
-    entries = []
-    for name in (*specs, *norms):
-        fits = base_type(modules.get(name)) if name in specs else isinstance(modules.get(name), BATCH_NORMS)
-        if not fits:
-            kind = type(modules[name]).__name__ if name in modules else "none"
-            raise ValueError(f"described_conversion: model must have a layer to convert at {name!r}, got {kind}")
-        action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
-        entries.append(Entry(name, type(modules[name]).__name__, 0, action, why, module=modules[name], **quantized))
-    return Conversion(model, bits, tuple(entries), "as described")

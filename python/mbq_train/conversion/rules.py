@@ -38,16 +38,16 @@ def keep_in_float(decisions: dict[str, Decision], names, ends: dict[str, dict[st
     """Decide 'float' for the layers in `names`; 'first' and 'last' are keys of `ends`, which give the layers that each
     stands for and why, also where a layer has such a name.
 
-    Raises TypeError when names is one string, ValueError for an unknown name.
+    Raises TypeError when names is one string or no sequence, ValueError for an unknown name.
     """
-    if isinstance(names, str):
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
         raise TypeError(f"convert: keep_float must be a sequence of layer names, got {names!r}")
     for name in names:
+        look_up("convert", decisions | ends, name, argument="keep_float")
         if name in ends:
             for end, why in ends[name].items():
                 decisions[end].decide("float", f"keep_float: {name} {why}")
         else:
-            look_up("convert", decisions, name, argument="keep_float")
             decisions[name].decide("float", "keep_float")
 
 

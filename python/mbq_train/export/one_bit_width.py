@@ -22,7 +22,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     RuntimeError where a scale has no value yet.
     """
     model = copy.deepcopy(model).cpu().eval()
-    layers = set(quantized_layers("export_onnx", model).values())
+    layers = dict.fromkeys(quantized_layers("export_onnx", model).values())
     set_bits(model, bits)
     of_inputs = {layer.input_quantizer for layer in layers}
     for quantizer in (every := quantizers(model)):

@@ -134,7 +134,7 @@ class Learned(WeightSpec, ActivationSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.signed not in (None, True, False):
+        if not (self.signed is None or isinstance(self.signed, bool)):
             raise TypeError(f"Learned: signed must be True, False or None, got {self.signed!r}")
         if self.bits is not None:
             check_bit_widths("Learned", (self.bits,))

@@ -161,11 +161,12 @@ class BaseWeightQuantizer(Quantizer):
     def quantize_all(quantizers, weights, bits) -> list:
         """Return every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the quantizers are of
         one kind, the weights share a dtype and a device."""
-        raise NotImplementedError
+        raise NotImplementedError(f"WeightBank: {type(quantizers[0]).__name__} must define quantize_all, got none")
 
     def stored(self, weight: torch.Tensor, bits: int):
         """Return (x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.layer_name}: {type(self).__name__} must define stored, or codes, to be "
+                                  "exported, got neither")
 
     @torch.no_grad()
     def codes(self, weight: torch.Tensor, bits: int) -> Codes:

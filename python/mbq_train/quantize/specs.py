@@ -5,6 +5,7 @@ both, holds the options with their checks, and makes the quantizer.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ def option(default, help: str, *, of: str, choices: tuple[str, ...] = (), flag: 
 
 def flag_of(option: dataclasses.Field) -> str:
     """Return the name of an option of a spec on the command line; '' where it has none."""
-    flag = option.metadata["flag"]
+    flag = option.metadata.get("flag", "")  # a plain field has none
     return option.name if flag is None else flag
 
 
@@ -44,7 +45,11 @@ class Spec:
 
     def __init_subclass__(cls):
         if "name" in vars(cls):
-            _SPECS[cls.name] = cls
+            other = _SPECS.setdefault(cls.name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"{cls.__qualname__}: name must be its own, got {cls.name!r}, that of "
+                                 f"{other.__qualname__}")
+            _SPECS[cls.name] = cls  # a cell of a notebook that runs again defines it anew
 
     def __post_init__(self):
         for each in fields(self):
@@ -57,7 +62,7 @@ class Spec:
     def check_use(self, of: str) -> None:
         """Raise ValueError where an option of something else than `of`, 'weights' or 'activations', is given."""
         for each in fields(self):
-            if each.metadata["of"] != of and getattr(self, each.name) != each.default:
+            if each.metadata.get("of", of) != of and getattr(self, each.name) != each.default:
                 raise ValueError(f"convert: {of} must leave {each.name} of {type(self).__name__} alone, which is an "
                                  f"option of {each.metadata['of']}, got {getattr(self, each.name)!r}")
 
@@ -78,7 +83,7 @@ class WeightSpec(Spec):
 
     def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str) -> nn.Module:
         """Return a BaseWeightQuantizer for `weight`, (C, ...)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{layer_name}: {type(self).__name__} must define weight_quantizer, got none")
 
 
 class ActivationSpec(Spec):
@@ -86,7 +91,7 @@ class ActivationSpec(Spec):
 
     def input_quantizer(self, bit_state: BitState, *, like: torch.Tensor, layer_name: str) -> nn.Module:
         """Return a module that quantizes inputs; like: a tensor that gives device and dtype."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{layer_name}: {type(self).__name__} must define input_quantizer, got none")
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,15 @@ def spec_from_json(values: dict, base: type[Spec]) -> Any:
 
 
 def check_spec(argument: str, spec, base: type[Spec]) -> None:
-    """Raise TypeError unless `spec` is one for `argument`, 'weights' or 'activations'."""
+    """Raise TypeError unless `spec` is one for `argument`, 'weights' or 'activations', that a checkpoint can keep."""
     if not isinstance(spec, base):
         names = ", ".join(f"{kind.__name__}()" for kind in spec_types(base).values())
         raise TypeError(f"convert: {argument} must be a spec such as {names}, got {spec!r}")
+    try:
+        kept = spec_from_json(json.loads(json.dumps(spec.to_json())), base) == spec
+    except (AttributeError, TypeError, ValueError):
+        kept = False
+    if not kept:
+        raise TypeError(f"convert: {argument} must be a spec with a name of its own and options that JSON keeps as they "
+                        f"are, because checkpoints hold it so, got {spec!r}")
     spec.check_use(argument)
