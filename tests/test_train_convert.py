@@ -140,7 +140,7 @@ def test_convert_refuses_bits(bits, error, match):
 
 @pytest.mark.parametrize("options, error, match", [
     ({"batch_norm": "per-bit"}, ValueError, r"batch_norm must be one of per_bit, shared, got 'per-bit' \(did you mean"),
-    ({"keep_float": ("33",)}, ValueError, r"keep_float must be one of 0, 3, 7, 9, first, last, got '33' \(did you mean '3'\?\)"),
+    ({"keep_float": ("33",)}, ValueError, r"must be one of 0, 3, 7, 9, first, last, got '33' \(did you mean '3'\?\)"),
     ({"keep_float": "first"}, TypeError, "keep_float must be a sequence of layer names, got 'first'"),
     ({"keep_float": None}, TypeError, "keep_float must be a sequence of layer names, got None"),
     ({"keep_float": [["3"]]}, ValueError, r"keep_float must be one of .*, got \['3'\]"),

@@ -118,7 +118,7 @@ def test_networks_that_cannot_be_described_have_no_description(tmp_path):
 ])
 def test_another_network_is_named(other, match, tmp_path):
     save_checkpoint(tmp_path / "file", convert(small_network(), example=IMAGES))
-    with pytest.raises(CheckpointError, match=f"load_quantized: path must hold a network that is built as model, got .*{match}"):
+    with pytest.raises(CheckpointError, match=f"path must hold a network that is built as model, got .*{match}"):
         load_quantized(tmp_path / "file", other())
 
 
