@@ -55,7 +55,8 @@ WORK = {  # by op: what a Case of it has
                                         double_round(x, scales[0], bits=case.bits, axis=case.axis))},
     "fake_quantize_affine": {"rivals": affine_rivals, "zero_point": True, "ours": one_by_one(
         lambda case, x, scale, zp, bits: fake_quantize_affine(
-            x, scale, zp, **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True))), axis=case.axis))},
+            x, scale, zp, axis=case.axis,
+            **dict(zip(("quant_min", "quant_max"), code_range(bits, signed=True), strict=True))))},
 }
 
 

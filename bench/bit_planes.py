@@ -1,4 +1,4 @@
-"""The rivals of round_clamp_lsb that keep a trainable plane for every bit of a weight: baselines for bench_bit_planes.py.
+"""Rivals of round_clamp_lsb that keep a trainable plane for every bit of a weight: baselines of bench_bit_planes.py.
 
 After BSQ (Yang et al., 2021, arXiv 2102.10462): positive and negative planes in [0, 2], rounded straight through,
 W = s (sum_b 2^b (round(p_b) - round(n_b))) / (2^n - 1), with its group-lasso penalty on every plane. After CSQ (Xiao et
@@ -20,6 +20,7 @@ class PlanesBSQ:
     def __init__(self, weight, bits):
         self.bits, self.scale = bits, weight.detach().abs().amax()
         code = (weight.detach().abs() / self.scale * (2**bits - 1)).round().long()
+        # the shift is arithmetic: right with a negative code too
         planes = torch.stack([(code >> b & 1).float() for b in range(bits)])
         positive = (weight.detach() >= 0).float()
         self.positive = (planes * positive).requires_grad_()
@@ -50,7 +51,8 @@ class PlanesCSQ:
     def __init__(self, weight, bits, temperature=10.0):
         self.bits, self.scale, self.temperature = bits, weight.detach().abs().amax(), temperature
         code = (weight.detach() / self.scale * (2 ** (bits - 1) - 1)).round().long()
-        planes = torch.stack([(code >> b & 1).float() for b in range(bits)])  # of a negative code too: an arithmetic shift
+        # the shift is arithmetic: right with a negative code too
+        planes = torch.stack([(code >> b & 1).float() for b in range(bits)])
         self.planes = (planes - 0.5).requires_grad_()
         self.gates = torch.full((bits,), 0.5, device=weight.device).requires_grad_()
 

@@ -131,7 +131,7 @@ def copy_candidate(case: Case) -> Candidate:
         if case.device == "cpu":
             return lambda: [x.clone() for x in xs], []
         to = [torch.empty_like(x) for x in xs]
-        return lambda: [y.copy_(x) for x, y in zip(xs, to)], []
+        return lambda: [y.copy_(x) for x, y in zip(xs, to, strict=True)], []
     return Candidate("copy", build)
 
 

@@ -79,7 +79,8 @@ def _without_place(word: str) -> str:
 
 def _gpu() -> dict:
     answer = _run("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
-    facts = dict(zip(GPU_FIELDS, (part.strip() for part in answer.splitlines()[0].split(",")))) if answer else {}
+    parts = [part.strip() for part in answer.splitlines()[0].split(",")] if answer else []
+    facts = dict(zip(GPU_FIELDS, parts, strict=True)) if parts else {}
     properties = torch.cuda.get_device_properties(0)
     return facts | {"name": properties.name, "sms": properties.multi_processor_count,
                     "capability": f"{properties.major}.{properties.minor}", "l2_bytes": properties.L2_cache_size}

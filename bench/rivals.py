@@ -17,14 +17,15 @@ ROUNDED_MASK = "gradient mask on the rounded value, multiplies by 1/scale"
 def functional(quantize: Callable) -> Callable:
     """Candidate.build from quantize(case, x, scales, zero_point) -> one x_hat per bit-width."""
     def build(case: Case, inputs: Inputs):
-        jobs = list(zip(inputs.xs, inputs.scales, inputs.zero_points))
+        jobs = list(zip(inputs.xs, inputs.scales, inputs.zero_points, strict=True))
         return (lambda: [y for x, scales, zp in jobs for y in quantize(case, x, scales, zp)]), inputs.parameters(case)
     return build
 
 
 def one_by_one(quantize: Callable) -> Callable:
     """`functional` from quantize(case, x, scale, zero_point, bits) -> x_hat, a call per bit-width."""
-    return functional(lambda case, x, scales, zp: [quantize(case, x, s, zp, b) for s, b in zip(scales, case.bits)])
+    return functional(lambda case, x, scales, zp: [
+        quantize(case, x, s, zp, b) for s, b in zip(scales, case.bits, strict=True)])
 
 
 def _formula(case):
@@ -58,7 +59,7 @@ def _compiled_joint(case: Case, inputs: Inputs):
     torch._dynamo.config.recompile_limit = 64
     formula = _formula(case)
     joint = torch.compile(lambda x, scales: [formula(x, s, bits=b, axis=case.axis)
-                                             for s, b in zip(scales, case.bits)])
+                                             for s, b in zip(scales, case.bits, strict=True)])
     return functional(lambda case, x, scales, zp: joint(x, scales))(case, inputs)
 
 
@@ -68,15 +69,16 @@ def _compiled_network(case: Case, inputs: Inputs):
         raise NotImplementedError(f"it compiles for minutes with more than {COMPILED_TENSORS} tensors")
     formula = _formula(case)
     network = torch.compile(lambda xs, rows: [formula(x, s, bits=b, axis=case.axis)
-                                              for x, scales in zip(xs, rows) for s, b in zip(scales, case.bits)])
+                                              for x, scales in zip(xs, rows, strict=True)
+                                              for s, b in zip(scales, case.bits, strict=True)])
     return lambda: network(inputs.xs, inputs.scales), inputs.parameters(case)
 
 
 def _torch_fixed(case: Case, inputs: Inputs):
     """torch's own with a fixed scale: floats and int32 zero points are made once, outside the timed call."""
     jobs = []
-    for x, scales in zip(inputs.xs, inputs.scales):
-        for scale, bits in zip(scales, case.bits):
+    for x, scales in zip(inputs.xs, inputs.scales, strict=True):
+        for scale, bits in zip(scales, case.bits, strict=True):
             if case.axis is None:
                 jobs.append((torch.fake_quantize_per_tensor_affine, x, scale.item(), 0, *code_range(bits, signed=True)))
             else:
@@ -117,8 +119,8 @@ def _brevitas(case: Case, inputs: Inputs):
         raise NotImplementedError("its weight quantizers take channels on axis 0 alone")
     base = Int8WeightPerTensorFloat if case.axis is None else Int8WeightPerChannelFloat
     layers = []
-    for x, scales in zip(inputs.xs, inputs.scales):
-        for scale, bits in zip(scales, case.bits):
+    for x, scales in zip(inputs.xs, inputs.scales, strict=True):
+        for scale, bits in zip(scales, case.bits, strict=True):
             quantizer = type("Learned", (base,), dict(
                 scaling_impl_type=ScalingImplType.PARAMETER_FROM_STATS, restrict_scaling_type=RestrictValueType.FP,
                 bit_width=bits, narrow_range=False))
@@ -138,8 +140,8 @@ def _nncf(case: Case, inputs: Inputs):
     """NNCF learns hi * scale and takes one channel axis by broadcasting."""
     from nncf.torch.quantization.quantize_functions import QuantizeSymmetric
     jobs, learned = [], []
-    for x, scales in zip(inputs.xs, inputs.scales):
-        for scale, bits in zip(scales, case.bits):
+    for x, scales in zip(inputs.xs, inputs.scales, strict=True):
+        for scale, bits in zip(scales, case.bits, strict=True):
             lo, hi = code_range(bits, signed=True)
             shape = [1] if case.axis is None else [-1 if d == case.axis else 1 for d in range(x.dim())]
             learned.append((scale.detach() * hi).reshape(shape).requires_grad_())

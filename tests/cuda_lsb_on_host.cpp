@@ -26,8 +26,9 @@ RoundClamp<float> quantizer_of(const Arguments& a) {
 
 template <LsbOut out, bool counts, class T, class Result>
 void forward(const Arguments& a) {
-  const RoundClampJob<T, Result> job{Walk(a.outer, a.channels, a.inner), a.aligned,   quantizer_of(a), a.limit,
-                                     static_cast<T*>(a.x),               static_cast<Result*>(a.to), nullptr};
+  const RoundClampJob<T, Result> job{
+      Walk(a.outer, a.channels, a.inner), a.aligned, quantizer_of(a), a.limit, static_cast<T*>(a.x),
+      static_cast<Result*>(a.to),         nullptr};
   for (int64_t task = 0; task < job.walk.tasks; ++task) {
     for (int lane = 0; lane < (job.walk.by_run ? a.lanes : 1); ++lane) {
       RoundClampVisit<out, counts, T, Result> visit(job, job.walk.channel_of(task));
@@ -42,9 +43,14 @@ void forward(const Arguments& a) {
 
 template <bool with_task, class T>
 void backward(const Arguments& a) {
-  const LsbGradientJob<T> job{Walk(a.outer, a.channels, a.inner), a.aligned,           quantizer_of(a),
-                              a.limit,                            a.grad_penalty,      static_cast<T*>(a.x),
-                              static_cast<T*>(a.grad),            static_cast<T*>(a.grad_x)};
+  const LsbGradientJob<T> job{Walk(a.outer, a.channels, a.inner),
+                              a.aligned,
+                              quantizer_of(a),
+                              a.limit,
+                              a.grad_penalty,
+                              static_cast<T*>(a.x),
+                              static_cast<T*>(a.grad),
+                              static_cast<T*>(a.grad_x)};
   for (int64_t task = 0; task < job.walk.tasks; ++task) {
     LsbGradientVisit<with_task, T> visit(job, job.walk.channel_of(task));
     if (!job.walk.by_run) walk_column(job.walk, task, visit);
@@ -55,12 +61,12 @@ void backward(const Arguments& a) {
 
 }  // namespace
 
-#define MBQ_HOST(name, T)                                                                                      \
-  extern "C" void round_clamp_##name(Arguments* a) { forward<LsbOut::value, false, T, T>(*a); }                \
-  extern "C" void extract_lsb_##name(Arguments* a) { forward<LsbOut::residual, false, T, int8_t>(*a); }        \
-  extern "C" void lsb_penalty_##name(Arguments* a) { forward<LsbOut::nothing, true, T, T>(*a); }               \
-  extern "C" void round_clamp_lsb_##name(Arguments* a) { forward<LsbOut::value, true, T, T>(*a); }             \
-  extern "C" void lsb_penalty_backward_##name(Arguments* a) { backward<false, T>(*a); }                        \
+#define MBQ_HOST(name, T)                                                                               \
+  extern "C" void round_clamp_##name(Arguments* a) { forward<LsbOut::value, false, T, T>(*a); }         \
+  extern "C" void extract_lsb_##name(Arguments* a) { forward<LsbOut::residual, false, T, int8_t>(*a); } \
+  extern "C" void lsb_penalty_##name(Arguments* a) { forward<LsbOut::nothing, true, T, T>(*a); }        \
+  extern "C" void round_clamp_lsb_##name(Arguments* a) { forward<LsbOut::value, true, T, T>(*a); }      \
+  extern "C" void lsb_penalty_backward_##name(Arguments* a) { backward<false, T>(*a); }                 \
   extern "C" void round_clamp_lsb_backward_##name(Arguments* a) { backward<true, T>(*a); }
 MBQ_HOST(float32, float)
 MBQ_HOST(bfloat16, c10::BFloat16)

@@ -55,8 +55,7 @@ void forward(const Arguments<T>& a) {
     if (!job.walk.by_run)
       walk_column(job.walk, task, visit);
     else
-      for (int lane = 0; lane < a.lanes; ++lane)
-        walk_run<kPack<T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
+      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
   }
 }
 
@@ -68,8 +67,7 @@ void backward(const Arguments<T>& a) {
     if (!job.walk.by_run)
       walk_column(job.walk, task, visit);
     else
-      for (int lane = 0; lane < a.lanes; ++lane)
-        walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
+      for (int lane = 0; lane < a.lanes; ++lane) walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
     visit.finish(task, true, [](double value) { return value; });
   }
 }

@@ -111,7 +111,8 @@ def test_training_layer_imports_nothing_of_the_laboratory():
 
 
 def test_rooms_of_the_laboratory_are_imported_in_one_direction():
-    rooms = {path.relative_to(ROOT / "python/mbq_lab").with_suffix("").parts[0] for path in python_files("python/mbq_lab")}
+    rooms = {path.relative_to(ROOT / "python/mbq_lab").with_suffix("").parts[0]
+             for path in python_files("python/mbq_lab")}
     assert rooms == {*LAB, "__init__"}
     for path in python_files("python/mbq_lab"):
         room = path.relative_to(ROOT / "python/mbq_lab").with_suffix("").parts[0]

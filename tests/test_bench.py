@@ -58,8 +58,8 @@ def test_results_name_no_place_outside_the_repository(monkeypatch):
 def test_benchmarks_and_report_in_small(tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "pytest", BENCH, "-q", "-p", "no:cacheprovider", "--mbq-small",
-               "--mbq-json", results, "-k", "(test_fake_quantize and 1Mi) or (multi and 512x512x3x3) or (affine and 64Mi) "
-               "or (fake_quantize_foreach and resnet20-float32-forward)"]
+               "--mbq-json", results, "-k", "(test_fake_quantize and 1Mi) or (multi and 512x512x3x3) or "
+               "(affine and 64Mi) or (fake_quantize_foreach and resnet20-float32-forward)"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent,
                           env={**os.environ, "TRITON_INTERPRET": "0"})
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,5 +1,3 @@
-from mbq_train import Learned
-
 """torch.export with sizes that change: every public op, converted and deployed layers, strict and not."""
 
 import pytest
@@ -11,6 +9,7 @@ from torch.export import Dim
 import mbq_kernels as mbq
 import mbq_train
 from mbq_kernels._library import _raw_names
+from mbq_train import Learned
 
 S = torch.tensor([0.1, 0.2, 0.3])  # scales of three channels
 CODES = torch.arange(-15, 15, dtype=torch.int8).view(3, 10)

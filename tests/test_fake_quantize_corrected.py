@@ -7,13 +7,14 @@ import torch
 import mbq_kernels as mbq
 
 BITS = (8, 4, 1, 2)
+LEVELS = len(BITS)
 SHAPES = [((7,), None), ((1, 1), 0), ((3, 1031), 0), ((16, 5, 3, 3), 0), ((5, 6, 7), 1), ((40, 8), -1),
           ((3, 2051), None)]
 shapes = pytest.mark.parametrize("shape, axis", SHAPES, ids=lambda v: str(v).replace(" ", ""))
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 
-def make(shape, axis, dtype, device, levels=len(BITS)):
+def make(shape, axis, dtype, device, levels=LEVELS):
     count = 1 if axis is None else shape[axis]
     scales = torch.rand(levels, count, device=device) * 0.5 + 0.3
     return (torch.randn(shape) * 2).to(device, dtype), scales, torch.randn(levels, count, device=device) * 0.3

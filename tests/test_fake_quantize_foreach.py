@@ -8,6 +8,7 @@ from running import lines_by_instruction_set
 import mbq_kernels as mbq
 
 BITS = (8, 4, 1, 2)
+LEVELS = len(BITS)
 SHAPES = [(16, 3, 3, 3), (7,), (4, 0), (4, 1031), (5, 64), (3, 50, 3), (2, 5, 6), (0, 3), (70, 65), (1, 2500), (6, 1)]
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
@@ -17,7 +18,7 @@ def shapes(backend):
     return SHAPES[:4] if backend == "triton" else SHAPES  # the interpreter is slow, and a loop over tensors
 
 
-def make(shapes, axis, dtype, device, levels=len(BITS)):
+def make(shapes, axis, dtype, device, levels=LEVELS):
     """xs, scales and offsets of them as lists of rows."""
     xs = [(torch.randn(shape) * 4).to(device, dtype) for shape in shapes]
     counts = [1 if axis is None else shape[axis] for shape in shapes]

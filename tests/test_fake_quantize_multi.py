@@ -7,12 +7,13 @@ import torch
 import mbq_kernels as mbq
 
 BITS = (8, 4, 1, 2)
+LEVELS = len(BITS)
 SHAPES = [((7,), None), ((3, 1031), None), ((4, 1031), 0), ((3, 50, 3), 1), ((2, 5, 6), -1)]
 shapes = pytest.mark.parametrize("shape, axis", SHAPES, ids=lambda v: str(v).replace(" ", ""))
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 
-def make(shape, axis, dtype, device, levels=len(BITS)):
+def make(shape, axis, dtype, device, levels=LEVELS):
     count = 1 if axis is None else shape[axis]
     scales = torch.rand(levels, count, device=device) * 0.5 + 0.3
     return (torch.randn(shape) * 4).to(device, dtype), scales, torch.randn(levels, count, device=device) * 0.5
@@ -76,7 +77,8 @@ def test_separate_scales_get_separate_gradients(device):
 
 def test_memory_formats_and_empty(device):
     for x in (torch.randn(3, 5, 4, 6, device=device).to(memory_format=torch.channels_last),
-              torch.randn(3, 5, 8, 6, device=device)[:, :, ::2], torch.empty(0, 5, 2, 2, device=device), torch.empty(2, 0, 3, device=device)):
+              torch.randn(3, 5, 8, 6, device=device)[:, :, ::2],
+              torch.empty(0, 5, 2, 2, device=device), torch.empty(2, 0, 3, device=device)):
         leaf, scales = x.requires_grad_(), torch.rand(2, x.shape[1], device=device) + 0.2
         outs = mbq.fake_quantize_multi(leaf, scales, bits=(4, 2), axis=1)
         assert all(out.stride() == torch.empty_like(x).stride() for out in outs)

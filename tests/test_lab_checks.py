@@ -163,7 +163,7 @@ def test_a_folder_with_a_run_is_refused_by_a_dry_run(monkeypatch, tmp_path):
     of_network(monkeypatch, tiny_model)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    options = ["train", "--dry-run", "--bits", "4,2", "--out", str(tmp_path / "run")]
+    options = ["train", "--dry-run", "--bits", "4,2", "--batch-size", "32", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: --out must not hold an unfinished run")

@@ -133,7 +133,7 @@ def test_help_and_version_import_neither_torch_nor_numpy():
 def test_a_reader_that_closes_the_pipe_gets_no_traceback():
     code = """if True:
         from mbq_lab.command.app import app
-        app(["train", "--help"])"""
+        app(["eval", "--help"])"""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "python")))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, "PYTHONPATH": paths})

@@ -15,6 +15,7 @@ from mbq_lab.command.output import plain, print_table
 from mbq_lab.command.progress import ProgressBar, ProgressLines, clock
 from mbq_lab.runs.names import network_name, range_name
 
+FEW = ["--train-limit", "128", "--test-limit", "20"]
 NUMBERS = ["1.56e-04", "2,304", "9.99e+10"]
 
 
@@ -77,7 +78,7 @@ def test_json_alone_on_stdout(finished, tmp_path):
         ("inspect", low): {"layers", "bytes_at", "file_bytes"},
         ("score", run, "--score", "el2n", "--bits", "8", "--out", tmp_path): {"score", "bits", "hardest", "easiest"},
         ("train", "--dry-run", "--out", tmp_path / "new"): {"options", "modules", "memory", "steps"},
-        ("train", *TINY, "--train-limit", "64", "--test-limit", "20", "--out", tmp_path / "n"): {"accuracy", "step_ms"},
+        ("train", *TINY, *FEW, "--out", tmp_path / "n"): {"accuracy", "step_ms", "folder"},
         ("info",): {"mbq_kernels", "backends"}}
     for arguments, names in expected.items():
         result = mbq(*arguments, "--json")
@@ -105,7 +106,7 @@ def test_a_line_for_every_epoch_where_stderr_is_no_terminal(finished):
 
 
 def test_quiet_shows_no_progress(tmp_path):
-    result = mbq("train", *TINY, "--train-limit", "128", "--test-limit", "20", "--quiet", "--out", tmp_path / "run")
+    result = mbq("train", *TINY, *FEW, "--quiet", "--out", tmp_path / "run")
     assert result.exit_code == 0 and result.stderr == "" and "ms a step" in result.stdout
 
 
@@ -131,6 +132,8 @@ def test_the_bar_never_cuts_a_number(width, monkeypatch):
     bar.progress.update(bar.tasks["quantized"], speed="12345 images/s")
     accuracy = {bits: 0.987 for bits in (32, 8, 6, 5, 4, 3, 2, 1)}
     bar.record({"phase": "quantized", "accuracy": accuracy, "loss": accuracy})
+    bar.record({"phase": "quantized", "loss": accuracy})
+    bar.record({"phase": "result", "accuracy": accuracy, "float_accuracy": 0.9})
     bar.close()
     text = file.getvalue()
     assert "…" not in text and text.count("300.0/300 epochs") == 1 and text.count("98.7") == len(accuracy)
@@ -147,3 +150,10 @@ def test_help_fits_into_80_columns_and_names_every_option_in_its_panel(monkeypat
     panels = [line.split()[1] for line in shown.splitlines() if line.startswith("╭─")]
     assert sorted(panels) == sorted(["Options", "data", "network", "quantizers", "training", "emqnet", "msq", "run"])
     assert mbq().stdout == mbq("--help").stdout
+
+
+def test_sentences_wrap_so_that_a_plan_is_one_table():
+    table = Table("module", "parameters", "why")
+    table.add_row("a.long.name.of.a.module", "2,304", "it reads the network's input, which stays in float, as ever")
+    text = printed(table, width=70, force_terminal=True, color_system=None)
+    assert "…" not in text and text.count("parameters") == 1 and max(map(len, text.splitlines())) <= 70

@@ -70,7 +70,7 @@ def test_each_tracker_gets_them_in_its_own_way(libraries, tmp_path):
 
 
 def test_a_run_tells_its_trackers(libraries, tmp_path):
-    few = ["--train-limit", "64", "--test-limit", "20"]
+    few = ["--train-limit", "128", "--test-limit", "20"]
     result = mbq("train", *TINY, *few, "--trackers", "tensorboard,wandb", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     tensorboard, wandb = libraries

@@ -13,7 +13,7 @@ from networks import interruptible, one_thread, tiny_model  # noqa: F401
 from small_data import Told
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from mbq_lab import Interrupted, Options, data_of, evaluate, load_quantized, resume_run, train_run
+from mbq_lab import Interrupted, Options, data_of, evaluate, evaluate_run, load_quantized, resume_run, train_run
 from mbq_train import get_bits
 
 OPTIONS = Options(bits=(4, 2), epochs=2, float_epochs=1, batch_size=12, learning_rate=1e-2)
@@ -73,7 +73,7 @@ def test_labels_are_found_where_pytorch_keeps_them_or_by_reading():
 
 def test_a_run_on_a_dataloader_and_a_module_goes_on_after_a_stop_as_if_it_had_not_been(tmp_path):
     network = tiny_model()
-    train_run(OPTIONS, tmp_path / "whole", data=pair(), model=network)
+    result = train_run(OPTIONS, tmp_path / "whole", data=pair(), model=network)
     config = json.loads((tmp_path / "whole/config.json").read_text())
     assert (config["data"], config["model"]) == ("given:Halves", "given:Sequential")
     assert get_bits(network) in (4, 2) and evaluate(network, data_of(*pair()), 2) > 0.9
@@ -97,6 +97,10 @@ def test_a_run_on_a_dataloader_and_a_module_goes_on_after_a_stop_as_if_it_had_no
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
     with pytest.raises(ValueError, match="model must be given again: .* a Sequential"):
         load_quantized(tmp_path / "whole")
+    floats = tiny_model()
+    measured = evaluate_run(tmp_path / "whole", data=pair(), model=floats)
+    assert measured.accuracy == result.accuracy and measured.float_accuracy == result.float_accuracy
+    assert all(torch.equal(value, tiny_model().state_dict()[name]) for name, value in floats.state_dict().items())
     result = mbq("eval", tmp_path / "whole")
     assert result.exit_code == 2 and result.stderr.startswith("error: data must be given again: ")
     assert "this run began in Python with a Halves" in result.stderr and len(result.stderr.splitlines()) == 1

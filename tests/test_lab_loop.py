@@ -7,37 +7,22 @@ import pytest
 import torch
 from networks import one_thread, tiny_model  # noqa: F401
 from small_data import halves
-from torch import nn
+from small_runs import BITS, OPTIONS, train
 
-from mbq_lab import Options, evaluate
-from mbq_lab.training.loop import Training, stepper_of
+from mbq_lab import evaluate
+from mbq_lab.training.loop import Training
 from mbq_lab.training.optimizers import build_optimizer, rate_at
-from mbq_train import TrainingError, convert, initialise, parameter_groups, set_bits
+from mbq_train import convert, parameter_groups, set_bits
 from mbq_train.batches import Batch
-from mbq_train.quantize import learned
 from mbq_train.quantize.bits import bit_states
 from mbq_train.quantize.quantizer import quantizers
-from mbq_train.quantize.weight_bank import WeightBank
 from mbq_train.training import distillation, steps
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
-
-BITS = (8, 4, 2)
-OPTIONS = Options(epochs=1, batch_size=16)
 
 
 @pytest.fixture(scope="module")
 def data():
     return halves()
-
-
-def train(model, data, bits=BITS, *, on_epoch=None, **options):
-    training = Training(model, data, bits, replace(OPTIONS, **options))
-    training.run(on_epoch=on_epoch)
-    return training
-
-
-def batch_of(data, images=16):
-    return next(data.train_batches(images, seed=0, epoch=0))
 
 
 def test_one_loop_trains_the_float_and_the_quantized_network(data):
@@ -68,68 +53,6 @@ def test_a_step_after_each_bit_width_moves_the_scales_of_that_bit_width_alone(da
     monkeypatch.setattr(steps.Stepper, "_step_on", watch)
     train(model, data, batch_size=30)
     assert seen == [((8,), ["8"]), ((4,), ["4"]), ((2,), ["2"])] * 2
-
-
-def gradients(model, data, **options):
-    """Gradients of one accumulated step, by name, without the step."""
-    initialise(model, batch_of(data).images)
-    options = replace(OPTIONS, schedule="accumulate", optimizer="sgd", momentum=0.0, learning_rate=1e-30, **options)
-    stepper = stepper_of(options, model, BITS, build_optimizer(model, options))
-    losses = stepper(batch_of(data))
-    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def test_accumulate_adds_the_gradients_of_all_bit_widths(data):
-    batch = batch_of(data)
-    losses, summed = gradients(convert(tiny_model(), BITS, batch_norm="shared").eval(), data)
-    model = convert(tiny_model(), BITS, batch_norm="shared").eval()
-    initialise(model, batch.images)
-    for b, loss in zip(BITS, losses, strict=True):
-        set_bits(model, b)
-        own = nn.functional.cross_entropy(model(batch.images), batch.labels)
-        own.backward()
-        assert own.item() == loss.item()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(summed[name], parameter.grad, rtol=1e-6, atol=1e-8)
-    assert len({summed[f"3.weight_quantizer.scales.{b}"].abs().sum().item() for b in BITS}) == 3
-
-
-@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
-def test_the_weight_bank_changes_nothing_but_the_order_of_a_sum(data, autocast):
-    with_bank, without = (gradients(convert(tiny_model(), BITS), data, autocast=autocast, weight_bank=bank)
-                          for bank in (True, False))
-    assert torch.equal(with_bank[0], without[0])
-    for name, expected in without[1].items():
-        torch.testing.assert_close(with_bank[1][name], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_weight_bank_quantizes_once_a_step_and_lets_its_copies_go(data, monkeypatch):
-    calls = []
-    foreach = learned.mbq_kernels.fake_quantize_foreach
-
-    def watch(weights, *rest, **options):
-        calls.append(len(weights))
-        return foreach(weights, *rest, **options)
-
-    monkeypatch.setattr(learned.mbq_kernels, "fake_quantize_foreach", watch)
-    model = convert(tiny_model(), BITS)
-    train(model, data, schedule="accumulate", weight_bank=True, batch_size=30)
-    quantized = [module for module in model.modules() if isinstance(module, learned.WeightQuantizer)]
-    assert calls == [len(quantized)] * 2 and not any(quantizer.held for quantizer in quantized)
-    elements = sum(model[i].weight.numel() for i in (3,))
-    assert WeightBank(model, BITS).nbytes == 2 * len(BITS) * 4 * elements
-
-
-def test_a_weight_bank_leaves_layers_that_no_batch_has_reached_alone(data):
-    model = convert(tiny_model(), BITS)
-    bank = WeightBank(model, BITS)
-    bank.fill()
-    assert not model[3].weight_quantizer.held
-    initialise(model, batch_of(data).images)
-    bank.fill()
-    assert list(model[3].weight_quantizer.held) == list(BITS)
-    bank.drop()
-    assert not model[3].weight_quantizer.held
 
 
 def test_scales_stay_positive_at_a_rate_that_overshoots(data):
@@ -246,51 +169,6 @@ def test_distillation_changes_training_from_the_second_epoch_on(data):
 
     plain, distilled = losses(), losses(distill=0.7)
     assert plain[0] == pytest.approx(distilled[0], rel=1e-5) and plain[1] != pytest.approx(distilled[1], rel=1e-3)
-
-
-@pytest.mark.parametrize("place, match", [
-    ("loss", r"train: loss must be finite, got (nan|inf) at 8 bits; it begins in layer 5, at step 1"),
-    ("parameter", r"train: .*(parameter 3.weight at 8 bits|8 bits; it begins in parameter 3.weight).*, at step 1"),
-])
-def test_a_loss_that_is_not_finite_stops_with_step_bits_and_layer(data, place, match):
-    model = convert(tiny_model(), BITS)
-    initialise(model, batch_of(data).images)
-    if place == "loss":
-        model[5].register_forward_hook(lambda module, args, out: out / 0)
-    else:
-        with torch.no_grad():
-            model[3].weight[0] = math.nan
-    with pytest.raises(TrainingError, match=match):
-        train(model, data)
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_step(data):
-    model = convert(tiny_model(), BITS)
-    initialise(model, batch_of(data).images)
-    model[3].weight.register_hook(lambda grad: grad * math.nan)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" not in name}
-    with pytest.raises(TrainingError, match="train: gradients must be finite, got nan at 8 bits; NaN or infinity is in "
-                                            "that of 3.weight, at step 1"):
-        train(model, data, clip_norm=1.0)
-    after = model.state_dict()
-    assert all(torch.equal(after[name], tensor) or "num_batches" in name for name, tensor in before.items())
-
-
-def test_the_first_bad_layer_is_named_inside_a_converted_network(data):
-    model = convert(tiny_model(), BITS)
-    initialise(model, batch_of(data).images)
-    with torch.no_grad():
-        model[3].bias.fill_(3e38), model[0].bias.fill_(1e38)
-    with pytest.raises(TrainingError, match="it begins in layer 1.by_bits.8, at step 1"):
-        train(model, data)
-
-
-def test_losses_that_are_looked_at_later_still_name_their_step(data, monkeypatch):
-    model = convert(tiny_model(), BITS)
-    training = Training(model, data, BITS, OPTIONS)
-    monkeypatch.setattr(training, "_step", lambda batch: torch.tensor([1.0, 1.0, math.nan]))
-    with pytest.raises(TrainingError, match="got nan at 2 bits; it begins in the loss, at step 1"):
-        training.run()
 
 
 def test_evaluate_counts_and_restores_mode_and_bits(data):

@@ -1,125 +1,36 @@
-"""MSQ: who loses which bits, the bank that makes the penalty, the recipe in a run."""
+"""MSQ: the recipe in a run."""
 
 import json
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from networks import interruptible, one_thread, small_network, specs, tiny_model  # noqa: F401
+from msq_networks import OPTIONS, SMALL, network
+from networks import one_thread, small_network, tiny_model  # noqa: F401
 from small_data import Told, halves
 from torch import nn
 from typer.testing import CliRunner
 
-import mbq_kernels
 import mbq_store
 from mbq_lab import Options, resume_run, train_run
 from mbq_lab.command.app import app
 from mbq_lab.recipes.msq import Msq
-from mbq_lab.recipes.msq.bank import LsbBank
-from mbq_lab.recipes.msq.pruner import Pruner
 from mbq_lab.runs import networks as run_networks
 from mbq_lab.runs.networks import load_data_and_network
 from mbq_lab.runs.sensitivity import sensitivity_of_run
 from mbq_lab.training import traces
 from mbq_lab.training.loop import Training
 from mbq_train import RoundClamp, convert
-from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers, set_layer_bits
-from mbq_train.sensitivity import Trace
+from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers
 from mbq_train.training.divergence import TrainingError
-
-OPTIONS = Options.for_recipe("msq", epochs=8, float_epochs=1, batch_size=12, learning_rate=0.01, prune_interval=1,
-                             prune_threshold=1.0, hessian_images=32, hessian_probes=4)
-SMALL = replace(OPTIONS, bits=(8,), target_compression=8.0)
 
 
 @pytest.fixture(scope="module")
 def data():
     return halves()
-
-
-def pruner(target=1e9, floor=1, bits=None):
-    parameters = {"a": 100, "b": 200, "c": 100}
-    return Pruner(parameters, bits or dict.fromkeys(parameters, 8), target=target, threshold=0.3, floor=floor)
-
-
-def network(bits=8, **options):
-    return convert(small_network(), (bits,), keep_float=(), **specs(quantizer="round-clamp", **options))
-
-
-def test_compression_is_bsqs():
-    assert pruner().compression == 4.0
-    assert pruner(bits={"a": 8, "b": 2, "c": 1}).compression == pytest.approx(32 * 400 / (800 + 400 + 100))
-
-
-def test_insensitive_layers_may_lose_two_bits_and_none_falls_below_the_floor():
-    one = pruner(floor=2)
-    assert one.low_bits == {"a": 1, "b": 1, "c": 1}
-    one.set_sensitivities({"a": 1.0, "b": 2.0, "c": 6.0})  # average 3
-    assert one.low_bits == {"a": 2, "b": 2, "c": 1}
-    one.bits = {"a": 3, "b": 2, "c": 8}
-    one.set_sensitivities({"a": 1.0, "b": 2.0, "c": 6.0})
-    assert one.low_bits == {"a": 1, "c": 1}
-    one.set_sensitivities({"a": 0.0, "b": 0.0, "c": 0.0})  # a Hessian of nothing: none is below the average
-    assert one.low_bits == {"a": 1, "c": 1}
-    one.bits = dict.fromkeys("abc", 2)
-    one.set_sensitivities({})
-    assert one.low_bits == {} and one.done
-
-
-def test_layers_below_the_threshold_lose_their_bits():
-    one = pruner()
-    one.set_sensitivities({"a": 1.0, "b": 2.0, "c": 6.0})
-    assert one.prune({"a": 0.29, "b": 0.3, "c": 0.1}) == {"a": 6, "c": 7}
-    assert one.bits == {"a": 6, "b": 8, "c": 7} and not one.done
-
-
-def test_pruning_stops_at_the_target_with_the_most_sensitive_layers_spared():
-    one = pruner(target=32 * 400 / (7 * 400 - 100))  # three bits of 100 weights, and two more
-    one.set_sensitivities({"a": 9.0, "b": 1.0, "c": 5.0})
-    assert one.prune(dict.fromkeys("abc", 0.0)) == {"b": 6, "c": 7} and one.done
-    assert one.prune(dict.fromkeys("abc", 0.0)) == {}
-
-
-@pytest.mark.parametrize("form", ["offset", "sign-magnitude"])
-def test_the_bank_quantizes_all_layers_and_adds_both_gradients(data, form):
-    model = network(form=form).train()
-    names = list(round_clamp_layers(model))
-    set_layer_bits(model, dict(zip(names, (8, 5, 4, 1), strict=True)))
-    bank = LsbBank(model, unit_gradient=False)
-    bank.low_bits = dict(zip(names[:3], (2, 1, 3), strict=True))
-    with torch.no_grad():
-        alone = {name: layer.weight_quantizer(layer.weight) for name, layer in round_clamp_layers(model).items()}
-    images = torch.randn(4, 1, 8, 8)
-    model(images)
-    bank.fill()
-    for name, layer in bank.layers.items():
-        assert (name in bank.low_bits) == bool(layer.weight_quantizer.held)
-        assert torch.equal(layer.weight_quantizer(layer.weight), alone[name])
-    task = model(images).square().sum()
-    penalty, rates = bank.penalty, bank.rates()
-    (task + 0.5 * penalty).backward()
-    bank.drop()
-    assert bank.penalty is None and not any(layer.weight_quantizer.held for layer in bank.layers.values())
-
-    expected = {name: torch.zeros_like(layer.weight) for name, layer in bank.layers.items()}
-    total = 0.0
-    for name, k in bank.low_bits.items():
-        layer = bank.layers[name]
-        weight, bits = layer.weight.detach(), layer.weight_quantizer.bits
-        limit = weight.abs().max()
-        residual = mbq_kernels.extract_lsb(weight, bits=bits, k=k, limit=limit, form=form)
-        total += residual.abs().sum().item()
-        assert rates[name] == pytest.approx((residual != 0).float().mean().item())
-        rise = 1 / (2 * limit) if form == "offset" else weight.sign() / limit
-        expected[name] = 0.5 * 2**bits * residual.sign() * rise
-    assert penalty.item() == total
-    found = {name: layer.weight.grad.clone() for name, layer in bank.layers.items()}
-    model.zero_grad()
-    model(images).square().sum().backward()  # the task's gradient alone, every layer for itself
-    for name, layer in bank.layers.items():
-        torch.testing.assert_close(found[name], layer.weight.grad + expected[name], rtol=1e-5, atol=1e-5)
 
 
 def test_bits_fall_until_the_target_and_then_stay(data):
@@ -128,7 +39,7 @@ def test_bits_fall_until_the_target_and_then_stay(data):
     training.run(on_epoch=records.append)
     widths = [record["layer_bits"] for record in records]
     compressions = [record["compression"] for record in records]
-    assert all(after[name] <= before[name] for before, after in zip(widths, widths[1:]) for name in before)
+    assert all(after[name] <= before[name] for before, after in pairwise(widths) for name in before)
     assert 4.0 <= compressions[0] < 8.0 <= compressions[-1] and compressions == sorted(compressions)
     reached = next(i for i, value in enumerate(compressions) if value >= 8.0)
     assert 0 < reached < 7 and all(width == widths[reached] for width in widths[reached:])
@@ -242,13 +153,6 @@ def test_the_command_shows_the_sensitivities_of_a_run(tiny_run, tmp_path):
     assert (tmp_path / "run/sensitivity.png").stat().st_size > 1000
     missing = CliRunner().invoke(app, ["sensitivity", str(tmp_path / "none")])
     assert missing.exit_code == 2 and "no such file" in missing.output
-
-
-def test_negative_and_zero_traces_let_a_layer_lose_two_bits(data, monkeypatch):
-    monkeypatch.setattr(traces, "hessian_traces", lambda model, batches, **options: {
-        name: Trace(value, 0.1, 10) for name, value in zip(("0", "3", "7", "9"), (-5.0, 0.0, 1e6, 1.0), strict=True)})
-    training = Training(network(), data, (8,), SMALL, recipe=Msq)
-    assert training.recipe.pruner.low_bits == {"0": 2, "3": 2, "7": 1, "9": 2}
 
 
 @pytest.mark.parametrize("model", ["vit_t", "mobilenetv2"])

@@ -18,7 +18,8 @@ EXPECTED = json.loads((RUNS / "expected.json").read_text())
 
 @pytest.mark.parametrize("run", ["double-rounding", "any-precision", "round-clamp"])
 def test_a_finished_run_computes_what_it_did(run, tmp_path):
-    model, images = load_quantized(RUNS / run), next(load_data("digits", train_limit=200, test_limit=100).test_batches(3)).images
+    model, data = load_quantized(RUNS / run), load_data("digits", train_limit=200, test_limit=100)
+    images = next(data.test_batches(3)).images
     for bits, logits in EXPECTED[run].items():
         set_bits(model, int(bits))
         torch.testing.assert_close(model(images), torch.tensor(logits), rtol=1e-5, atol=1e-6)

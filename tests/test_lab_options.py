@@ -5,9 +5,18 @@ from dataclasses import replace
 
 import pytest
 
+import mbq_lab
 from mbq_lab import Options
 from mbq_lab.options import RECIPE_DEFAULTS
 from mbq_lab.recipes import recipe_type, registry
+
+
+def test_every_name_of_the_package_is_there():
+    assert {"Options", "data_of", "evaluate", "train_run"} <= set(mbq_lab.__all__) <= set(dir(mbq_lab))
+    for name in mbq_lab.__all__:
+        assert getattr(mbq_lab, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'mbq_lab' has no attribute 'train_runs'"):
+        _ = mbq_lab.train_runs
 
 
 def test_options_go_through_json():

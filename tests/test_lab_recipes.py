@@ -32,7 +32,7 @@ class Subsets(Recipe):
 
     def batches(self, epoch, start):
         rows = [torch.arange(i, i + self.images(epoch)) for i in range(len(self.bits))]
-        for batches in zip(*(self._batches(epoch, start, part) for part in rows)):
+        for batches in zip(*(self._batches(epoch, start, part) for part in rows), strict=True):
             for bits, batch in zip(self.bits, batches, strict=True):
                 self.drawn[bits][batch.rows] += 1
             yield batches

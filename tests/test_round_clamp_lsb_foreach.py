@@ -10,10 +10,11 @@ from test_round_clamp import BAD_FORM, forms
 import mbq_kernels as mbq
 
 SHAPES = [(16, 3, 3, 3), (7,), (4, 0), (4, 1031), (5, 64), (3, 50, 3), (2, 5, 6), (70, 65), (1, 2500), (6, 1)]
+COUNT = len(SHAPES)
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
 
-def make(axis, dtype, device, count=len(SHAPES)):
+def make(axis, dtype, device, count=COUNT):
     """xs, limits, bits and k, different ones for every tensor."""
     pairs = [lsb_oracles.make(shape, axis, dtype) for shape in SHAPES[:count]]
     xs, limits = ([t.to(device) for t in column] for column in zip(*pairs, strict=True))

@@ -101,16 +101,17 @@ def test_extra_memory_is_bounded():
     assert largest <= 12 * 2**20 < grads.nbytes * 2
 
 
-I, G = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3, 4)
+INDICES, GRADS = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3, 4)
 ERRORS = [
-    ((I, G[:1]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(1, 3, 4\) for "
-                                 r"\(2, 3\)"),
-    ((I.float(), G), {}, TypeError, "indices must be int64 or int32, got torch.float32"),
-    ((I, G.int()), {}, TypeError, "grad_outputs must be float32, bfloat16, float16 or float64, got torch.int32"),
-    ((I, G), {"padding_idx": 1.0}, TypeError, "padding_idx must be an integer or None, got 1.0"),
-    ((I.to("meta"), G), {}, ValueError, "indices must be on grad_outputs' device cpu, got meta"),
-    ((I[0, 0], G[0, 0]), {}, ValueError, r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(4,\) for "
-                                         r"\(\)"),
+    ((INDICES, GRADS[:1]), {}, ValueError,
+     r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(1, 3, 4\) for \(2, 3\)"),
+    ((INDICES.float(), GRADS), {}, TypeError, "indices must be int64 or int32, got torch.float32"),
+    ((INDICES, GRADS.int()), {}, TypeError,
+     "grad_outputs must be float32, bfloat16, float16 or float64, got torch.int32"),
+    ((INDICES, GRADS), {"padding_idx": 1.0}, TypeError, "padding_idx must be an integer or None, got 1.0"),
+    ((INDICES.to("meta"), GRADS), {}, ValueError, "indices must be on grad_outputs' device cpu, got meta"),
+    ((INDICES[0, 0], GRADS[0, 0]), {}, ValueError,
+     r"grad_outputs must be \(N, ..., D\) for indices \(N, ...\), got \(4,\) for \(\)"),
 ]
 
 

@@ -228,4 +228,5 @@ def test_rows_do_not_depend_on_the_batch():
     """On the CPU a row of x gives the same bits alone and among others."""
     x, codes, scale, bias = make(9, 33, 1500)
     whole = mbq.switched_linear(x, codes, scale, bias, bits=6)
-    assert all(torch.equal(mbq.switched_linear(row, codes, scale, bias, bits=6), y) for row, y in zip(x, whole))
+    assert all(torch.equal(mbq.switched_linear(row, codes, scale, bias, bits=6), y)
+               for row, y in zip(x, whole, strict=True))

@@ -74,7 +74,8 @@ def test_a_code_out_of_range(device, backend, bits, code, kept, at):
         assert torch.equal(back.cpu(), codes)
         return
     lo, hi = oracles.bounds(bits, True)
-    with pytest.raises(RuntimeError, match=f"^to_planes: codes must be between {lo} and {hi} at {bits} bits, got {code}$"):
+    message = f"^to_planes: codes must be between {lo} and {hi} at {bits} bits, got {code}$"
+    with pytest.raises(RuntimeError, match=message):
         mbq.to_planes(codes, bits=bits)
 
 

@@ -130,7 +130,8 @@ def test_corrected_weights_have_the_moments_of_the_float_ones(weight, name, bits
                                                    ("double-rounding", True)])
 def test_weight_bank_profile_and_untrained_bits(images, quantizer, correction):
     bits = (8, 4, 2)
-    model = convert(small_network(), bits, batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction))
+    model = convert(small_network(), bits, batch_norm="shared",
+                    **specs(quantizer=quantizer, weight_correction=correction))
     initialise(model, images)
     bank = WeightBank(model, (32, *bits))
     bank.fill()
@@ -169,7 +170,8 @@ def test_autocast_gives_bfloat16(weight):
 @pytest.mark.parametrize("quantizer", ["any-precision", "learned"])
 @pytest.mark.parametrize("correction", [False, True])
 def test_a_store_gives_back_the_weights_with_the_correction_folded_in(images, tmp_path, quantizer, correction):
-    model = convert(small_network(), BITS, batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction))
+    model = convert(small_network(), BITS, batch_norm="shared",
+                    **specs(quantizer=quantizer, weight_correction=correction))
     initialise(model, images)
     for bits in BITS:
         export_store(model, tmp_path / "store", bits=bits)

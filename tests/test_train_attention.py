@@ -21,7 +21,8 @@ def attention(training=False, **options):
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.copy_(torch.randn_like(parameter) / 2)
-    model = convert(nn.Sequential(copy.deepcopy(source)), BITS, keep_float=(), rules=[("0", {"activations": Learned(signed=True)})])
+    model = convert(nn.Sequential(copy.deepcopy(source)), BITS, keep_float=(),
+                    rules=[("0", {"activations": Learned(signed=True)})])
     return source, model
 
 

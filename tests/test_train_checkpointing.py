@@ -171,8 +171,8 @@ def test_a_block_of_another_thread_than_that_of_set_bits_runs_again_at_its_bit_w
     for run in (lambda: model(x), lambda: checkpoint(model, x.clone().requires_grad_(), use_reentrant=use_reentrant)):
         model.zero_grad()
         set_bits(model, 8)
-        thread = threading.Thread(target=lambda run=run: losses.append(run().square().sum()))
         losses = []
+        thread = threading.Thread(target=lambda run=run, losses=losses: losses.append(run().square().sum()))
         thread.start()
         thread.join()
         set_bits(model, 2)

@@ -140,7 +140,7 @@ def test_convert_refuses_bits(bits, error, match):
 
 @pytest.mark.parametrize("options, error, match", [
     ({"batch_norm": "per-bit"}, ValueError, r"batch_norm must be one of per_bit, shared, got 'per-bit' \(did you mean"),
-    ({"keep_float": ("33",)}, ValueError, r"keep_float must be one of 0, 3, 7, 9, first, last, got '33' \(did you mean '3'\?\)"),
+    ({"keep_float": ("33",)}, ValueError, r"must be one of 0, 3, 7, 9, first, last, got '33' \(did you mean '3'\?\)"),
     ({"keep_float": "first"}, TypeError, "keep_float must be a sequence of layer names, got 'first'"),
     ({"keep_float": None}, TypeError, "keep_float must be a sequence of layer names, got None"),
     ({"keep_float": [["3"]]}, ValueError, r"keep_float must be one of .*, got \['3'\]"),
@@ -153,7 +153,8 @@ def test_convert_refuses_bits(bits, error, match):
     ({"rules": [(3, "float")]}, TypeError, "match of a rule must be a name, a pattern or an nn.Module type, got 3"),
     ({"rules": [("3", "flaot")]}, ValueError, r"must be one of float, quantize, got 'flaot' \(did you mean 'float'"),
     ({"rules": [("3", None)]}, TypeError, "action of a rule must be 'float', 'quantize' or a dict, got None"),
-    ({"rules": [("3", {"sigend": True})]}, ValueError, r"action of a rule must be one of activations, weights, got 'sigend'"),
+    ({"rules": [("3", {"sigend": True})]}, ValueError,
+     "action of a rule must be one of activations, weights, got 'sigend'"),
     ({"rules": [("3", {"activations": False})]}, TypeError, "activations must be a spec such as .*, got False"),
     ({"rules": [("33", "float")]}, ValueError, r"match of a rule must be one of 0, 3, 7, 9, got '33' \(did you mean"),
     ({"rules": [("1", "quantize")]}, ValueError, "must name a layer that can be quantized, got '1'; 1: a BatchNorm, "),

@@ -27,8 +27,9 @@ COPIES = {
     "exponential with buffers": lambda model: _averaged(model, multi_avg_fn=get_ema_multi_avg_fn(0.5),
                                                         use_buffers=True),
 }
-OPTIONS = {"learned": {}, "double-rounding": {"quantizer": "double-rounding"}, "offset": {"activations": Learned(offset=True)},
-           "round-clamp": {"quantizer": "round-clamp"}, "any-precision": {"quantizer": "any-precision"}}
+OPTIONS = {"learned": {}, "double-rounding": {"quantizer": "double-rounding"},
+           "offset": {"activations": Learned(offset=True)}, "round-clamp": {"quantizer": "round-clamp"},
+           "any-precision": {"quantizer": "any-precision"}}
 
 
 def _saved(model):

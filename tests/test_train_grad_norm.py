@@ -1,87 +1,25 @@
 """GradNormScorer against autograd of one sample at a time in float64."""
 
-import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import (
-    conv1d_network,
-    depthwise_network,
-    encoder_network,
-    llama_network,
-    one_thread,  # noqa: F401
-    small_network,
-    specs,
-)
+from grad_norms import check, images, oracle, trained_norms
+from networks import conv1d_network, depthwise_network, llama_network, one_thread, small_network  # noqa: F401
 from torch import nn
 
 from mbq_lab import build_model
-from mbq_train import GradNormScorer, convert, initialise, set_bits
-from mbq_train.quantize.any_precision import AnyPrecisionWeight
-from mbq_train.quantize.quantizer import quantizers
-
-
-def counted(model, left_out=()):
-    learned = {id(p) for quantizer in quantizers(model) for p in quantizer.parameters()}
-    return {name: p for name, p in model.named_parameters()
-            if p.requires_grad and id(p) not in learned and name not in left_out}
-
-
-def oracle(model, inputs, targets, loss=None, left_out=(), wrt=None):
-    """(N,) norms: one sample, one backward at a time, in float64."""
-    model = copy.deepcopy(model).double()
-    wanted = list(counted(model, left_out).values()) if wrt is None else wrt(model)
-    loss = loss or (lambda out, y: F.cross_entropy(out, y, reduction="none"))
-    norms = []
-    for x, y in zip(inputs, targets, strict=True):
-        x = x[None].double() if x.is_floating_point() else x[None]
-        total = loss(model(x), y[None]).sum()
-        gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-        norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients if g is not None)))
-    return torch.tensor(norms)
-
-
-def check(model, inputs, targets, *, loss=None, left_out=(), rtol=1e-5, **options):
-    scorer = GradNormScorer(model, **options)
-    before = {name: p.grad for name, p in model.named_parameters()}
-    norms = scorer(inputs, targets, loss=loss)
-    torch.testing.assert_close(norms.total.double(), oracle(model, inputs, targets, loss, left_out).double(),
-                               rtol=rtol, atol=1e-7)
-    assert {name: p.grad for name, p in model.named_parameters()} == before
-    assert all(p.requires_grad for p in counted(model).values())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    together = torch.stack(list(norms.layers.values())).square().sum(dim=0).sqrt()
-    torch.testing.assert_close(together, norms.total)
-    return norms
-
-
-def images(n=7, channels=1, size=8):
-    generator = torch.Generator().manual_seed(1)
-    return (17 + 100 * torch.randn(n, channels, size, size, generator=generator)) / 100, torch.arange(n) % 3
-
-
-@pytest.fixture
-def trained_norms():
-    """Running statistics and affine maps that are not 0 and 1."""
-    def fill(model):
-        generator = torch.Generator().manual_seed(2)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
-                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-        return model.eval()
-    return fill
+from mbq_train import GradNormScorer
 
 
 @pytest.mark.parametrize("network", [small_network, depthwise_network])
 @pytest.mark.parametrize("samples", [1, 7])
-def test_convolutional_networks(network, trained_norms, samples):
+def test_convolutional_networks(network, samples):
     check(trained_norms(network()), *images(samples))
 
 
-def test_conv1d_with_every_kind_of_padding(trained_norms):
+def test_conv1d_with_every_kind_of_padding():
     x = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(3))
     check(trained_norms(conv1d_network()), x, torch.arange(5) % 3)
 
@@ -96,20 +34,6 @@ def test_conv2d_strides_dilation_and_padding(padding, mode):
     check(model, *images())
 
 
-def test_resnet20_and_its_layers(trained_norms):
-    torch.manual_seed(0)
-    model = trained_norms(build_model("resnet20", classes=10, in_channels=3, image_size=(8, 8)))
-    x, y = images(3, 3)
-    norms = check(model, x, y)
-    assert norms.layers.keys() == {name for name, module in model.named_modules()
-                                   if list(module.parameters(recurse=False))}
-    head = oracle(model, x, y, wrt=lambda m: [m.linear.weight, m.linear.bias])
-    torch.testing.assert_close(norms.layers["linear"].double(), head.double(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(norms.losses, F.cross_entropy(model(x), y, reduction="none"))
-    probability = model(x).softmax(dim=1) - F.one_hot(y, 10)
-    torch.testing.assert_close(norms.el2n, probability.norm(dim=1))
-
-
 def test_vit_t_with_its_token_and_positions_or_without():
     torch.manual_seed(0)
     model = build_model("vit_t", classes=10, in_channels=3, image_size=(8, 8)).eval()
@@ -117,20 +41,6 @@ def test_vit_t_with_its_token_and_positions_or_without():
     assert {"cls_token", "pos_embed"} <= check(model, x, y).layers.keys()
     with pytest.warns(RuntimeWarning, match="0.0.% of the parameters do not count.*cls_token, pos_embed"):
         check(model, x, y, strict=False, left_out=("cls_token", "pos_embed"))
-
-
-@pytest.mark.parametrize("bits", [32, 8, 2])
-def test_quantized_attention_and_transformer_layers(bits):
-    model = convert(encoder_network(), (8, 2), example=torch.zeros(1, 5, 8)).eval()
-    x = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(4))
-    initialise(model.train(), x)
-    set_bits(model.eval(), bits)
-    y = torch.arange(20).reshape(4, 5) % 3
-
-    def loss(out, targets):
-        return F.cross_entropy(out.transpose(1, 2), targets, reduction="none")
-
-    check(model, x, y, loss=loss, weights="latent", rtol=1e-4)
 
 
 def test_tied_weights_are_added_before_they_are_squared():
@@ -165,72 +75,7 @@ def test_layers_called_twice_and_a_bias_of_two_layers():
     check(Reused(), *images())
 
 
-def quantized_network(quantizer, correction=False, bits=2, **options):
-    model = convert(small_network(), (8, 2, 1) if quantizer != "double-rounding" else (8, 2), batch_norm="shared", **specs(quantizer=quantizer, weight_correction=correction, **options))
-    x, y = images()
-    initialise(model, x)
-    set_bits(model.eval(), bits)
-    return model, x, y
-
-
-@pytest.mark.parametrize("correction", [False, True], ids=["plain", "corrected"])
-@pytest.mark.parametrize("quantizer", ["learned", "double-rounding", "any-precision"])
-@pytest.mark.parametrize("bits", [8, 2])
-def test_latent_norms_go_through_the_clip_mask_and_the_correction(quantizer, correction, bits):
-    model, x, y = quantized_network(quantizer, correction, bits)
-    layer = model[3]
-    if quantizer != "any-precision":  # some weights lie beyond the range
-        with torch.no_grad():
-            for b, scale in layer.weight_quantizer.scales.items():
-                first = layer.weight.abs().mean() / max(1, 2**(int(b) - 1) - 1)
-                layer.weight_quantizer.start(int(b), first.expand_as(scale))
-        weight = layer.weight.detach().requires_grad_()
-        clipped = torch.autograd.grad(layer.weight_quantizer(weight).sum(), weight)[0] == 0
-        assert 0 < clipped.sum() < clipped.numel()
-    latent = check(model, x, y, weights="latent", rtol=1e-4)
-    quantized = GradNormScorer(model)(x, y)
-    assert not torch.allclose(latent.total, quantized.total, rtol=1e-3)
-
-
-@pytest.mark.parametrize("bits", [32, 8, 1])
-def test_norms_in_the_quantized_weight(bits):
-    model, x, y = quantized_network("any-precision", True, bits)
-    held = {}
-
-    def multiplied(quantizer, args, out):
-        held[quantizer] = out.detach().requires_grad_()
-        return held[quantizer]
-
-    def norms_of(model):
-        hooks = [m.register_forward_hook(multiplied) for m in model.modules() if isinstance(m, AnyPrecisionWeight)]
-        rows = []
-        for image, label in zip(x.double(), y, strict=True):
-            total = F.cross_entropy(model(image[None]), label[None])
-            quantized = {id(m.weight) for m in model.modules() if hasattr(m, "weight_quantizer")}
-            wanted = [p for p in model.parameters() if id(p) not in quantized] + list(held.values())
-            rows.append(math.sqrt(sum(g.square().sum().item() for g in torch.autograd.grad(total, wanted))))
-        for hook in hooks:
-            hook.remove()
-        return torch.tensor(rows)
-
-    expected = norms_of(copy.deepcopy(model).double())
-    torch.testing.assert_close(GradNormScorer(model)(x, y).total, expected, rtol=1e-5, atol=0)
-
-
-def test_quantized_layers_that_share_a_float_weight():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
-    model[4].weight = model[2].weight
-    convert(model, (8, 2))
-    x, y = images()
-    initialise(model, x)
-    with torch.no_grad():
-        model[4].weight_quantizer.scales["2"].mul_(0.3)
-    set_bits(model.eval(), 2)
-    check(model, x, y, weights="latent", rtol=1e-4)
-
-
-def test_bfloat16_under_autocast_is_within_its_rounding(trained_norms):
+def test_bfloat16_under_autocast_is_within_its_rounding():
     model = trained_norms(small_network())
     x, y = images()
     with torch.autocast("cpu", torch.bfloat16):
@@ -239,7 +84,7 @@ def test_bfloat16_under_autocast_is_within_its_rounding(trained_norms):
     torch.testing.assert_close(norms.total, oracle(model, x, y), rtol=5e-2, atol=1e-3)
 
 
-def test_frozen_parameters_and_unused_layers_do_not_count(trained_norms):
+def test_frozen_parameters_and_unused_layers_do_not_count():
     model = trained_norms(small_network())
     for parameter in model[3].parameters():
         parameter.requires_grad_(False)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign import package
+from grad_norms import check
 from networks import one_thread  # noqa: F401
-from test_train_grad_norm import check
 from torch import nn
 
 SAMPLES, LENGTHS = 6, (6, 9)

@@ -1,55 +1,16 @@
 """GradNormScorer where samples lie along other dimensions, and on parameters that all samples use alike."""
 
-import copy
 import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
+from grad_norms import check, images, oracle
 from networks import one_thread  # noqa: F401
-from test_train_grad_norm import check, images, oracle
+from networks_of_samples import SAMPLES, Positions, SequenceFirst, Token, Windows, classes, sequences, tokens
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from mbq_train import GradNormScorer, convert, initialise, set_bits
-
-SAMPLES = 7
-
-
-def classes(n=SAMPLES):
-    return torch.arange(n) % 3
-
-
-def tokens(length, n=SAMPLES):
-    return torch.randint(0, 20, (n, length), generator=torch.Generator().manual_seed(length))
-
-
-def sequences(length, n=SAMPLES):
-    return torch.randn(n, length, 4, generator=torch.Generator().manual_seed(length))
-
-
-class Positions(nn.Module):
-    """Position embeddings of batch 1 from a layer, as BERT and GPT-2 have them."""
-
-    def __init__(self):
-        super().__init__()
-        self.token, self.position, self.head = nn.Embedding(20, 8), nn.Embedding(16, 8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.token(x) + self.position(torch.arange(x.shape[1]))).mean(1))
-
-
-class SequenceFirst(nn.Module):
-    """Layers that see (T, N, width), and torch's attention."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm, self.inner, self.head = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.attention = nn.MultiheadAttention(6, 2)
-
-    def forward(self, x):
-        x = self.inner(self.norm(self.stem(x).transpose(0, 1))).tanh()
-        return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(0))
 
 
 @pytest.mark.parametrize("length", [SAMPLES, 5, 2 * SAMPLES, 1])
@@ -78,47 +39,6 @@ def test_a_later_batch_costs_one_forward_and_one_backward():
     first = len(backwards)
     scorer(tokens(4), classes())
     assert len(backwards) == first + 1
-
-
-class Token(nn.Module):
-    """A class token, positions and layer scales that are parameters of the network itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.inner, self.head = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.token, self.position = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(1, 9, 6))
-        self.scale, self.temperature = nn.Parameter(torch.rand(6)), nn.Parameter(torch.tensor(0.7))
-
-    def forward(self, x):
-        x = torch.cat([self.token.expand(len(x), -1, -1), self.stem(x.flatten(1, 2))], dim=1) + self.position
-        x = x + self.inner(x.mean(1, keepdim=True) * x).tanh() * self.scale
-        return self.head((x / self.temperature)[:, 0])
-
-
-class Windows(nn.Module):
-    """Attention within windows, which are folded into the batch before or after the samples; a table of biases."""
-
-    def __init__(self, samples_last: bool):
-        super().__init__()
-        self.samples_last, width = samples_last, 6
-        self.patches, self.norm = nn.Conv2d(1, width, 2, stride=2), nn.LayerNorm(width)
-        self.qkv, self.proj, self.head = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 3)
-        self.conv, self.group_norm = nn.Conv2d(width, width, 2, padding=1, groups=2), nn.GroupNorm(2, width)
-        self.batch_norm, self.table = nn.BatchNorm2d(width), nn.Parameter(torch.randn(7, 2))
-        self.register_buffer("index", torch.randint(7, (4, 4)))
-
-    def forward(self, x):
-        x = self.patches(x).permute(0, 2, 3, 1)
-        n, order = len(x), (1, 3, 0, 2, 4, 5) if self.samples_last else (0, 1, 3, 2, 4, 5)
-        windows = self.norm(x).reshape(n, 2, 2, 2, 2, 6).permute(order).reshape(-1, 4, 6)
-        q, k, v = self.qkv(windows).reshape(-1, 4, 3, 2, 3).permute(2, 0, 3, 1, 4)
-        bias = self.table[self.index.view(-1)].view(4, 4, 2).permute(2, 0, 1).contiguous().unsqueeze(0)
-        out = self.proj(((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
-        out = self.batch_norm(self.group_norm(self.conv(out.mT.unflatten(2, (2, 2)))))[:, :, :2, :2].flatten(2).mT
-        shape = (2, 2, n) if self.samples_last else (n, 2, 2)
-        order = (2, 0, 1, 3, 4, 5) if self.samples_last else (0, 1, 2, 3, 4, 5)
-        out = out.reshape(*shape, 2, 2, 6).permute(order).transpose(2, 3).reshape(n, 4, 4, 6)
-        return self.head((x + out).mean((1, 2)))
 
 
 class FunctionalNorm(nn.BatchNorm2d):
@@ -225,76 +145,6 @@ def test_samples_that_mix_are_an_error_that_names_the_layer():
     assert not model.stem.weight.requires_grad and model.scale.requires_grad and model.scale.grad is None
 
 
-class Recomputed(nn.Module):
-    """Checkpoints, one within another, and a layer that is called inside and outside of them."""
-
-    def __init__(self, outer, inner, alike=False):
-        super().__init__()
-        self.outer, self.inner = outer, inner
-        self.stem, self.shared, self.own, self.head = (nn.Linear(*size) for size in ((64, 8), (8, 8), (8, 8), (8, 3)))
-        self.scale = nn.Parameter(torch.rand(8)) if alike else None
-
-    def forward(self, x):
-        x = self.stem(x.flatten(1)).tanh()
-        x = checkpoint(lambda v: self.own(checkpoint(self.shared, v, use_reentrant=self.inner).tanh()), x,
-                       use_reentrant=self.outer)
-        return self.head(self.shared(x if self.scale is None else x * self.scale))
-
-
-@pytest.mark.parametrize("outer", [False, True], ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("inner", [False, True], ids=["of non-reentrant", "of reentrant"])
-@pytest.mark.parametrize("alike", [False, True], ids=["own", "alike"])
-def test_checkpoints_within_the_network(outer, inner, alike):
-    torch.manual_seed(0)
-    model, (x, y) = Recomputed(outer, inner, alike), images()
-    plain = copy.deepcopy(model)
-    plain.outer = plain.inner = False
-    scorer, apply = GradNormScorer(model), torch.utils.checkpoint.CheckpointFunction.apply
-    for _ in range(2):
-        torch.testing.assert_close(scorer(x, y).total, oracle(plain, x, y), rtol=1e-5, atol=1e-7)
-    assert torch.utils.checkpoint.CheckpointFunction.apply == apply
-
-
-class Again(torch.autograd.Function):
-    """A reentrant checkpoint that is not torch's."""
-
-    @staticmethod
-    def forward(ctx, run, x):
-        ctx.run, ctx.x = run, x.detach()
-        return run(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x = ctx.x.detach().requires_grad_()
-        with torch.enable_grad():
-            ctx.run(x).backward(grad)
-        return None, x.grad
-
-
-class RecomputedByHand(nn.Module):
-    def __init__(self, alike):
-        super().__init__()
-        self.stem, self.inner, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.scale = nn.Parameter(torch.rand(8)) if alike else None
-        self.again = True
-
-    def forward(self, x):
-        x = self.stem(x.flatten(1)).tanh()
-        x = Again.apply(self.inner, x) if self.again else self.inner(x)
-        return self.head(x if self.scale is None else x * self.scale)
-
-
-def test_checkpoints_that_are_not_torchs():
-    torch.manual_seed(0)
-    model, (x, y) = RecomputedByHand(alike=False), images()
-    plain = copy.deepcopy(model)
-    plain.again = False
-    for _ in range(2):
-        torch.testing.assert_close(GradNormScorer(model)(x, y).total, oracle(plain, x, y), rtol=1e-5, atol=1e-7)
-    with pytest.raises(RuntimeError, match="layers must not be called in the backward .*got inner in a .* and scale"):
-        GradNormScorer(RecomputedByHand(alike=True))(x, y)
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_those_of_the_network_in_every_mode_of_the_caller(mode):
     torch.manual_seed(0)
@@ -303,13 +153,6 @@ def test_gradients_are_those_of_the_network_in_every_mode_of_the_caller(mode):
     with mode():
         norms = scorer(x + 0, y)
     torch.testing.assert_close(norms.total, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_inputs_keep_their_need_of_a_gradient():
-    torch.manual_seed(0)
-    model, (x, y) = Recomputed(True, True), images()
-    model.stem, x = nn.Identity(), torch.randn(SAMPLES, 8, requires_grad=True)
-    assert GradNormScorer(model)(x, y).layers.keys() == {"shared", "own", "head"} and x.grad is None
 
 
 def test_compiled_parts_run_as_they_are_written():

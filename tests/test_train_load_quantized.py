@@ -10,7 +10,16 @@ from networks import one_thread, small_network  # noqa: F401
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mbq_train import CheckpointError, DoubleRounding, Learned, convert, deploy, load_quantized, save_checkpoint, set_bits
+from mbq_train import (
+    CheckpointError,
+    DoubleRounding,
+    Learned,
+    convert,
+    deploy,
+    load_quantized,
+    save_checkpoint,
+    set_bits,
+)
 
 BITS = (8, 4, 2)
 LEARNED = {"weights": {"name": "learned"}, "activations": {"name": "float"}}

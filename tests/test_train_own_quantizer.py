@@ -103,7 +103,7 @@ def test_options_of_other_types_are_refused():
     for wrong in (1, 0.0, "yes", torch.ones(2)):
         with pytest.raises(TypeError, match="Learned: signed must be True, False or None"):
             Learned(signed=wrong)
-    with pytest.raises(ValueError, match=r"DoubleRounding: rounding must be one of half_even, half_up, got \['half_even"):
+    with pytest.raises(ValueError, match=r"rounding must be one of half_even, half_up, got \['half_even"):
         DoubleRounding(rounding=["half_even"])
 
 

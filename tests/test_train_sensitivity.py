@@ -131,7 +131,7 @@ def test_a_tolerance_ends_it_early():
     for tolerance in (10.0, 0.0):
         done = []
         hessian_traces(model, [batch_for(model, classes=2)], probes=20, tolerance=tolerance,
-                       on_probe=lambda *at: done.append(at))
+                       on_probe=lambda *at, done=done: done.append(at))
         counts.append(len(done))
     assert counts == [5, 20]
 

@@ -58,7 +58,9 @@ class CrossEntropyEl2n(torch.autograd.Function):
 def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.0):
     """The cross-entropy of every row and the norm of its gradient in the logits (EL2N), from one read of the logits.
 
-    loss = -sum_j q_j log p_j;  el2n = ||p - q||_2;  p = softmax(logits), q = (1 - e) onehot + e / C, e = label_smoothing
+    loss = -sum_j q_j log p_j;  el2n = ||p - q||_2
+    p = softmax(logits), q = (1 - e) onehot + e / C, e = label_smoothing
+
     Without smoothing el2n is Paul et al.'s score, as the op el2n gives it; with smoothing it is the norm of the
     gradient of the smoothed loss. Without smoothing neither cancels for rows that are sure of their target: loss and
     el2n keep six digits down to the smallest float32 numbers.

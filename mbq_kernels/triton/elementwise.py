@@ -97,7 +97,10 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, unit_ptr
         shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         scale = _scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
-        grad_x = to_x if k == 0 else grad_x + to_x
+        if k == 0:
+            grad_x = to_x
+        else:
+            grad_x = grad_x + to_x
         # masked: a shift may make the terms of absent elements inf * 0
         to_scale = tl.sum(tl.where(mask, to_scale, 0.0), axis=axis) * factors[k]
         tl.store(scale_sums_ptr + slot * len(grad_ptrs) + k, to_scale, mask=exists)

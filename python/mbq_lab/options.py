@@ -94,8 +94,8 @@ class Options(_SpecOptions):
     optimizer: str = _option("adamw", "", choices=OPTIMIZERS)
     momentum: float = _option(0.9, "of sgd", low=0, below=1)
     learning_rate: float = _option(1e-3, "of both phases", above=0)
-    scale_rate: float = _option(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, as "
-                                "a share of learning_rate", above=0)
+    scale_rate: float = _option(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, "
+                                "as a share of learning_rate", above=0)
     rate: str = _option("cosine", "learning rate over the epochs", choices=RATES)
     rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
     weight_decay: float = _option(5e-5, "not on scales and offsets", low=0)

@@ -33,7 +33,7 @@ __all__ = [
     "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "RoundClamp", "RoundClampQuantizer",
     "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank", "WeightQuantizer", "WeightSpec", "adapt_bn",
     "add_bits", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx",
-    "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups",
-    "perturbations", "plan_conversion", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits",
-    "set_layer_bits",
+    "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "load_quantized",
+    "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion", "save_checkpoint", "scales",
+    "score_images", "sensitivities", "set_bits", "set_layer_bits",
 ]

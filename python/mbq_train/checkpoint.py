@@ -187,7 +187,8 @@ def load_quantized(path, model: nn.Module) -> nn.Module:
 def _without_memory(model: nn.Module) -> nn.Module:
     """Return a copy of `model` whose tensors are on device meta: nothing but names and shapes."""
     memo = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
-    memo |= {id(tensor): nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad) for tensor in model.parameters()}
+    memo |= {id(tensor): nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
+             for tensor in model.parameters()}
     return copy.deepcopy(model, memo)
 
 

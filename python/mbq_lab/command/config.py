@@ -60,7 +60,7 @@ def _yaml(text: str):
 
 
 def _check_version(path: Path, version) -> None:
-    from mbq_train.checkpoint import VERSION
+    from mbq_train.checkpoint import READABLE
 
-    if version != VERSION:
-        raise ValueError(f"version must be {VERSION}, got {version!r} in {path}")
+    if version not in READABLE:
+        raise ValueError(f"version must be {' or '.join(map(str, READABLE))}, got {version!r} in {path}")

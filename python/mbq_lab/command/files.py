@@ -35,7 +35,7 @@ def export(
     from .output import show
 
     if store is None and onnx is None:
-        raise ValueError("--store or --onnx must name a file to write")
+        raise ValueError("--store or --onnx must name a file to write, got neither")
     if store == onnx:
         raise ValueError(f"--store and --onnx must name two files, got {store} for both")
     for path in filter(None, (store, onnx)):

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 
-_NAMES = 12  # columns of a terminal that the first column of a table keeps, in which longer names are folded
+_NAMES = _WORDS = 24  # columns of a terminal that names, which are folded, and sentences, which wrap, keep at least
 
 
 def show(as_json: bool, value: dict, *parts) -> None:
@@ -21,8 +21,8 @@ def show(as_json: bool, value: dict, *parts) -> None:
     for part in parts:
         if isinstance(part, Table):
             print_table(part, console)
-        elif part:
-            typer.echo(part)
+        elif part:  # a terminal gets whole words, a pipe whole lines
+            console.print(part, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def plain(value):
@@ -39,7 +39,7 @@ def plain(value):
 def print_table(table: Table, console: Console) -> None:
     """Print a table whole: as wide as its content where no terminal limits it, else in parts one below the other."""
     for column in table.columns[1:]:
-        column.no_wrap = True
+        column.no_wrap = not _has_words(column)
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, _width(table, console)))
         console.print(table)
@@ -55,6 +55,7 @@ def parts_of(table: Table, console: Console) -> list[Table]:
     names = min(needed[0], _NAMES)
     groups, used = [[]], names
     for index, width in enumerate(needed[1:], start=1):
+        width = min(width, _WORDS) if _has_words(table.columns[index]) else width
         if groups[-1] and used + width > console.width - 1:
             groups.append([])
             used = names
@@ -72,6 +73,11 @@ def _with_columns(table: Table, indices: list[int], last: bool) -> Table:
     for row in zip(*(column.cells for column in columns), strict=True):
         part.add_row(*row)
     return part
+
+
+def _has_words(column: Column) -> bool:
+    """Return whether a column holds sentences and not numbers or names."""
+    return any(" " in str(cell) for cell in column.cells)
 
 
 def _cell_width(table: Table, index: int, console: Console) -> int:

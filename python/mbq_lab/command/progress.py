@@ -17,7 +17,6 @@ from ..runs.observer import Observer, Observers
 from .tables import layer_table
 
 _NUMBERS = 64  # columns of a terminal that a bar's line takes without the bar
-
 _BETWEEN_PROBES = 5  # seconds between two lines of the same count
 
 
@@ -70,10 +69,9 @@ class ProgressLines(Observer):
             return
         epochs = self.epochs[record["phase"]]
         left = (epochs - record["epoch"]) * record["seconds"]
-        loss = ", ".join(f"{_name(b, record)}{value:.4g}" for b, value in record["loss"].items())
         widths = range_name(record["layer_bits"]) if "layer_bits" in record else ""
-        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, f"loss {loss}", accuracies(record),
-                 f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
+        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, f"loss {_by_bits(record['loss'], '.4g')}",
+                 accuracies(record), f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
         self.say("  ".join(part for part in parts if part))
 
 
@@ -133,8 +131,8 @@ class ProgressBar(ProgressLines):
 
 def accuracies(record: dict) -> str:
     """Return the test accuracies of a line of metrics in words; nothing where it has none."""
-    shown = ", ".join(f"{_name(b, record)}{100 * value:.1f} %" for b, value in record.get("accuracy", {}).items())
-    return f"accuracy {shown}" if shown else ""
+    values = {bits: 100 * value for bits, value in record.get("accuracy", {}).items()}
+    return f"accuracy {_by_bits(values, '.1f', ' %')}" if values else ""
 
 
 def clock(seconds: float) -> str:
@@ -143,6 +141,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _name(bits: int, record: dict) -> str:
-    """Return what a number of a line of metrics is of, nothing where there is one alone."""
-    return "" if len(record["loss"]) == 1 else f"{network_name(bits)} "
+def _by_bits(values: dict[int, float], form: str, unit: str = "") -> str:
+    """Return numbers with their bit-widths, which one alone does not need."""
+    names = {bits: "" if len(values) == 1 else f"{network_name(bits)} " for bits in values}
+    return ", ".join(f"{names[bits]}{value:{form}}{unit}" for bits, value in values.items())

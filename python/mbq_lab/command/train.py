@@ -33,7 +33,7 @@ def train(
     """Train a float network, then one network at every bit-width, and compare their accuracies.
 
     Ctrl-C leaves a checkpoint that `mbq resume` goes on from. Under torchrun each process takes a part of every batch.
-    Every switch below has its --no-, as --no-compile.
+    --no-compile and its like switch off what a file of --config switches on.
     """
     import torch
 

@@ -33,9 +33,11 @@ class Split(ABC):
 
     def windows(self, generator: torch.Generator) -> torch.Tensor | None:
         """(N,) number of the window a row is read in during an epoch, or None when any order is as good."""
+        return None
 
     def check_streamable(self, memory_limit: int) -> None:
         """Raise DataError when a read would take far more memory than the image, and more than memory_limit."""
+        return  # a read takes its image alone
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class EmqNet(Recipe):
             self.tdds.update(self.model, self._still_batches(), self.bits, autocast=autocast)
         if due:
             scores = (self.tdds.scores(self.bits) if options.score == "tdds" else
-                      score_images(self.model, self._still_batches(), self.bits, score=options.score, autocast=autocast))
+                      score_images(self.model, self._still_batches(), self.bits, score=options.score,
+                                   autocast=autocast))
             self.scores = averaged(scores) if options.shared_scores else scores
             self._make_samplers()
         seconds = {"scoring_seconds": time.perf_counter() - start}

@@ -4,6 +4,8 @@ import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
 from mbq_train.checkpoint import load_checkpoint
 from mbq_train.quantize.adaptation import adapt_bn
 from mbq_train.quantize.add_bits import add_bits
@@ -13,6 +15,7 @@ from mbq_train.quantize.round_clamp import own_layer_bits
 from ..training.loop import evaluate
 from .devices import check_device
 from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
+from .given import data_given
 from .networks import data_and_float_network, load_quantized
 
 _CALIBRATION_BATCHES = 8
@@ -30,15 +33,17 @@ class Evaluation:
     layer_bits: dict[str, int] = field(default_factory=dict)
 
 
-def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False) -> Evaluation:
+def evaluate_run(folder, *, data=None, model: nn.Module | None = None, bits=None, device: str = "cpu",
+                 adapt: bool = False) -> Evaluation:
     """Measure a run from its checkpoints: at `bits`, trained or not [default: the trained], and its float network.
 
-    With `adapt` BatchNorm's statistics are first estimated anew for each bit-width, from 8 training batches.
+    Data and a model that were given to `train_run` must be given again, the model in float; it is left as it is. With
+    `adapt` BatchNorm's statistics are first estimated anew for each bit-width, from 8 training batches.
     Raises ValueError, naming the file, for a missing, broken or foreign one, and for a run still in its float phase.
     """
     folder, device = Path(folder), check_device(device)
     options = load_options(folder / CONFIG)
-    data, model = data_and_float_network(options, device)
+    data, model = data_and_float_network(options, device, data=data_given(data, device), model=copy.deepcopy(model))
     quantized = load_quantized(folder, copy.deepcopy(model))
     load_checkpoint(folder / FLOAT_NETWORK, model)
     bits = options.bits if bits is None else check_bit_widths("evaluate_run", bits, float_path=True)
@@ -51,4 +56,5 @@ def evaluate_run(folder, *, bits=None, device: str = "cpu", adapt: bool = False)
         quantized = add_bits(quantized, untrained, images)
     networks = {b: adapt_bn(copy.deepcopy(quantized), b, images) if adapt else quantized for b in bits}
     return Evaluation({b: evaluate(network, data, b) for b, network in networks.items()}, untrained,
-                      evaluate(model, data, FLOAT), standing(folder / CHECKPOINT)["phase"] == "finished", own_layer_bits(quantized))
+                      evaluate(model, data, FLOAT), standing(folder / CHECKPOINT)["phase"] == "finished",
+                      own_layer_bits(quantized))

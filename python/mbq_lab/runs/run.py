@@ -184,7 +184,8 @@ class _Run:
         position = {key: value for key, value in vars(state).items() if key != "tensors"}
         save_checkpoint(self.folder / CHECKPOINT, self.model, state=state.tensors, metadata={
             "phase": phase or self.phase, "state": position, "metrics": self.metrics.records, "seconds": self.seconds,
-            "float_accuracy": self.float_accuracy, "parallel": _parallel(), "plan": self.conversion, **made_from(self.options, self.data)})
+            "float_accuracy": self.float_accuracy, "parallel": _parallel(), "plan": self.conversion,
+            **made_from(self.options, self.data)})
 
     @staticmethod
     def _comparable(name: str, now: dict, before: dict) -> dict:

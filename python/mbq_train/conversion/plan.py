@@ -20,8 +20,8 @@ class Entry:
     """What becomes of one module.
 
     action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
-    Parameters have; weights, activations: what quantizes it; left: it stays in float, or one for all bit-widths, though its type
-    is supported and neither keep_float nor a rule says so.
+    Parameters have; weights, activations: what quantizes it; left: it stays in float, or one for all
+    bit-widths, though its type is supported and neither keep_float nor a rule says so.
     """
 
     name: str

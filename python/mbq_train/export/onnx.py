@@ -97,14 +97,16 @@ def _program(frozen: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool):
         leaf = leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf
         return torch.cat([leaf, leaf]) if batch == 1 and in_batch(leaf) else leaf
 
-    sizes, names = (pytree.tree_map(lambda leaf: {0: mark} if in_batch(leaf) else None, args or kwargs)
-                    for mark in (torch.export.Dim.DYNAMIC, "batch"))
+    def marked(mark):
+        return pytree.tree_map(lambda leaf: {0: mark} if in_batch(leaf) else None, args or kwargs)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
-            exported = torch.export.export(frozen, *pytree.tree_map(prepared, (args, kwargs)), dynamic_shapes=sizes)
+            exported = torch.export.export(frozen, *pytree.tree_map(prepared, (args, kwargs)),
+                                           dynamic_shapes=marked(torch.export.Dim.DYNAMIC))
             return torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, verbose=False,
-                                     dynamic_shapes=names)
+                                     dynamic_shapes=marked("batch"))
     except Exception as error:
         hint = "; dynamic_batch=False allows a model that fixes its batch" if dynamic_batch else ""
         raise ValueError(f"export_onnx: model must be one that torch.onnx.export takes, got {type(frozen).__name__} "

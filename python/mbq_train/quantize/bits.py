@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -197,7 +198,7 @@ def check_bit_widths(function: str, bits, *, float_path: bool = False) -> tuple[
             raise TypeError(f"{function}: bits must be integers, got {b!r}")
         if not 1 <= b <= MAX_BITS and not (float_path and b == FLOAT):
             raise ValueError(f"{function}: bits must be between 1 and {MAX_BITS}{or_float}, got {b}")
-    if not bits or any(high <= low for high, low in zip(bits, bits[1:])):
+    if not bits or any(high <= low for high, low in pairwise(bits)):
         raise ValueError(f"{function}: bits must go from high to low without repeats, got {bits}")
     return bits
 

@@ -128,6 +128,6 @@ def check_spec(argument: str, spec, base: type[Spec]) -> None:
     except (AttributeError, TypeError, ValueError):
         kept = False
     if not kept:
-        raise TypeError(f"convert: {argument} must be a spec with a name of its own and options that JSON keeps as they "
-                        f"are, because checkpoints hold it so, got {spec!r}")
+        raise TypeError(f"convert: {argument} must be a spec with a name of its own and options that JSON keeps as "
+                        f"they are, because checkpoints hold it so, got {spec!r}")
     spec.check_use(argument)
