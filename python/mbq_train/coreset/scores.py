@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 import mbq_kernels
 
@@ -36,8 +37,9 @@ def score_images(model: nn.Module, batches: Iterable, bits, *, score: str = "gra
         score: grand, last_layer or el2n; TddsScores makes the fourth kind.
         autocast: run the network in bfloat16.
 
-    Returns {bits: (N,) float32 on the CPU}, the same in every process. Raises ValueError for no batches, for rows that
-    are not 0..N-1, and for pairs without rows in several processes.
+    Returns {bits: (N,) float32 on the CPU}, the same in every process. Raises TypeError for batches that are none of
+    these, ValueError for no batches, for rows that are not 0..N-1, and for pairs without rows from a DataLoader that
+    shuffles, samples or drops images, or in several processes.
     """
     look_up("score_images", dict.fromkeys(SCORES[:3]), score, argument="score")
     scorer = None
@@ -105,15 +107,18 @@ def scorer_of(model: nn.Module, example: torch.Tensor, score: str) -> GradNormSc
 @torch.no_grad()
 def _of_all(function: str, model: nn.Module, batches, bits, rows_of, autocast: bool) -> dict[int, torch.Tensor]:
     """Return rows_of(images, labels), (N, ...), of all training images at every bit-width."""
+    if isinstance(bits, (str, int)) or not hasattr(bits, "__iter__"):
+        raise TypeError(f"{function}: bits must be a sequence of integers, got {bits!r}")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     found, values = [], {b: [] for b in bits}
     distributed.share_from_first(model)  # each process has its own running statistics
     region = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
     with in_mode(model, training=False), region:
-        for images, labels, *rest in batches:
-            found.append(_rows(function, rest, sum(map(len, found)), len(labels)))
+        for batch in batches:
+            images, labels, *rest = _parts(function, batch)
+            found.append(_rows(function, rest, batches, sum(map(len, found)), len(labels)))
             images, labels = images.to(device), labels.to(device)
-            for b in bits:
+            for b in values:
                 switch_bits_of(model, b)
                 values[b].append(rows_of(images, labels).detach().float())
     rows = torch.cat(found).to(device) if found else torch.zeros(0, dtype=torch.int64, device=device)
@@ -126,7 +131,7 @@ def _check_rows(function: str, rows: torch.Tensor) -> None:
     size = _size(rows)
     if not size:
         raise ValueError(f"{function}: batches must hold images, got none")
-    past = distributed.largest([int((rows >= size).sum())], rows.device)[0]
+    past = distributed.largest([int(((rows < 0) | (rows >= size)).sum())], rows.device)[0]
     if past or (distributed.total(rows.clamp_max(size - 1).bincount(minlength=size)) != 1).any():
         raise ValueError(f"{function}: batches must hold every image of the set once, got other rows for {size} images")
 
@@ -136,12 +141,28 @@ def _size(rows: torch.Tensor) -> int:
     return int(distributed.total(torch.tensor(len(rows), device=rows.device)))
 
 
-def _rows(function: str, rest: list, before: int, images: int) -> torch.Tensor:
+def _parts(function: str, batch) -> list[torch.Tensor]:
+    """Return images, labels and, where a batch has them, rows."""
+    parts = list(batch[:3]) if isinstance(batch, (tuple, list)) else []
+    alike = all(isinstance(part, torch.Tensor) and part.dim() and len(part) == len(parts[0]) for part in parts)
+    if len(parts) < 2 or not alike or (len(parts) == 3 and (parts[2].dim() > 1 or parts[2].is_floating_point())):
+        got = [f"{part.dtype} {tuple(part.shape)}" if isinstance(part, torch.Tensor) else type(part).__name__
+               for part in parts] or type(batch).__name__
+        raise TypeError(f"{function}: batches must give images and labels, and integer rows where there are any, as "
+                        f"tensors of one length, got {got}")
+    return parts
+
+
+def _rows(function: str, rest: list, batches, before: int, images: int) -> torch.Tensor:
     """Return which images of the set a batch holds: what it says, or those that follow the `before` already seen."""
     if rest:
         return rest[0].cpu()
     if distributed.world_size() > 1:
         raise ValueError(f"{function}: batches must be Batch objects with rows in several processes, got pairs")
+    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset) and (
+            batches.drop_last or not isinstance(batches.sampler, SequentialSampler)):
+        raise ValueError(f"{function}: batches must hold all images in the order of the set, got pairs of a DataLoader "
+                         f"with {'drop_last' if batches.drop_last else type(batches.sampler).__name__}")
     return torch.arange(before, before + images)
 
 
