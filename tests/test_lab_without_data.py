@@ -1,10 +1,12 @@
 """A run needs its data set to train and to be measured, and for nothing that comes after."""
 
 import copy
+import json
 import shutil
 
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from cli import mbq
 from image_sets import image_folder
@@ -13,7 +15,8 @@ from networks import one_thread  # noqa: F401
 import mbq_store
 from mbq_lab import load_quantized
 from mbq_lab.models import build_model
-from mbq_train import deploy, set_bits
+from mbq_lab.runs.networks import input_shape
+from mbq_train import CheckpointError, deploy, set_bits
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,27 @@ def test_a_network_of_the_users_own_takes_the_checkpoint(run):
 def test_measuring_names_the_data_that_it_lacks(run):
     result = mbq("eval", run)
     assert result.exit_code == 2 and str(run.parent / "images") in result.stderr
+
+
+@pytest.mark.parametrize("key, value", [
+    ("phase", "paused"), ("phase", 3), ("state", None), ("options", None), ("options", []),
+    ("options", {"model": 3}), ("options", {"unknown": 3}), ("data", None), ("data", [1]), ("data", {}),
+    ("data", {"classes": "3", "in_channels": 3, "image_size": [8, 8]}),
+    ("data", {"classes": 3, "in_channels": 3, "image_size": 8}),
+    ("data", {"classes": 3, "in_channels": 3, "image_size": [8, 0]}),
+], ids=str)
+def test_a_damaged_header_is_one_error(run, tmp_path, key, value):
+    with safetensors.safe_open(run / "checkpoint.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["mbq"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    header = {name: held for name, held in {**header, key: value}.items() if held is not None}  # None: left out
+    damaged = tmp_path / "damaged.safetensors"
+    safetensors.torch.save_file(tensors, damaged, {"mbq": json.dumps(header)})
+    for read in (load_quantized, input_shape):
+        with pytest.raises(CheckpointError, match="path must be the checkpoint of a run, got .*damaged.safetensors"):
+            read(damaged)
+
+
+def test_a_path_is_text_or_a_path():
+    with pytest.raises(TypeError, match="load_quantized: path must be a str or a Path, got int"):
+        load_quantized(3)

@@ -1,6 +1,7 @@
 """The user's own data sets: two map-style data sets of PyTorch, or the DataLoaders over them, as a Data."""
 
 import contextlib
+import math
 import random
 
 import numpy as np
@@ -23,17 +24,22 @@ def data_of(train, test, *, classes: int | None = None, device: str | torch.devi
     any number of workers and processes, and after `resume_run`.
 
     Args:
-        classes: how many [the length of the data set's `classes`, or one more than the largest training label: where
-            the data set has no `targets`, all images are read once to find it].
+        classes: how many [the length of the data set's list `classes`, or one more than the largest training label:
+            where the data set has no `targets`, or gives others, all images are read once to find it].
         device: of the batches.
 
     Raises TypeError, ValueError where one of the two cannot be used so.
     """
     parts = {"train": _Reader.of("train", train), "test": _Reader.of("test", test)}
     images, _ = parts["train"].batch([0])
-    labels = _labels(parts["train"]) if classes is None and not hasattr(parts["train"].images, "classes") else None
     names = getattr(parts["train"].images, "classes", None)
+    names = names if isinstance(names, (list, tuple)) else None
+    labels = _labels(parts["train"]) if classes is None and names is None else None
     count = classes or (len(names) if names is not None else int(labels.max()) + 1)
+    for reader in parts.values():
+        reader.classes = count
+        if (known := _known_labels(reader)) is not None:
+            reader.check_labels(known)
     source = Source(type(parts["train"].images).__name__, parts["train"], parts["test"], count,
                     tuple(map(str, names)) if names is not None and len(names) == count else None, images.shape[1])
     return LoaderData(source, tuple(images.shape[2:]), torch.device(device), labels)
@@ -82,6 +88,7 @@ class _Reader:
 
     def __init__(self, part: str, images: Dataset, collate, workers: int, init):
         self.part, self.images, self.collate, self.workers, self.init = part, images, collate, workers, init
+        self.classes = None  # how many, once it is known
 
     @classmethod
     def of(cls, part: str, given) -> "_Reader":
@@ -94,6 +101,9 @@ class _Reader:
             raise ValueError(f"data_of: {part} must hold images, got none")
         if loader is None:
             return cls(part, images, default_collate, 0, None)
+        if loader.batch_size is None and loader.batch_sampler is None:
+            raise ValueError(f"data_of: {part} must be a DataLoader with a batch_size, because its collate_fn then "
+                             "makes a batch, got batch_size=None")
         return cls(part, images, loader.collate_fn, loader.num_workers, loader.worker_init_fn)
 
     def __len__(self):
@@ -113,7 +123,18 @@ class _Reader:
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
             shape = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images)
             raise TypeError(f"data_of: {self.part} must give images as float tensors (C, H, W), got {shape} of a batch")
-        return images.float(), torch.as_tensor(labels).long()
+        return images.float(), self.check_labels(_tensor(labels), len(rows))
+
+    def check_labels(self, labels: torch.Tensor | None, images: int | None = None) -> torch.Tensor:
+        """Return `labels` as int64. Raises TypeError, ValueError unless they are (images,) integers, from 0 on."""
+        if labels is None or labels.is_floating_point() or labels.dim() != 1 or len(labels) != (images or len(labels)):
+            got = "others" if labels is None else f"{labels.dtype} {tuple(labels.shape)}"
+            raise TypeError(f"data_of: {self.part} must give an integer label for each image, got {got} of a batch")
+        below = math.inf if self.classes is None else self.classes
+        wrong = labels[(labels < 0) | (labels >= below)]
+        if len(wrong):
+            raise ValueError(f"data_of: labels of {self.part} must be at least 0 and below {below}, got {wrong[0]}")
+        return labels.long()
 
 
 class _Seeded(Dataset):
@@ -128,11 +149,30 @@ class _Seeded(Dataset):
 
 def _labels(reader: _Reader) -> torch.Tensor:
     """Return the labels of all images, from what PyTorch's data sets call them, or by reading every image."""
+    known = _known_labels(reader)
+    if known is not None:
+        return reader.check_labels(known)
+    return torch.cat([reader.batch([row])[1] for row in range(len(reader))])
+
+
+def _known_labels(reader: _Reader) -> torch.Tensor | None:
+    """Return the labels of all images where the data set holds them as it gives them, which a target_transform may
+    change: the first and the last image tell."""
     images = reader.images
     known = images.tensors[1] if isinstance(images, TensorDataset) else getattr(images, "targets", None)
-    if known is not None and len(known) == len(images):
-        return torch.as_tensor(known).long()
-    return torch.cat([reader.batch([row])[1] for row in range(len(images))])
+    known = None if known is None else _tensor(known)
+    if known is None or known.dim() != 1 or len(known) != len(reader):
+        return None
+    ends = [0, len(reader) - 1]
+    return known if torch.equal(reader.batch(ends)[1], known[ends].long()) else None
+
+
+def _tensor(labels) -> torch.Tensor | None:
+    """Return `labels` as a tensor; None where they are no numbers."""
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _seed(number: int) -> None:

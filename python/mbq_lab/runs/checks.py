@@ -24,7 +24,7 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
     Warns where a batch is larger than the training set. Raises ValueError where the network cannot be converted or
-    saved, where the recipe cannot use it (scores, traces), or where it takes no batch of one image and the last batch
+    saved, where it has no output for a class, where the recipe cannot use it (scores, traces), or where it takes no batch of one image and the last batch
     of an epoch or of the test is one; ImportError for a package that is needed at the end of a run and missing.
     """
     for package in ("matplotlib", "safetensors"):
@@ -36,9 +36,21 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     check_state(plan.apply())
     recipe = recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
     with same_random_numbers(model):
+        _check_outputs(data, model)
         _check_single_images(options, data, model, recipe)
         recipe.check()
     return plan
+
+
+@torch.no_grad()
+def _check_outputs(data: Data, model: nn.Module) -> None:
+    """Raise ValueError unless `model` has an output for every class."""
+    images = example_images(data)
+    outputs = copy.deepcopy(model).eval()(images)
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(images) or shape[1] < data.classes:
+        raise ValueError(f"train: model must give outputs of shape ({len(images)}, {data.classes}) for {len(images)} "
+                         f"images of {data.classes} classes, got {shape}")
 
 
 def _check_single_images(options: Options, data: Data, model: nn.Module, recipe: Recipe) -> None:

@@ -18,6 +18,8 @@ SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
 TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
 _FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, CONVERSION, LAYERS, TRACES, SENSITIVITY, SCORES,
           HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
+_PHASES = ("float", "quantized", "finished")
+_STANDING = {"state", "metrics", "seconds", "float_accuracy", "parallel", "options", "data"}  # in a checkpoint's header
 
 
 def check_folder(function: str, folder: Path) -> None:
@@ -64,6 +66,9 @@ def standing(file: Path) -> dict:
     if "phase" not in metadata:
         raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {file}, which holds a network "
                               "alone")
+    if metadata["phase"] not in _PHASES or (missing := _STANDING - metadata.keys()):
+        wrong = f"phase {metadata['phase']!r}" if metadata["phase"] not in _PHASES else f"no {min(missing)}"
+        raise CheckpointError(f"load_metadata: path must be the checkpoint of a run, got {file} with {wrong}")
     return metadata
 
 

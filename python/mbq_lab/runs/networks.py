@@ -1,6 +1,7 @@
 """The data and the networks of a run: as it begins, and from its checkpoints."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import mbq_train
 from mbq_train import distributed
 from mbq_train.checkpoint import CONVERSION as CHECKPOINT_CONVERSION
-from mbq_train.checkpoint import CheckpointError, load_checkpoint
+from mbq_train.checkpoint import VERSION, CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import quantized
@@ -98,6 +99,8 @@ def made_from(options: Options, data: Data) -> dict:
 
 
 def _checkpoint_of(path) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"load_quantized: path must be a str or a Path, got {type(path).__name__}")
     path = Path(path)
     if path.is_file():
         return path
@@ -110,6 +113,12 @@ def _quantized_metadata(file: Path) -> dict:
     if metadata["phase"] == "float":
         raise CheckpointError(f"load_quantized: path must hold a network trained at several bit-widths, got {file}, "
                               "which is still training its float network")
+    try:
+        _options(metadata)
+        _facts(metadata)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"load_quantized: path must be the checkpoint of a run, got {file} with an error in its "
+                              f"options or the facts of its data ({type(error).__name__}: {error})") from error
     return metadata
 
 
@@ -119,7 +128,15 @@ def _options(metadata: dict) -> Options:
 
 def _facts(metadata: dict) -> dict | None:
     """Return the facts of the data, None of a run that did not keep the shape of its images."""
-    return metadata["data"] if "in_channels" in metadata["data"] else None
+    facts = metadata["data"]
+    if metadata["version"] < VERSION and "in_channels" not in facts:
+        return None
+    height, width = facts["image_size"]
+    for name, value in {"classes": facts["classes"], "in_channels": facts["in_channels"], "height": height,
+                        "width": width}.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return facts
 
 
 def _float_network(metadata: dict) -> nn.Module:

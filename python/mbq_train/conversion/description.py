@@ -47,7 +47,7 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
         fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
         if not fits or (why := obstacle(module)):
             what = "layer to convert" if name in specs else "BatchNorm"
-            got = f"{type(module).__name__}: {why}" if fits else type(module).__name__ if module else "none"
+            got = f"{type(module).__name__}: {why}" if fits else type(module).__name__ if module is not None else "none"
             raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
         action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
         entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))
