@@ -16,7 +16,8 @@ import norm_rivals
 import pytest
 import timing
 import torch
-from harness import fill_ratios, our_calls, row_of, time_all, wanted
+from harness import our_calls, time_all, wanted
+from rows import fill_ratios, row_of
 
 import mbq_kernels as mbq
 

@@ -69,7 +69,7 @@ def sweep(backend: str, values: float, device: str = "cpu", seed: int = 0) -> Ta
 @contextlib.contextmanager
 def _large_tiles():
     """Triton programs over 64 Ki elements: the interpreter's cost is per program, the arithmetic is the same."""
-    from mbq_kernels.triton import elementwise
+    from mbq_kernels.triton import _elementwise as elementwise
     tile, elementwise.TILE = elementwise.TILE, 2**16
     try:
         yield

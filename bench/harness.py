@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import timing
 import torch
 from checking import compare
+from rows import fill_ratios, row_of
 
 from mbq_kernels import backends, use_backend
 from mbq_train.quantize.bits import code_range
@@ -161,26 +162,6 @@ def checked_call(step, candidate: Candidate, case: Case):
     if case.device == "cuda":
         torch.cuda.synchronize()
     return result
-
-
-def row_of(case: Case, name: str, **more) -> dict:
-    return {"case": case.name, "op": case.op, "candidate": name, "shape": case.shape, "numel": case.numel,
-            "dtype": str(case.dtype).removeprefix("torch."), "what": case.what, "bits": list(case.bits),
-            "axis": case.axis, "bytes": case.bytes, **more}
-
-
-def fill_ratios(case: Case, rows: list[dict], ours: str) -> None:
-    """GB/s by the case's formula, the share of the copy's GB/s, and each candidate's time over ours."""
-    for row in rows:
-        if "ms_p50" not in row:
-            continue
-        same = {r["candidate"]: r["ms_p50"] for r in rows if r.get("timer") == row["timer"]}
-        moved = 2 * case.numel * case.dtype.itemsize if row["candidate"] == "copy" else case.bytes
-        row["gbps"] = moved / row["ms_p50"] / 1e6
-        if "copy" in same:
-            row["copy_fraction"] = row["gbps"] / (2 * case.numel * case.dtype.itemsize / same["copy"] / 1e6)
-        if ours in same:
-            row["ratio_to_ours"] = row["ms_p50"] / same[ours]
 
 
 def time_all(case, steps: dict, contexts: dict, tensors: int = 1) -> dict[str, dict[str, list[float]]]:

@@ -212,56 +212,11 @@ def check_pair(op: str, names: tuple[str, str], first, second) -> None:
                          f"got {tuple(second.shape)}")
 
 
-def check_integers(op: str, name: str, tensor, dtype: torch.dtype) -> None:
-    """Check that `tensor` holds codes, or what they are packed into."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {tensor.layout}")
-
-
-def check_switch(op: str, names: tuple[str, str], from_bits, to_bits) -> None:
-    """Refuse 1 bit, which has no code for 0, so that nothing can be switched to or from it."""
-    for name, bits in zip(names, (from_bits, to_bits), strict=True):
-        check_bits(op, bits, 2, name)
-    if to_bits > from_bits:
-        raise ValueError(f"{op}: {names[1]} must be at most {names[0]}, {from_bits}, got {to_bits}")
-
-
 def check_rounding(op: str, rounding) -> bool:
     """Return whether it is half to even."""
     if rounding not in ("half_even", "half_up"):
         raise ValueError(f"{op}: rounding must be 'half_even' or 'half_up', got {rounding!r}")
     return rounding == "half_even"
-
-
-def check_shape(op: str, shape) -> list[int]:
-    """Return the shape of codes, with a last axis."""
-    if not isinstance(shape, (list, tuple)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
-        raise TypeError(f"{op}: shape must be a sequence of integers, got {shape!r}")
-    if not shape or any(n < 0 for n in shape):
-        raise ValueError(f"{op}: shape must have at least one dimension and none below 0, got {tuple(shape)}")
-    return list(shape)
-
-
-def check_logits(op: str, logits, targets, ignore_index) -> None:
-    """Check rows of logits along the last axis, and the class of each."""
-    check_x(op, logits, "logits")
-    if not isinstance(targets, torch.Tensor):
-        raise TypeError(f"{op}: targets must be a tensor, got {type(targets).__name__}")
-    if targets.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{op}: targets must be int64 or int32, got {targets.dtype}")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"{op}: ignore_index must be an integer, got {ignore_index!r}")
-    if logits.dim() == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{op}: logits must be (..., C) with at least one class, got shape {tuple(logits.shape)}")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"{op}: targets must have the shape of logits without the classes, "
-                         f"{tuple(logits.shape[:-1])}, got {tuple(targets.shape)}")
-    if targets.device != logits.device:
-        raise ValueError(f"{op}: targets must be on logits' device {logits.device}, got {targets.device}")
 
 
 def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> None:
@@ -271,34 +226,3 @@ def check_same_arithmetic(op: str, names: tuple[str, str], first, second) -> Non
     if (first.dtype == torch.float64) != (second.dtype == torch.float64):
         raise TypeError(f"{op}: {names[1]} must be float64 exactly when {names[0]} is, got {second.dtype} beside "
                         f"{first.dtype}")
-
-
-def check_samples(op: str, activations, grad_outputs, bias) -> None:
-    """Check that activations and gradients of a batch of samples go together, whatever their shapes."""
-    check_x(op, activations, "activations")
-    check_x(op, grad_outputs, "grad_outputs")
-    check_flag(op, "bias", bias)
-    check_same_arithmetic(op, ("activations", "grad_outputs"), activations, grad_outputs)
-
-
-def check_weight_factor(op: str, weight_factor, activations, shape: tuple):
-    """Return the factor in the arithmetic's dtype, once its shape and device fit; None stays."""
-    if weight_factor is None:
-        return None
-    check_float(op, "weight_factor", weight_factor)
-    if weight_factor.device != activations.device:
-        raise ValueError(f"{op}: weight_factor must be on activations' device {activations.device}, "
-                         f"got {weight_factor.device}")
-    if tuple(weight_factor.shape) != shape:
-        raise ValueError(f"{op}: weight_factor must have the weight's shape {shape}, got {tuple(weight_factor.shape)}")
-    return to_arithmetic(weight_factor.detach(), activations)
-
-
-def check_normalized(op: str, normalized, grad_outputs, weight, bias) -> None:
-    """Check what the norms of a normalization layer's gradients are computed from."""
-    check_x(op, normalized, "normalized")
-    check_x(op, grad_outputs, "grad_outputs")
-    check_pair(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check_same_arithmetic(op, ("normalized", "grad_outputs"), normalized, grad_outputs)
-    check_flag(op, "weight", weight)
-    check_flag(op, "bias", bias)

@@ -78,6 +78,12 @@ def test_backends_never_import_ops(room):
         assert not [name for name in imports(path) if name.startswith("mbq_kernels.ops")], path
 
 
+@pytest.mark.parametrize("room", ["reference", "triton"])
+def test_helpers_of_backends_can_be_told_from_ops(room):
+    files = {path.stem for path in python_files(f"mbq_kernels/{room}") if not path.stem.startswith("_")}
+    assert files - {"quant_math", "code_math", "softmax_math"} <= {*ops()}
+
+
 def test_ops_never_import_each_other():
     for path in python_files("mbq_kernels/ops"):
         for name in imports(path):
@@ -99,7 +105,7 @@ def test_training_layer_uses_only_public_names():
 
 
 # What a room of mbq_lab may import of its others; a file beside the rooms is a room.
-LAB = {"options": (), "data": (), "models": (), "training": ("options", "data"),
+LAB = {"spec_options": (), "options": ("spec_options",), "data": (), "models": (), "training": ("options", "data"),
        "recipes": ("options", "data", "training"),
        "runs": ("options", "data", "models", "training", "recipes"),
        "command": ("options", "data", "models", "training", "recipes", "runs")}

@@ -87,7 +87,7 @@ def test_activations_are_clamped_to_a_unit_and_rounded(bits):
 
 def test_negative_inputs_warn_once_in_training():
     quantizer = AnyPrecisionActivation(BitState(BITS), layer_name="block")
-    with pytest.warns(RuntimeWarning, match="block: inputs are negative.*Learned\(\) activations keep them"):
+    with pytest.warns(RuntimeWarning, match=r"block: inputs are negative.*Learned\(\) activations keep them"):
         quantizer(torch.tensor([-1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

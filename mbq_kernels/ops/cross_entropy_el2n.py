@@ -4,6 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_logits
 from ._function import BackwardFunction, apply
 
 NAME = "cross_entropy_el2n"
@@ -88,7 +89,7 @@ def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.
     Reference: Paul et al., "Deep Learning on a Data Diet", 2021, arXiv 2107.07075, definition 2.2; Szegedy et al.,
     2016, arXiv 1512.00567, section 7, for the smoothing.
     """
-    check.check_logits(NAME, logits, targets, ignore_index)
+    check_logits(NAME, logits, targets, ignore_index)
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
         raise TypeError(f"{NAME}: label_smoothing must be a number, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:

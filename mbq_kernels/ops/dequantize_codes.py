@@ -3,6 +3,7 @@
 import torch
 
 from .. import _checks as check
+from .._code_checks import check_integers, check_switch
 from .._library import define
 
 NAME = "dequantize_codes"
@@ -46,8 +47,8 @@ def dequantize_codes(codes, scale, *, from_bits=8, to_bits, axis=None, dtype=tor
 
     Reference: Huang et al., 2025, arXiv 2502.01199, eq. 2-3.
     """
-    check.check_integers(NAME, "codes", codes, torch.int8)
-    check.check_switch(NAME, ("from_bits", "to_bits"), from_bits, to_bits)
+    check_integers(NAME, "codes", codes, torch.int8)
+    check_switch(NAME, ("from_bits", "to_bits"), from_bits, to_bits)
     _check_dtype(codes, dtype)
     axis = check.check_axis(NAME, codes, axis, "codes")
     check.check_parameter(NAME, "scale", scale, codes, axis, "codes")

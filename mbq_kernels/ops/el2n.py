@@ -2,6 +2,7 @@
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_logits
 
 NAME = "el2n"
 
@@ -40,6 +41,6 @@ def el2n(logits, targets, *, ignore_index=-100):
 
     Reference: Paul et al., "Deep Learning on a Data Diet", 2021, arXiv 2107.07075, definition 2.2.
     """
-    check.check_logits(NAME, logits, targets, ignore_index)
+    check_logits(NAME, logits, targets, ignore_index)
     rows = logits.detach().reshape(targets.numel(), logits.shape[-1])
     return _forward(rows, targets.reshape(-1), ignore_index).reshape(targets.shape)

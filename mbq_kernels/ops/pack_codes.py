@@ -3,6 +3,7 @@
 import torch
 
 from .. import _checks as check
+from .._code_checks import check_integers, check_shape
 from .._library import define
 
 NAME = "pack_codes"
@@ -52,7 +53,7 @@ def pack_codes(codes, *, bits, signed=True):
         (codes[..., 0::2] & 15 | (codes[..., 1::2] & 15) << 4).to(torch.uint8)
     """
     check.check_flag(NAME, "signed", signed)
-    check.check_integers(NAME, "codes", codes, _dtype(signed))
+    check_integers(NAME, "codes", codes, _dtype(signed))
     _check_bits(NAME, bits)
     if codes.dim() == 0:
         raise ValueError(f"{NAME}: codes must have at least one dimension, got a 0-dim tensor")
@@ -80,9 +81,9 @@ def unpack_codes(packed, *, bits, signed=True, shape):
         torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
     """
     check.check_flag(UNPACK, "signed", signed)
-    check.check_integers(UNPACK, "packed", packed, torch.uint8)
+    check_integers(UNPACK, "packed", packed, torch.uint8)
     _check_bits(UNPACK, bits)
-    shape = check.check_shape(UNPACK, shape)
+    shape = check_shape(UNPACK, shape)
     wanted = (*shape[:-1], (shape[-1] * bits + 7) // 8)
     if tuple(packed.shape) != wanted:
         raise ValueError(f"{UNPACK}: packed must have shape {wanted} for codes of shape {tuple(shape)} at {bits} bits, "

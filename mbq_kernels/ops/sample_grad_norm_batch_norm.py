@@ -4,6 +4,7 @@ import math
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_normalized
 
 NAME = "sample_grad_norm_batch_norm"
 
@@ -45,7 +46,7 @@ def sample_grad_norm_batch_norm(normalized, grad_outputs, *, weight=True, bias=T
 
     Reference: Ioffe and Szegedy, 2015, arXiv 1502.03167; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
+    check_normalized(NAME, normalized, grad_outputs, weight, bias)
     if normalized.dim() < 2:
         raise ValueError(f"{NAME}: normalized must be (N, C, ...), got shape {tuple(normalized.shape)}")
     view = (*normalized.shape[:2], math.prod(normalized.shape[2:]))

@@ -2,6 +2,7 @@
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_samples, check_weight_factor
 
 NAME = "sample_grad_norm_conv2d"
 
@@ -55,7 +56,7 @@ def _check_outputs(op, activations, grad_outputs, outputs) -> None:
 
 
 def _norms(op, axes, activations, grad_outputs, kernel_size, stride, padding, dilation, groups, bias, weight_factor):
-    check.check_samples(op, activations, grad_outputs, bias)
+    check_samples(op, activations, grad_outputs, bias)
     kernel_size = _sizes(op, "kernel_size", kernel_size, axes, 1)
     stride, dilation = _sizes(op, "stride", stride, axes, 1), _sizes(op, "dilation", dilation, axes, 1)
     (groups,) = _sizes(op, "groups", groups, 1, 1)
@@ -65,7 +66,7 @@ def _norms(op, axes, activations, grad_outputs, kernel_size, stride, padding, di
     outputs = [max((size + total - d * (k - 1) - 1) // s + 1, 0) for size, (_, total), d, k, s in geometry]
     _check_outputs(op, activations, grad_outputs, outputs)
     shape = (grad_outputs.shape[1], activations.shape[1] // groups, *kernel_size)
-    weight_factor = check.check_weight_factor(op, weight_factor, activations, shape)
+    weight_factor = check_weight_factor(op, weight_factor, activations, shape)
     before = [first for first, _ in paddings]
     if axes == 1:  # a convolution in two dimensions, the first of size 1
         activations, grad_outputs = activations.unsqueeze(2), grad_outputs.unsqueeze(2)

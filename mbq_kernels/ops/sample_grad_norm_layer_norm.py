@@ -4,6 +4,7 @@ import math
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_normalized
 
 NAME = "sample_grad_norm_layer_norm"
 
@@ -43,7 +44,7 @@ def sample_grad_norm_layer_norm(normalized, grad_outputs, *, normalized_shape, w
 
     Reference: Ba et al., 2016, arXiv 1607.06450, section 3; Goodfellow, 2015, arXiv 1510.01799, for norms by sample.
     """
-    check.check_normalized(NAME, normalized, grad_outputs, weight, bias)
+    check_normalized(NAME, normalized, grad_outputs, weight, bias)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     leading = normalized.dim() - len(shape)
     if not shape or leading < 1 or tuple(normalized.shape[leading:]) != shape:

@@ -4,6 +4,7 @@ import math
 
 from .. import _checks as check
 from .._library import define
+from .._sample_checks import check_samples, check_weight_factor
 
 NAME = "sample_grad_norm_linear"
 
@@ -54,12 +55,12 @@ def sample_grad_norm_linear(activations, grad_outputs, *, bias=True, weight_fact
 
     Reference: Goodfellow, 2015, arXiv 1510.01799; Li et al., 2022, arXiv 2110.05679, section 4 (Gram products).
     """
-    check.check_samples(NAME, activations, grad_outputs, bias)
+    check_samples(NAME, activations, grad_outputs, bias)
     if activations.dim() < 2 or activations.shape[:-1] != grad_outputs.shape[:-1]:
         raise ValueError(f"{NAME}: activations and grad_outputs must be (N, ..., d_in) and (N, ..., d_out), got shapes "
                          f"{tuple(activations.shape)} and {tuple(grad_outputs.shape)}")
     samples, inputs, outputs = activations.shape[0], activations.shape[-1], grad_outputs.shape[-1]
-    weight_factor = check.check_weight_factor(NAME, weight_factor, activations, (outputs, inputs))
+    weight_factor = check_weight_factor(NAME, weight_factor, activations, (outputs, inputs))
     rows = math.prod(activations.shape[1:-1])
     return _forward(activations.detach().reshape(samples, rows, inputs),
                     grad_outputs.detach().reshape(samples, rows, outputs), weight_factor, bias, None)

@@ -3,6 +3,7 @@
 import torch
 
 from .. import _checks as check
+from .._code_checks import check_integers, check_switch
 from .._library import define
 
 NAME = "switch_bits"
@@ -41,6 +42,6 @@ def switch_bits(codes, *, from_bits=8, to_bits, rounding="half_even"):
 
     Reference: Huang et al., "Nearly Lossless Adaptive Bit Switching" (Double Rounding), 2025, arXiv 2502.01199, eq. 2.
     """
-    check.check_integers(NAME, "codes", codes, torch.int8)
-    check.check_switch(NAME, ("from_bits", "to_bits"), from_bits, to_bits)
+    check_integers(NAME, "codes", codes, torch.int8)
+    check_switch(NAME, ("from_bits", "to_bits"), from_bits, to_bits)
     return _forward(codes, from_bits, to_bits, check.check_rounding(NAME, rounding))

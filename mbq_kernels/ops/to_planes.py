@@ -3,6 +3,7 @@
 import torch
 
 from .. import _checks as check
+from .._code_checks import check_integers, check_shape, check_switch
 from .._library import define
 
 NAME = "to_planes"
@@ -45,7 +46,7 @@ def to_planes(codes, *, bits=8):
     Equivalent to (n a multiple of 8):
         torch.stack([pack_codes((codes >> b & 1).byte(), bits=1, signed=False) for b in reversed(range(bits))])
     """
-    check.check_integers(NAME, "codes", codes, torch.int8)
+    check_integers(NAME, "codes", codes, torch.int8)
     check.check_bits(NAME, bits, 2)
     if codes.dim() == 0:
         raise ValueError(f"{NAME}: codes must have at least one dimension, got a 0-dim tensor")
@@ -78,10 +79,10 @@ def from_planes(planes, *, high_bits=8, bits, rounding="half_up", shape):
     Equivalent to ("half_up", bits < high_bits; top: the codes of the first bits + 1 planes):
         ((top + 1) >> 1).clamp(max=2**(bits - 1) - 1)
     """
-    check.check_integers(FROM, "planes", planes, torch.uint8)
-    check.check_switch(FROM, ("high_bits", "bits"), high_bits, bits)
+    check_integers(FROM, "planes", planes, torch.uint8)
+    check_switch(FROM, ("high_bits", "bits"), high_bits, bits)
     half_even = check.check_rounding(FROM, rounding)
-    shape = check.check_shape(FROM, shape)
+    shape = check_shape(FROM, shape)
     wanted = (*shape[:-1], (shape[-1] + 7) // 8)
     if planes.dim() != len(wanted) + 1 or tuple(planes.shape[1:]) != wanted:
         raise ValueError(f"{FROM}: planes must have shape (planes, {', '.join(map(str, wanted))}) for codes of shape "

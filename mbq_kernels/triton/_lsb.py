@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..reference._lsb import form, slope_factor
-from .elementwise import Tiling, _aligned, _check_dtype, _parameter, _tile, dense
+from ._elementwise import Tiling, aligned, check_dtype, dense, load_parameter, tile_of
 from .quant_math import (
     from_storage,
     lsb_gradient,
@@ -28,9 +28,9 @@ def round_clamp_kernel(x_ptr, value_ptr, residual_ptr, counts_ptr, limit_ptr, fo
                        col_tiles, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                        BLOCK_COLS: tl.constexpr):
     """value, residual B and (sum |B|, number of B != 0) of the tile: those that have a pointer"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    limit = _parameter(limit_ptr, 0, channel, exists, 1.0, BY_ROW)
+    limit = load_parameter(limit_ptr, 0, channel, exists, 1.0, BY_ROW)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     u = within_unit(unit_position(x, limit, form))
     if value_ptr is not None:
@@ -54,9 +54,9 @@ def lsb_gradient_kernel(grad_ptr, grad_penalty_ptr, x_ptr, grad_x_ptr, limit_ptr
                         rows, cols, col_tiles, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                         BLOCK_COLS: tl.constexpr):
     """grad_x = grad + grad_penalty * factor / limit * sign(B) d|x|/dx, grad 0 where it has no pointer"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    limit = _parameter(limit_ptr, 0, channel, exists, 1.0, BY_ROW)
+    limit = load_parameter(limit_ptr, 0, channel, exists, 1.0, BY_ROW)
     slope = lsb_slope(tl.load(grad_penalty_ptr), limit, factor)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     residual = lsb_residual(within_unit(unit_position(x, limit, form)), steps, coarse, ratio)
@@ -74,7 +74,7 @@ def _numbers(limit, bits, k, sign_magnitude) -> dict:
 
 def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=False, counts=False):
     """Return (value, residual, penalty, rate), None where not asked for"""
-    _check_dtype(x)
+    check_dtype(x)
     x = dense(x)
     tiling = Tiling(x, axis, torch.int8 if residual else None)
     value = torch.empty_like(x) if value else None
@@ -92,14 +92,14 @@ def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=Fa
 
 def backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
     """Return the gradient of the penalty, added to `grad` where there is one"""
-    _check_dtype(x)
+    check_dtype(x)
     x = dense(x)
     grad_x = torch.empty_like(x)
     if x.numel():
         tiling = Tiling(x, axis)
         with torch.cuda.device_of(x):
             lsb_gradient_kernel[tiling.grid()](
-                grad_ptr=None if grad is None else _aligned(grad, x), grad_penalty_ptr=grad_penalty, x_ptr=x,
+                grad_ptr=None if grad is None else aligned(grad, x), grad_penalty_ptr=grad_penalty, x_ptr=x,
                 grad_x_ptr=grad_x, factor=slope_factor(limit, bits, sign_magnitude, unit_gradient),
                 **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments())
     return grad_x

@@ -5,21 +5,21 @@ import triton
 import triton.language as tl
 
 from ..reference._correction import correction_rows
-from .elementwise import Tiling, _parameter, _tile, dense
+from ._elementwise import Tiling, dense, load_parameter, tile_of
+from ._sums import moments_of_codes_and_values
 from .quant_math import from_storage, to_storage
-from .sums import moments_of_codes_and_values
 
 
 @triton.jit
 def correct_kernel(x_ptr, out_ptr, rows_ptr, rows, cols, col_tiles, channels, inner, BY_ROW: tl.constexpr,
                    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """out = (x - centre) * factor + shift"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
-    factor = _parameter(rows_ptr, 0, channel, exists, 0.0, BY_ROW)
-    centre = _parameter(rows_ptr, channels, channel, exists, 0.0, BY_ROW)
-    shift = _parameter(rows_ptr, 2 * channels, channel, exists, 0.0, BY_ROW)
+    factor = load_parameter(rows_ptr, 0, channel, exists, 0.0, BY_ROW)
+    centre = load_parameter(rows_ptr, channels, channel, exists, 0.0, BY_ROW)
+    shift = load_parameter(rows_ptr, 2 * channels, channel, exists, 0.0, BY_ROW)
     value = (x - centre) * factor + shift
     tl.store(out_ptr + offsets, to_storage(value, out_ptr.dtype.element_ty), mask=mask)
 

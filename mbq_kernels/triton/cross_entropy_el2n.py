@@ -1,6 +1,6 @@
 """cross_entropy_el2n in Triton."""
 
-from .logit_rows import backward, forward
+from ._logit_rows import backward, forward
 
 
 def cross_entropy_el2n_forward(logits, targets, ignore_index, label_smoothing):

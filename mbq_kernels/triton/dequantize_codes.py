@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..reference.quant_math import bounds, switching
-from .elementwise import Tiling, _parameter, _tile, dense
+from ._elementwise import Tiling, dense, load_parameter, tile_of
 from .quant_math import clamp, switch_code, to_storage
 
 
@@ -14,9 +14,9 @@ def dequantize_codes_kernel(codes_ptr, out_ptr, scale_ptr, from_lo, from_hi, shi
                             col_tiles, channels, inner, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                             BLOCK_COLS: tl.constexpr):
     """out = clamp(round(code / 2^shift), lo, hi) * 2^shift * scale"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
-    scale = _parameter(scale_ptr, 0, channel, exists, 1.0, BY_ROW)
+    scale = load_parameter(scale_ptr, 0, channel, exists, 1.0, BY_ROW)
     code = clamp(tl.load(codes_ptr + offsets, mask=mask, other=0).to(tl.int32), from_lo, from_hi)
     value = switch_code(code, shift, bias, odd, lo, hi).to(tl.float32) * step * scale
     tl.store(out_ptr + offsets, to_storage(value, out_ptr.dtype.element_ty), mask=mask)

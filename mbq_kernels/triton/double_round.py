@@ -1,7 +1,7 @@
 """double_round in Triton."""
 
 from ..reference.quant_math import bounds, default_grad_factor
-from .elementwise import launch_backward, launch_forward
+from ._elementwise import launch_backward, launch_forward
 from .quant_math import double_round_terms, double_round_value
 
 _TIES_UP = 2.0**-8  # codes over 2^D, D <= 6, are multiples of 2^-6: nothing but ties passes a tie

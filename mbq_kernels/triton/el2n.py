@@ -1,6 +1,6 @@
 """el2n in Triton."""
 
-from .logit_rows import forward
+from ._logit_rows import forward
 
 
 def el2n_forward(logits, targets, ignore_index):

@@ -1,6 +1,6 @@
 """fake_quantize_affine in Triton."""
 
-from .elementwise import launch_backward, launch_forward
+from ._elementwise import launch_backward, launch_forward
 from .quant_math import fake_quantize_affine_terms, fake_quantize_affine_value
 
 

@@ -7,9 +7,9 @@ import triton.language as tl
 from ..reference._channels import effective
 from ..reference._correction import fold
 from ..reference.quant_math import bounds, default_grad_factor
-from .elementwise import Tiling, _contiguous, _parameter, _scale, _tile, dense, launch_backward
+from ._elementwise import Tiling, contiguous, dense, launch_backward, load_parameter, load_scale, tile_of
+from ._sums import moments_of_codes_and_values
 from .quant_math import decode, encode, fake_quantize_terms, from_storage, scaled, to_storage
-from .sums import moments_of_codes_and_values
 
 
 @triton.jit
@@ -18,16 +18,16 @@ def corrected_forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, unit_ptr, fl
                              BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """out[k] = code * scale'[k] + offset'[k], code = clamp(rint((x - offset[k]) / step), lo, hi),
     step = max(scale[k] * unit[k], floor[k])"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _scale(scale_ptr, unit_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
-        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        scale = load_scale(scale_ptr, unit_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
+        shift = load_parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         lo, hi = levels[k]
         code = encode(scaled(x, scale, shift), lo, hi)
-        value = decode(code, _parameter(new_scale_ptr, k * channels, channel, exists, 1.0, BY_ROW),
-                       _parameter(new_shift_ptr, k * channels, channel, exists, 0.0, BY_ROW))
+        value = decode(code, load_parameter(new_scale_ptr, k * channels, channel, exists, 1.0, BY_ROW),
+                       load_parameter(new_shift_ptr, k * channels, channel, exists, 0.0, BY_ROW))
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
 
@@ -54,8 +54,8 @@ def fake_quantize_corrected_forward(x, scales, offsets, scale_units, scale_floor
         tiling = Tiling(x, axis, out_dtype)
         with torch.cuda.device_of(x):
             corrected_forward_kernel[tiling.grid()](
-                x_ptr=x, out_ptrs=tuple(outs), scale_ptr=scales.contiguous(), shift_ptr=_contiguous(offsets),
-                unit_ptr=_contiguous(scale_units), floor_ptr=_contiguous(scale_floors),
+                x_ptr=x, out_ptrs=tuple(outs), scale_ptr=scales.contiguous(), shift_ptr=contiguous(offsets),
+                unit_ptr=contiguous(scale_units), floor_ptr=contiguous(scale_floors),
                 new_scale_ptr=folded[1].contiguous(), new_shift_ptr=folded[2].contiguous(),
                 levels=tuple(_ranges(bits, signed)), **tiling.arguments())
     return outs

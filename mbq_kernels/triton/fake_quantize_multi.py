@@ -1,7 +1,7 @@
 """fake_quantize_multi in Triton."""
 
 from ..reference.quant_math import bounds, default_grad_factor
-from .elementwise import launch_backward, launch_forward
+from ._elementwise import launch_backward, launch_forward
 from .quant_math import fake_quantize_terms, fake_quantize_value
 
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..reference.quant_math import bounds
-from .bytes import from_words, launch, to_words, word_offsets
+from ._bytes import from_words, launch, to_words, word_offsets
 from .code_math import clamp_bytes, from_fields, gather_fields, spread_fields, to_fields
 
 PACKED = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # what eight codes are packed into, by their bits

@@ -3,7 +3,7 @@
 import torch
 
 from ..reference.quant_math import bounds
-from .elementwise import launch_forward
+from ._elementwise import launch_forward
 from .quant_math import quantize_codes_value
 
 

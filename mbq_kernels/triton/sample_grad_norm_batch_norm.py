@@ -1,6 +1,6 @@
 """sample_grad_norm_batch_norm in Triton."""
 
-from .affine_norms import squared_norms
+from ._affine_norms import squared_norms
 
 
 def sample_grad_norm_batch_norm_forward(normalized, grad_outputs, weight, bias):

@@ -1,6 +1,6 @@
 """sample_grad_norm_conv2d in Triton: windows are found by index arithmetic and are not written out."""
 
-from .sample_grad_norm import Problem, squared_norms
+from ._sample_grad_norm import Problem, squared_norms
 
 
 def sample_grad_norm_conv2d_forward(activations, grad_outputs, weight_factor, kernel_size, stride, padding, dilation,

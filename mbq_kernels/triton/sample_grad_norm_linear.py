@@ -1,6 +1,6 @@
 """sample_grad_norm_linear in Triton."""
 
-from .sample_grad_norm import Problem, squared_norms
+from ._sample_grad_norm import Problem, squared_norms
 
 
 def sample_grad_norm_linear_forward(activations, grad_outputs, weight_factor, bias, gram):

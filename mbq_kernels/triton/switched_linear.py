@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .elementwise import OPTIONS
-from .exact_dot import exact_dot
+from ._elementwise import OPTIONS
+from ._exact_dot import exact_dot
+from ._stored_codes import codes_at, float_of, levels_of_codes, levels_of_planes
 from .quant_math import INTERPRETED, from_storage, to_storage
-from .stored_codes import codes_at, float_of, levels_of_codes, levels_of_planes
 
 PROGRAMS = 512  # wanted at least, by splitting rows
 # (rows, words) of a tile of codes or planes, for one row of x or more

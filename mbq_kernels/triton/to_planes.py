@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..reference.quant_math import bounds
-from .bytes import from_words, launch, to_words, word_offsets
+from ._bytes import from_words, launch, to_words, word_offsets
 from .code_math import clamp_bytes, from_fields, round_planes, transpose_bits
 
 

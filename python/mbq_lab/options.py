@@ -3,11 +3,13 @@
 import math
 import numbers
 import os
-from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields
 
 from mbq_train._names import look_up
 from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
 from mbq_train.quantize.specs import ActivationSpec, Float, Spec, WeightSpec, flag_of, spec_types
+
+from .spec_options import SPEC_OPTIONS, SpecOptions, setting
 
 OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
 BATCH_NORM_MODES, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
@@ -18,44 +20,11 @@ RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
                "batch_norm": "shared"},
     "msq": {"bits": (8,), "quantizer": "round-clamp"},
 }
-
 GROUPS = ("data", "network", "quantizers", "training", "emqnet", "msq")  # of options, as the command's help shows them
 
 
-def _option(default, help, *, group=None, **limits):
-    """Return an option with its limits: choices, low, high, above, below; recipe: the only one it belongs to; group:
-    what the command's help shows it under [its recipe, or training]."""
-    return field(default=default, metadata={"help": help, "group": group or limits.get("recipe", "training"), **limits})
-
-
-def _of_specs() -> dict[str, list[tuple[str, Field]]]:
-    """Return the options of all quantizers by their names on the command line: the kinds that have each, and its field.
-    """
-    found = {}
-    for name, kind in spec_types(Spec).items():
-        for each in fields(kind):
-            if (flag := flag_of(each)):
-                found.setdefault(flag, []).append((name, each))
-    return found
-
-
-def _of_flag(flag: str) -> tuple:
-    """Return name, type and field of an option of quantizers, as its spec describes it; None becomes 0."""
-    owners = [name for name, _ in SPEC_OPTIONS[flag]]
-    described = SPEC_OPTIONS[flag][0][1]
-    default = 0 if described.default is None else described.default
-    alone = described.metadata["of"] == "weights" and len(owners) == 1
-    limits = {"choices": described.metadata["choices"]} if described.metadata["choices"] else {}
-    help = f"{owners[0]}: {described.metadata['help']}" if alone else described.metadata["help"]
-    return flag, type(default), _option(default, help, group="quantizers", **limits)
-
-
-SPEC_OPTIONS = _of_specs()
-_SpecOptions = make_dataclass("_SpecOptions", map(_of_flag, SPEC_OPTIONS), frozen=True)
-
-
 @dataclass(frozen=True)
-class Options(_SpecOptions):
+class Options(SpecOptions):
     """Every option of `mbq train`, written to config.json. Defaults are our choice for the digits.
 
     Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
@@ -65,71 +34,71 @@ class Options(_SpecOptions):
     nearest one there is.
     """
 
-    data: str = _option("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)",
+    data: str = setting("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)",
                         group="data")
-    augment: str = _option("auto", "auto, none, or some of crop,flip,cutout,resized-crop", group="data")
-    train_limit: int = _option(0, "train on a balanced subset of this many images; 0: all", low=0, group="data")
-    test_limit: int = _option(0, "test on a balanced subset of this many images; 0: all", low=0, group="data")
-    image_size: int = _option(0, "resize images to this many pixels; 0: as they are", low=0, group="data")
-    workers: int = _option(0, "processes that decode images of sets too large for memory", low=0, group="data")
-    model: str = _option("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory", group="network")
-    recipe: str = _option("plain", "what training does beyond its loop; sets other options that are not given",
+    augment: str = setting("auto", "auto, none, or some of crop,flip,cutout,resized-crop", group="data")
+    train_limit: int = setting(0, "train on a balanced subset of this many images; 0: all", low=0, group="data")
+    test_limit: int = setting(0, "test on a balanced subset of this many images; 0: all", low=0, group="data")
+    image_size: int = setting(0, "resize images to this many pixels; 0: as they are", low=0, group="data")
+    workers: int = setting(0, "processes that decode images of sets too large for memory", low=0, group="data")
+    model: str = setting("resnet8", "network: a name, timm:NAME, hf:NAME or package.module:factory", group="network")
+    recipe: str = setting("plain", "what training does beyond its loop; sets other options that are not given",
                           choices=tuple(RECIPE_DEFAULTS))
-    bits: tuple[int, ...] = _option((8, 4, 2), "bit-widths, from high to low; 32: the float path too",
+    bits: tuple[int, ...] = setting((8, 4, 2), "bit-widths, from high to low; 32: the float path too",
                                     group="quantizers")
-    batch_norm: str = _option("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES,
+    batch_norm: str = setting("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES,
                               group="network")
-    quantizer: str = _option("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
+    quantizer: str = setting("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
                              "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)),
                              group="quantizers")
-    keep_float: tuple[str, ...] = _option(("first", "last"), "layers that stay in float, by name; first: all that "
+    keep_float: tuple[str, ...] = setting(("first", "last"), "layers that stay in float, by name; first: all that "
                                           "read the network's input, last: the one called last", group="network")
-    epochs: int = _option(30, "epochs at all bit-widths together", low=1)
-    float_epochs: int = _option(30, "epochs of the float network before", low=1)
-    batch_size: int = _option(64, "images in a batch, over all processes", low=1)
-    schedule: str = _option("each", "a step after each bit-width, or accumulate gradients and step once",
+    epochs: int = setting(30, "epochs at all bit-widths together", low=1)
+    float_epochs: int = setting(30, "epochs of the float network before", low=1)
+    batch_size: int = setting(64, "images in a batch, over all processes", low=1)
+    schedule: str = setting("each", "a step after each bit-width, or accumulate gradients and step once",
                             choices=SCHEDULES)
-    weight_bank: bool = _option(False, "accumulate: quantize all weights at all bit-widths in one pass; costs 2 copies "
+    weight_bank: bool = setting(False, "accumulate: quantize all weights at all bit-widths in one pass; costs 2 copies "
                                 "of the weights per bit-width")
-    optimizer: str = _option("adamw", "", choices=OPTIMIZERS)
-    momentum: float = _option(0.9, "of sgd", low=0, below=1)
-    learning_rate: float = _option(1e-3, "of both phases", above=0)
-    scale_rate: float = _option(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, "
+    optimizer: str = setting("adamw", "", choices=OPTIMIZERS)
+    momentum: float = setting(0.9, "of sgd", low=0, below=1)
+    learning_rate: float = setting(1e-3, "of both phases", above=0)
+    scale_rate: float = setting(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, "
                                 "as a share of learning_rate", above=0)
-    rate: str = _option("cosine", "learning rate over the epochs", choices=RATES)
-    rate_epochs: tuple[int, ...] = _option((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
-    weight_decay: float = _option(5e-5, "not on scales and offsets", low=0)
-    clip_norm: float = _option(0.0, "largest norm of the gradient; 0: no limit", low=0)
-    distill: float = _option(0.0, "largest share of the soft targets from the highest bit-width an epoch ago; "
+    rate: str = setting("cosine", "learning rate over the epochs", choices=RATES)
+    rate_epochs: tuple[int, ...] = setting((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
+    weight_decay: float = setting(5e-5, "not on scales and offsets", low=0)
+    clip_norm: float = setting(0.0, "largest norm of the gradient; 0: no limit", low=0)
+    distill: float = setting(0.0, "largest share of the soft targets from the highest bit-width an epoch ago; "
                              "0.7 in the paper, 0: off", low=0, high=1)
-    autocast: str = _option("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
-    compile: bool = _option(False, "torch.compile the network")
-    cuda_graph: bool = _option(False, "capture the whole step in a CUDA graph")
-    prune_rate: float = _option(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
+    autocast: str = setting("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
+    compile: bool = setting(False, "torch.compile the network")
+    cuda_graph: bool = setting(False, "capture the whole step in a CUDA graph")
+    prune_rate: float = setting(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
                                 recipe="emqnet")
-    score: str = _option("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
-    score_epochs: int = _option(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
-    sampling: str = _option("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
-    temperature: float = _option(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
-    resample: bool = _option(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
-    rescore_every: int = _option(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
-    shared_scores: bool = _option(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
-    evaluate_every: int = _option(1, "epochs between two tests", low=1)
-    target_compression: float = _option(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
-    lsb_penalty: float = _option(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
+    score: str = setting("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
+    score_epochs: int = setting(5, "emqnet: epochs on all images before the first scores", low=0, recipe="emqnet")
+    sampling: str = setting("probability", "emqnet: how images are drawn", choices=SAMPLINGS, recipe="emqnet")
+    temperature: float = setting(1.0, "emqnet: images are drawn by score^(1 / temperature)", above=0, recipe="emqnet")
+    resample: bool = setting(True, "emqnet: draw in every epoch, not once", recipe="emqnet")
+    rescore_every: int = setting(0, "emqnet: epochs between two scorings; 0: score once", low=0, recipe="emqnet")
+    shared_scores: bool = setting(False, "emqnet: one score for all bit-widths, their mean", recipe="emqnet")
+    evaluate_every: int = setting(1, "epochs between two tests", low=1)
+    target_compression: float = setting(16.0, "msq: of the quantized weights against float32", recipe="msq", low=1)
+    lsb_penalty: float = setting(5e-5, "msq: lambda, on the sum of the last bits of all weights; 0: prune without",
                                  recipe="msq", low=0)
-    unit_penalty: bool = _option(False, "msq: leave 2^bits out of the penalty's gradient", recipe="msq")
-    prune_interval: int = _option(2, "msq: epochs between two prunings", recipe="msq", low=1)
-    prune_threshold: float = _option(0.3, "msq: alpha, a layer loses bits that a smaller share of its weights uses",
+    unit_penalty: bool = setting(False, "msq: leave 2^bits out of the penalty's gradient", recipe="msq")
+    prune_interval: int = setting(2, "msq: epochs between two prunings", recipe="msq", low=1)
+    prune_threshold: float = setting(0.3, "msq: alpha, a layer loses bits that a smaller share of its weights uses",
                                      recipe="msq", above=0, high=1)
-    lowest_bits: int = _option(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
-    hessian: bool = _option(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
+    lowest_bits: int = setting(1, "msq: no layer falls below", recipe="msq", low=1, high=8)
+    hessian: bool = setting(True, "msq: layers less sensitive than the average lose 2 bits at once, else all 1",
                             recipe="msq")
-    hessian_images: int = _option(256, "training images that the Hessian's traces are measured on", low=1, group="msq")
-    hessian_probes: int = _option(20, "most probes of the Hessian's traces", low=2, group="msq")
-    hessian_tolerance: float = _option(0.05, "relative standard error at which the traces are good enough", low=0,
+    hessian_images: int = setting(256, "training images that the Hessian's traces are measured on", low=1, group="msq")
+    hessian_probes: int = setting(20, "most probes of the Hessian's traces", low=2, group="msq")
+    hessian_tolerance: float = setting(0.05, "relative standard error at which the traces are good enough", low=0,
                                        group="msq")
-    seed: int = _option(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
+    seed: int = setting(0, "of weights, batches and augmentation", low=0, high=2**32 - 1)
 
     def __post_init__(self):
         for option in fields(self):

@@ -10,14 +10,14 @@ STORAGE = {"*fp32": 4, "*bf16": 2}
 
 
 def _tiles():
-    from mbq_kernels.triton.elementwise import TILE
+    from mbq_kernels.triton._elementwise import TILE
 
     return ({"BLOCK_ROWS": 1, "BLOCK_COLS": 2 * TILE, "BY_ROW": True},
             {"BLOCK_ROWS": 8, "BLOCK_COLS": TILE // 4, "BY_ROW": False})
 
 
 def switch_bits():
-    from mbq_kernels.triton.elementwise import OPTIONS
+    from mbq_kernels.triton._elementwise import OPTIONS
     from mbq_kernels.triton.switch_bits import CODES, switch_bits_kernel
 
     yield Variant(name="int8", kernel=switch_bits_kernel, reads=CODES // THREADS, writes=CODES // THREADS,
@@ -26,8 +26,8 @@ def switch_bits():
 
 
 def dequantize_codes():
+    from mbq_kernels.triton._elementwise import OPTIONS, TILE
     from mbq_kernels.triton.dequantize_codes import dequantize_codes_kernel
-    from mbq_kernels.triton.elementwise import OPTIONS, TILE
 
     codes = 2 * TILE // THREADS
     for tile, (out, size) in itertools.product(_tiles(), STORAGE.items()):
@@ -38,7 +38,7 @@ def dequantize_codes():
 
 def quantize_codes():
     from mbq_kernels.triton import quant_math
-    from mbq_kernels.triton.elementwise import OPTIONS, TILE, forward_kernel
+    from mbq_kernels.triton._elementwise import OPTIONS, TILE, forward_kernel
 
     codes, absent = 2 * TILE // THREADS, dict.fromkeys(("shift_ptr", "unit_ptr", "floor_ptr"))
     for tile, (x, size) in itertools.product(_tiles(), STORAGE.items()):
@@ -49,8 +49,8 @@ def quantize_codes():
 
 
 def pack_codes():
-    from mbq_kernels.triton.bytes import WORDS
-    from mbq_kernels.triton.elementwise import OPTIONS
+    from mbq_kernels.triton._bytes import WORDS
+    from mbq_kernels.triton._elementwise import OPTIONS
     from mbq_kernels.triton.pack_codes import pack_codes_kernel, unpack_codes_kernel
 
     words = WORDS // THREADS
@@ -64,8 +64,8 @@ def pack_codes():
 
 
 def to_planes():
-    from mbq_kernels.triton.bytes import WORDS
-    from mbq_kernels.triton.elementwise import OPTIONS
+    from mbq_kernels.triton._bytes import WORDS
+    from mbq_kernels.triton._elementwise import OPTIONS
     from mbq_kernels.triton.to_planes import from_planes_kernel, to_planes_kernel
 
     words, types = WORDS // THREADS, {"planes_ptr": "*u8", "codes_ptr": "*i64", "plane_bytes": "i32", "count": "i32"}

@@ -9,7 +9,7 @@ STORAGE = ("*fp32", "*bf16")
 
 
 def logit_variants():
-    from mbq_kernels.triton import logit_rows
+    from mbq_kernels.triton import _logit_rows as logit_rows
 
     common = {"options": logit_rows.OPTIONS, "at_least": True, "contracts": True}
     for x, (rows, block) in itertools.product(STORAGE, ((1, logit_rows.TILE), (2, 1024), (128, 16))):
@@ -25,8 +25,8 @@ def logit_variants():
 
 
 def affine_norm_variants(positions_last):
-    from mbq_kernels.triton.affine_norms import ALONG, affine_norms_kernel
-    from mbq_kernels.triton.elementwise import OPTIONS
+    from mbq_kernels.triton._affine_norms import ALONG, affine_norms_kernel
+    from mbq_kernels.triton._elementwise import OPTIONS
 
     channels, positions = ALONG[positions_last]
     for x in STORAGE:
@@ -38,7 +38,7 @@ def affine_norm_variants(positions_last):
 
 
 def embedding_variants():
-    from mbq_kernels.triton.elementwise import OPTIONS
+    from mbq_kernels.triton._elementwise import OPTIONS
     from mbq_kernels.triton.sample_grad_norm_embedding import BLOCK_D, embedding_norms_kernel
 
     for x in STORAGE:
@@ -56,7 +56,7 @@ IMAGES = {"linear": ("constexpr",) * 3, "conv": ("i32",) * 3}
 
 
 def _sample(layer, name, kernel, types, constants, **facts):
-    from mbq_kernels.triton.sample_grad_norm import OPTIONS
+    from mbq_kernels.triton._sample_grad_norm import OPTIONS
 
     strides = LAYERS[layer][2]
     types = {"positions": "i32", "groups": "i32", "slots": "i32", "sums_ptr": "*fp64", "image": IMAGES[layer], **types,
@@ -70,8 +70,8 @@ def _sample(layer, name, kernel, types, constants, **facts):
 
 
 def sample_variants(layer):
-    from mbq_kernels.triton import sample_grad_norm as op
-    from mbq_kernels.triton import sample_kernels as kernels
+    from mbq_kernels.triton import _sample_grad_norm as op
+    from mbq_kernels.triton import _sample_kernels as kernels
 
     sizes, windows, _ = LAYERS[layer]
     positions, inputs, outputs = sizes

@@ -19,7 +19,8 @@ def tiles(elements):
 
 def _quantizer(name, x, y, levels, shift, units, shape, numbers, one_scale):
     """Give the forward and the backward of `levels` quantizers; x_bytes, y_bytes: of a thread's eight elements."""
-    from mbq_kernels.triton import elementwise, quant_math
+    from mbq_kernels.triton import _elementwise as elementwise
+    from mbq_kernels.triton import quant_math
 
     x_bytes, y_bytes = 8 * BYTES[x], levels * 8 * BYTES[y]
     optional = {"shift_ptr": shift, "shift_sums_ptr": shift, "unit_ptr": units, "floor_ptr": units,
@@ -45,7 +46,7 @@ def quantizer_variants(name, *, numbers, levels, shifts, in_units=(), mixed=True
     shifts with which units and floors are compiled too, of one storage type; mixed: x_hat may have a type of its own.
     """
     def variants():
-        from mbq_kernels.triton import elementwise
+        from mbq_kernels.triton import _elementwise as elementwise
 
         for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(elementwise.TILE)):
             for shift, units in itertools.product(shifts, (False, True)):
@@ -97,7 +98,7 @@ LEVELS = (("fp32", "fp32"),) * 4
 
 def _moments():
     """Give the storage of x, the tile, the types and constants of scales and shifts; 16-bit x has units and floors."""
-    from mbq_kernels.triton import elementwise
+    from mbq_kernels.triton import _elementwise as elementwise
 
     for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):
         given = dict.fromkeys(("scale_ptr", "shift_ptr", "new_scale_ptr", "new_shift_ptr", "grad_scale_ptr"), "*fp32")
@@ -108,9 +109,10 @@ def _moments():
 
 
 def corrected_variants():
-    from mbq_kernels.triton import elementwise, quant_math
+    from mbq_kernels.triton import _elementwise as elementwise
+    from mbq_kernels.triton import quant_math
+    from mbq_kernels.triton._sums import sums_kernel
     from mbq_kernels.triton.fake_quantize_corrected import corrected_forward_kernel
-    from mbq_kernels.triton.sums import sums_kernel
 
     for x, what, types, constants, common in _moments():
         moved = 8 * BYTES[x]
@@ -126,7 +128,7 @@ def corrected_variants():
 
 
 def correction_variants():
-    from mbq_kernels.triton import elementwise
+    from mbq_kernels.triton import _elementwise as elementwise
     from mbq_kernels.triton.correct_weight_bias import correct_kernel
 
     for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):

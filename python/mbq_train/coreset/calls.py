@@ -2,36 +2,15 @@
 
 import contextlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..quantize.quantizer import weight_quantizer_of
+from .call import Call, bias_gradients, matrices_of, norm_gradients
 from .gradient_forms import LINEAR, NormForm, base_output, explicit_squares, form_of, parameters_of
 from .layouts import Layout, profile
 from .watch import Watch
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of a layer: what its parameters met, the version of that tensor, how many parameters still need it,
-    whether the tensor was made of the network's inputs, and the gradient and its layout once they are there."""
-
-    layer: nn.Module
-    x: torch.Tensor | None
-    version: int
-    needed: int
-    from_inputs: bool
-    grad: torch.Tensor | None = None
-    layout: Layout = Layout()
-
-    def used(self) -> None:
-        """Say that one parameter is done. The graph holds this object until the backward ends, but not what was in it.
-        """
-        self.needed -= 1
-        if not self.needed:
-            self.x = self.grad = None
 
 
 class _Start(torch.autograd.Function):
@@ -149,7 +128,7 @@ class Calls:
                                f"parameter alike, got {name} in a checkpoint and {', '.join(self._shared)}")
         kept = form_of(layer).prepare(layer, x.detach(), out)
         from_inputs = self.watch is not None and any(map(self.watch.depends_on_inputs, (x, *args[:1])))
-        call = _Call(layer, kept, kept._version, len(keys), from_inputs)
+        call = Call(layer, kept, kept._version, len(keys), from_inputs)
         for key in keys if self._profiles is None else ():
             self.calls[key].append(call)
         out.register_hook(lambda grad: self._on_grad(call, keys, grad))
@@ -196,7 +175,7 @@ class Calls:
         layer = calls[0].layer
         _, bias = parameters_of(layer)
         if key == id(bias):
-            value = sum(map(_bias_gradients, calls)).square().sum(dim=1)
+            value = sum(map(bias_gradients, calls)).square().sum(dim=1)
         elif len(calls) > 1 or calls[0].layout.rows > 1:
             value = self._of_several(calls)
         else:
@@ -213,9 +192,9 @@ class Calls:
     def _of_several(self, calls):
         """Return the squared norms of one weight in several calls: the gradients are added before they are squared."""
         if isinstance(form_of(calls[0].layer), NormForm):
-            return sum(map(_norm_gradients, calls)).square().sum(dim=1)
+            return sum(map(norm_gradients, calls)).square().sum(dim=1)
         factors = [self._factor(call.layer) for call in calls]
-        pairs = [_matrices(call) for call in calls]
+        pairs = [matrices_of(call) for call in calls]
         if any(factor is not factors[0] for factor in factors):
             return explicit_squares(pairs, factors)
         x, grad = (torch.cat(side, dim=2) for side in zip(*pairs, strict=True))
@@ -234,27 +213,3 @@ class Calls:
                 weight = layer.weight_by_channel().detach().requires_grad_()
                 self._factors[layer] = torch.autograd.grad(quantizer(weight).sum(), weight)[0]
         return self._factors[layer]
-
-
-def _bias_gradients(call: _Call) -> torch.Tensor:
-    """Return (N, C)"""
-    return _added(call, form_of(call.layer).biases(call.layer, call.grad))
-
-
-def _norm_gradients(call: _Call) -> torch.Tensor:
-    """Return (N, C) of a normalisation's weight."""
-    return _added(call, form_of(call.layer).weights(call.layer, call.x, call.grad))
-
-
-def _added(call: _Call, rows):
-    """Return (N, C) of (N * rows, C)"""
-    return rows if call.layout.rows == 1 else call.layout.first(rows).sum(dim=1)
-
-
-def _matrices(call: _Call):
-    """Return what a form's `matrices` returns, with all rows of a sample along T."""
-    pair = form_of(call.layer).matrices(call.layer, call.x, call.grad)
-    if call.layout.rows == 1:
-        return pair
-    layout = replace(call.layout, dim=1)
-    return tuple(layout.first(side).movedim(0, 1).flatten(2, 3) for side in pair)

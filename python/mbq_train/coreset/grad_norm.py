@@ -10,11 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_iter, tree_map
 
-import mbq_kernels
-
 from .._names import look_up
-from ..quantize.batch_norm import BATCH_NORMS
 from ..quantize.quantizer import quantizers, weight_quantizer_of
+from .batch_losses import call_model, check_batch_norms, cross_entropy, one_each, plain
 from .calls import Calls
 from .gradient_forms import SUPPORTED, form_of, parameters_of, scored_layers, wide_type
 from .layouts import find_layout, is_uninformative, loss_weights
@@ -112,7 +110,7 @@ class GradNormScorer:
             use a parameter alike, and a checkpoint that is not torch's calls layers in the backward. NaN or infinite
             gradients are NaN or infinite norms.
         """
-        _check_batch_norms(self.model)
+        check_batch_norms(self.model)
         with torch.inference_mode(False):
             inputs, targets = (tree_map(as_graph_input, value) for value in (inputs, targets))
             key = tuple(tuple(value.shape) for value in tree_iter((inputs, targets)) if isinstance(value, torch.Tensor))
@@ -138,9 +136,9 @@ class GradNormScorer:
                 parameter.requires_grad_(parameter in shared)
             with torch.enable_grad(), calls.recorded(), without_compilation(), without_reentrant_checkpoints():
                 with watch or contextlib.nullcontext():
-                    outputs = _call(self.model, inputs)
-                losses, el2n = (_cross_entropy if loss is None else _plain(loss))(outputs, targets)
-                losses = _one_each(losses)
+                    outputs = call_model(self.model, inputs)
+                losses, el2n = (cross_entropy if loss is None else plain(loss))(outputs, targets)
+                losses = one_each(losses)
                 paths = SharedPaths(losses, shared) if shared else None
                 signature = calls.end_forward(), None if paths is None else paths.signature()
                 if known is None:
@@ -236,39 +234,9 @@ def _chosen(layers: dict[nn.Module, str], names) -> dict[nn.Module, str]:
     return {look_up("GradNormScorer", by_name, name, argument="layers"): name for name in names}
 
 
-def _check_batch_norms(model) -> None:
-    """Raise ValueError where BatchNorm mixes the samples, in any layer: that spoils the gradients of the others."""
-    for name, module in model.named_modules():
-        if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
-            raise ValueError(f"GradNormScorer: BatchNorm must be in eval mode with running statistics, because in "
-                             f"training mode it mixes the samples, got {name}")
-
-
-def _one_each(losses):
-    """Return (N,) of (N, ...) losses."""
-    if losses.dim() == 0:
-        raise ValueError("GradNormScorer: loss must give one value a sample, got a single one; reduce nothing")
-    return losses.unsqueeze(-1).flatten(1).sum(dim=1)
-
-
 def _norms(squares, losses, el2n, outputs) -> GradNorms:
     layers = defaultdict(lambda: torch.zeros_like(losses, dtype=wide_type(losses)))
     for name, value in squares:
         layers[name] = layers[name] + value
     total = sum(layers.values())
     return GradNorms(total.sqrt(), {name: value.sqrt() for name, value in layers.items()}, losses, el2n, outputs)
-
-
-def _call(model, inputs):
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-
-
-def _cross_entropy(outputs, targets):
-    losses, el2n = mbq_kernels.cross_entropy_el2n(outputs, targets)
-    return losses, el2n.detach()
-
-
-def _plain(loss):
-    return lambda outputs, targets: (loss(outputs, targets), None)

@@ -19,7 +19,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and eve
 
 
 @triton.jit
-def _tile(rows, cols, col_tiles, channels, inner,
+def tile_of(rows, cols, col_tiles, channels, inner,
           BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """(offsets, their mask, channel of each row or column, which of those exist, slots of their partial sums)"""
     row_tile = tl.program_id(0) // col_tiles
@@ -41,7 +41,7 @@ def _tile(rows, cols, col_tiles, channels, inner,
 
 
 @triton.jit
-def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.constexpr):
+def load_parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.constexpr):
     """The value of each channel in the row at `row`, along the tile; `missing` outside, and where there is no such
     parameter"""
     if ptr is None:
@@ -52,12 +52,12 @@ def _parameter(ptr, row, channel, exists, missing: tl.constexpr, BY_ROW: tl.cons
 
 
 @triton.jit
-def _scale(scale_ptr, unit_ptr, floor_ptr, row, channel, exists, BY_ROW: tl.constexpr):
+def load_scale(scale_ptr, unit_ptr, floor_ptr, row, channel, exists, BY_ROW: tl.constexpr):
     """The scale of each channel, likewise, in units and at least its floor where there are such"""
-    scale = _parameter(scale_ptr, row, channel, exists, 1.0, BY_ROW)
+    scale = load_parameter(scale_ptr, row, channel, exists, 1.0, BY_ROW)
     if unit_ptr is not None or floor_ptr is not None:
-        scale = effective_scale(scale, _parameter(unit_ptr, row, channel, exists, 1.0, BY_ROW),
-                                _parameter(floor_ptr, row, channel, exists, float("-inf"), BY_ROW))
+        scale = effective_scale(scale, load_parameter(unit_ptr, row, channel, exists, 1.0, BY_ROW),
+                                load_parameter(floor_ptr, row, channel, exists, float("-inf"), BY_ROW))
     return scale
 
 
@@ -66,12 +66,12 @@ def forward_kernel(x_ptr, out_ptrs, scale_ptr, shift_ptr, unit_ptr, floor_ptr, l
                    inner, VALUE: tl.constexpr, ONE_SCALE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                    BLOCK_COLS: tl.constexpr):
     """out[k] = VALUE(x, max(scale[k] * unit[k], floor[k]), shift[k], levels[k])"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(out_ptrs)):
-        scale = _scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
-        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        scale = load_scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
+        shift = load_parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         value = VALUE(x, scale, shift, levels[k])
         tl.store(out_ptrs[k] + offsets, to_storage(value, out_ptrs[k].dtype.element_ty), mask=mask)
 
@@ -85,17 +85,17 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, unit_ptr
 
     grad_scale_ptr: what the upstream gradient of every channel is multiplied by first, or None.
     """
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     axis: tl.constexpr = 1 if BY_ROW else 0
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(len(grad_ptrs)):
         grad = from_storage(tl.load(grad_ptrs[k] + offsets, mask=mask, other=0.0))
         if grad_scale_ptr is not None:
-            grad = grad * _parameter(grad_scale_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+            grad = grad * load_parameter(grad_scale_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         # after grad: in the other order ptxas spills a register on sm_80
-        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
-        scale = _scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
+        shift = load_parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        scale = load_scale(scale_ptr, unit_ptr, floor_ptr, 0 if ONE_SCALE else k * channels, channel, exists, BY_ROW)
         to_x, to_scale, to_shift = TERMS(grad, x, scale, shift, levels[k])
         if k == 0:
             grad_x = to_x
@@ -160,12 +160,12 @@ def dense(x):
     return x
 
 
-def _aligned(grad, x):
+def aligned(grad, x):
     same = all(size < 2 or a == b for size, a, b in zip(x.shape, grad.stride(), x.stride(), strict=True))
     return grad if same else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
 
 
-def _check_dtype(x):
+def check_dtype(x):
     if x.dtype == torch.float64:
         raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
 
@@ -176,15 +176,15 @@ def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, units=None
     scales, their units and floors, and shifts: K rows of C, in any shape, of all but shifts also one row for all K;
     levels: what `value` takes, K tuples of as many floats.
     """
-    _check_dtype(x)
+    check_dtype(x)
     x = dense(x)
     outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in levels)
     if x.numel():
         tiling = Tiling(x, axis, out_dtype)
         with torch.cuda.device_of(x):
             forward_kernel[tiling.grid()](
-                x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts),
-                unit_ptr=_contiguous(units), floor_ptr=_contiguous(floors), levels=tuple(levels), VALUE=value,
+                x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(), shift_ptr=contiguous(shifts),
+                unit_ptr=contiguous(units), floor_ptr=contiguous(floors), levels=tuple(levels), VALUE=value,
                 ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     return list(outs)
 
@@ -194,7 +194,7 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
 
     units, floors: like scales. grad_scales: like scales - what the upstream gradients are multiplied by first.
     """
-    _check_dtype(x)
+    check_dtype(x)
     x = dense(x)
     grad_x, tiling = torch.empty_like(x), Tiling(x, axis)
     before, after = tiling.sums
@@ -203,16 +203,16 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
     if x.numel():
         with torch.cuda.device_of(x):
             backward_kernel[tiling.grid()](
-                grad_ptrs=tuple(_aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
-                scale_ptr=scales.contiguous(), shift_ptr=_contiguous(shifts), unit_ptr=_contiguous(units),
-                floor_ptr=_contiguous(floors), grad_scale_ptr=_contiguous(grad_scales), scale_sums_ptr=partial,
+                grad_ptrs=tuple(aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
+                scale_ptr=scales.contiguous(), shift_ptr=contiguous(shifts), unit_ptr=contiguous(units),
+                floor_ptr=contiguous(floors), grad_scale_ptr=contiguous(grad_scales), scale_sums_ptr=partial,
                 shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors), TERMS=terms,
                 ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
     grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
     return grad_x, _channel_sum(partial, scales, units), grad_shifts
 
 
-def _contiguous(parameter):
+def contiguous(parameter):
     return None if parameter is None else parameter.contiguous()
 
 

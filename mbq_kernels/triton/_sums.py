@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..reference._correction import moments_of
-from .elementwise import Tiling, _contiguous, _parameter, _scale, _tile, dense
+from ._elementwise import Tiling, contiguous, dense, load_parameter, load_scale, tile_of
 from .quant_math import encode, from_storage, scaled
 
 
@@ -24,16 +24,16 @@ def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, unit_ptr, floor_ptr, pivo
                 channels, inner, LEVELS: tl.constexpr, COUNT: tl.constexpr, BY_ROW: tl.constexpr,
                 BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """Entries 0 to LEVELS - 1: the codes of x; the last one, where there are pivots: x - pivot"""
-    offsets, mask, channel, exists, slot = _tile(
+    offsets, mask, channel, exists, slot = tile_of(
         rows, cols, col_tiles, channels, inner, BY_ROW, BLOCK_ROWS, BLOCK_COLS)
     x = from_storage(tl.load(x_ptr + offsets, mask=mask, other=0.0))
     for k in tl.static_range(LEVELS):
-        scale = _scale(scale_ptr, unit_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
-        shift = _parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
+        scale = load_scale(scale_ptr, unit_ptr, floor_ptr, k * channels, channel, exists, BY_ROW)
+        shift = load_parameter(shift_ptr, k * channels, channel, exists, 0.0, BY_ROW)
         lo, hi = levels[k]
         _store_sums(sums_ptr, encode(scaled(x, scale, shift), lo, hi), mask, slot, exists, k, COUNT, BY_ROW)
     if pivot_ptr is not None:
-        pivot = _parameter(pivot_ptr, 0, channel, exists, 0.0, BY_ROW)
+        pivot = load_parameter(pivot_ptr, 0, channel, exists, 0.0, BY_ROW)
         _store_sums(sums_ptr, x.to(tl.float64) - pivot.to(tl.float64), mask, slot, exists, COUNT - 1, COUNT, BY_ROW)
 
 
@@ -50,8 +50,8 @@ def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bo
             pivots = first.float().contiguous()
         with torch.cuda.device_of(x):
             sums_kernel[tiling.grid()](
-                x_ptr=x, sums_ptr=partial, scale_ptr=_contiguous(scales), shift_ptr=_contiguous(shifts),
-                unit_ptr=_contiguous(units), floor_ptr=_contiguous(floors), pivot_ptr=pivots, levels=tuple(levels),
+                x_ptr=x, sums_ptr=partial, scale_ptr=contiguous(scales), shift_ptr=contiguous(shifts),
+                unit_ptr=contiguous(units), floor_ptr=contiguous(floors), pivot_ptr=pivots, levels=tuple(levels),
                 LEVELS=len(levels), COUNT=count, **tiling.arguments())
     sums = partial.sum(dim=(0, 2))
     size = x.numel() // max(tiling.channels, 1)
