@@ -52,12 +52,13 @@ class ParquetSplit(Split):
 
 
 def is_parquet(folder: Path) -> bool:
-    """Whether a parquet file of a training or a test set lies in `folder`."""
+    """Return whether a parquet file of a training or a test set lies in `folder`."""
     return any(_shards(folder, part) for part in ("train", *TEST_NAMES))
 
 
 def read_parquet(folder: Path) -> Source:
-    """The columns img or image (binary, or a struct with bytes) and label, fine_label or labels, else the only such.
+    """Return the columns img or image (binary, or a struct with bytes) and label, fine_label or labels, else the only
+    such.
 
     Raises DataError, naming the file and where possible the row, for what is missing, broken or inconsistent.
     """
@@ -98,7 +99,7 @@ def _read_split(files: list[Path], columns: Columns) -> ParquetSplit:
 
 @contextmanager
 def _opened(path: Path):
-    """The ParquetFile, with its errors made DataErrors that name it."""
+    """Yield the ParquetFile, with its errors made DataErrors that name it."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -119,7 +120,7 @@ def _columns(path: Path) -> Columns:
 
 
 def _pick(path: Path, schema, names: tuple[str, ...], kind: str, fits) -> str:
-    """The column with one of `names`, else the only one whose type fits."""
+    """Return the column with one of `names`, else the only one whose type fits."""
     for name in names:
         if name in schema.names:
             if not fits(schema.field(name).type):

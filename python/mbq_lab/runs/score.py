@@ -61,7 +61,8 @@ def score_run(folder, *, score: str = "grand", bits=None, out=None, images: int 
 
 
 def transfer_run(folder, *, bits=None, device: str = "cpu") -> dict:
-    """Angles between the gradients of a run's bit-widths and accuracies of linear probes between their features.
+    """Measure angles between the gradients of a run's bit-widths and accuracies of linear probes between their
+    features.
 
     Writes transfer.json and transfer.png to the run's folder; returns what the first holds: {"bits", "angles": {layer:
     matrix}, "probe": matrix}. Raises as score_run, and ValueError for fewer than two bit-widths.
