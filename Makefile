@@ -18,12 +18,12 @@ demo: $(VENV)/installed
 
 # What the tests read of CUDA kernels is compiled before them, because some measure time.
 test: $(VENV)/tests-installed
-	$(BIN)/python tests/cuda_objects.py
+	PYTHONPATH=. $(BIN)/python tests/cuda_objects.py
 	$(BIN)/python -m pytest -n auto --dist loadscope -m "not long"
 
 test-all: export MBQ_EXAMPLES ?= 2000
 test-all: $(VENV)/tests-installed
-	$(BIN)/python tests/cuda_objects.py
+	PYTHONPATH=. $(BIN)/python tests/cuda_objects.py
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(VENV)/lint-installed

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from coreset_networks import BITS, any_precision_model
 from networks import one_thread, tiny_model, vision_transformer  # noqa: F401
 from small_data import halves
-from test_train_coreset import BITS
 
 from mbq_lab import Options
 from mbq_lab.recipes.emqnet import EmqNet
@@ -21,6 +21,11 @@ OPTIONS = Options.for_recipe("emqnet", bits=BITS, epochs=5, score_epochs=2, batc
 @pytest.fixture(scope="module")
 def data():
     return halves()
+
+
+@pytest.fixture
+def model(data):
+    return any_precision_model(data)
 
 
 def training(model, data, state=None, **changes):

@@ -4,24 +4,20 @@ import math
 
 import pytest
 import torch
+from coreset_networks import BITS, any_precision_model
 from networks import one_thread, tiny_model  # noqa: F401
 from small_data import halves
 from torch.utils.data import DataLoader, TensorDataset
 
 from mbq_train import (
-    AnyPrecision,
     CoresetSampler,
     GradNormScorer,
-    convert,
     draw_rows,
-    initialise,
     score_images,
     set_bits,
 )
 from mbq_train.coreset.sampling import coreset_size
 from mbq_train.coreset.scores import TddsScores, averaged
-
-BITS = (32, 4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +27,7 @@ def data():
 
 @pytest.fixture
 def model(data):
-    model = convert(tiny_model(), BITS[1:], batch_norm="shared", weights=AnyPrecision(correction=True))
-    initialise(model, next(data.test_batches(20)).images)
-    return model
+    return any_precision_model(data)
 
 
 def generator(seed=0):
