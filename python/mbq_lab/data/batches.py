@@ -27,8 +27,8 @@ class Data(ABC):
         self._mean, self._deviation = (value.float().reshape(1, -1, 1, 1).to(device) for value in (mean, deviation))
 
     def steps(self, batch_size: int, *, images: int | None = None, world: int = 1) -> int:
-        """Return the batches in an epoch of `images` training images [all]. A last one with fewer images than ranks is
-        none."""
+        """Return how many batches an epoch of `images` training images [all] has. A last one with fewer images than
+        ranks is none."""
         _check_count("train_batches", "world", world, 1)
         _check_count("train_batches", "batch_size", batch_size, 1)
         if batch_size % world:
