@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mbq_train._packages import required
+
 from .errors import DataError
 from .row_groups import RowGroup, RowGroups
 from .splits import Source, Split, check_source
@@ -62,6 +64,7 @@ def read_parquet(folder: Path) -> Source:
 
     Raises DataError, naming the file and where possible the row, for what is missing, broken or inconsistent.
     """
+    required("load_data", "pyarrow")
     test_part = next((part for part in TEST_NAMES if _shards(folder, part)), "test")
     columns, splits = None, []
     for part in ("train", test_part):
