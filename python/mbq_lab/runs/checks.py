@@ -24,8 +24,9 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
     Warns where a batch is larger than the training set. Raises ValueError where the network cannot be converted or
-    saved, where it has no output for a class, where the recipe cannot use it (scores, traces), or where it takes no batch of one image and the last batch
-    of an epoch or of the test is one; ImportError for a package that is needed at the end of a run and missing.
+    saved, where it has no output for a class, where the recipe cannot use it (scores, traces), or where it takes no
+    batch of one image and the last batch of an epoch or of the test is one; ImportError for a package that is needed at
+    the end of a run and missing.
     """
     for package in ("matplotlib", "safetensors"):
         required("train", package)
