@@ -13,7 +13,8 @@ AREAS, RATIOS, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a resized crop
 
 
 def parse_augment(text: str) -> tuple[str, ...]:
-    """The augmentations in a comma list, () for `none`. Raises ValueError for an unknown one, with the nearest name."""
+    """Return the augmentations in a comma list, () for `none`. Raises ValueError for an unknown one, with the nearest
+    name."""
     names = tuple(name.strip() for name in text.split(","))
     if names == ("none",):
         return ()
@@ -24,7 +25,8 @@ def parse_augment(text: str) -> tuple[str, ...]:
 
 
 def draw(count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """(count, 5) int64 for images of `size`: top and left of the crop, flip, row and column of the cutout's centre.
+    """Return (count, 5) int64 for images of `size`: top and left of the crop, flip, row and column of the cutout's
+    centre.
 
     All are drawn whatever is used, so that an augmentation does not change the others.
     """
@@ -68,7 +70,7 @@ def _near(positions: torch.Tensor, centre: torch.Tensor, half: int) -> torch.Ten
 
 
 def resized_crop_box(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in an image of (height, width) `size`: 8 to 100 % of its area, 3:4 to 4:3.
+    """Return (left, top, right, bottom) in an image of (height, width) `size`: 8 to 100 % of its area, 3:4 to 4:3.
 
     As Inception (Szegedy et al., 2014, arXiv 1409.4842, section 6) and torchvision: ten attempts, then the largest
     box in the centre.

@@ -27,7 +27,8 @@ class Data(ABC):
         self._mean, self._deviation = (value.float().reshape(1, -1, 1, 1).to(device) for value in (mean, deviation))
 
     def steps(self, batch_size: int, *, images: int | None = None, world: int = 1) -> int:
-        """Batches in an epoch of `images` training images [all]. A last one with fewer images than ranks is none."""
+        """Return how many batches an epoch of `images` training images [all] has. A last one with fewer images than
+        ranks is none."""
         _check_count("train_batches", "world", world, 1)
         _check_count("train_batches", "batch_size", batch_size, 1)
         if batch_size % world:
@@ -37,7 +38,8 @@ class Data(ABC):
 
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0,
                       rows: torch.Tensor | None = None, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of one epoch, every image once, in an order and with augmentations drawn from (seed, epoch).
+        """Return the batches of one epoch, every image once, in an order and with augmentations drawn from (seed,
+        epoch).
 
         Args:
             batch_size: images in a batch over all ranks; the last batch may have fewer.
@@ -63,30 +65,30 @@ class Data(ABC):
 
     @abstractmethod
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        """All test images once, in their order, not augmented. Raises as train_batches."""
+        """Return all test images once, in their order, not augmented. Raises as train_batches."""
 
     def still_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Every training image once, in their order, as test images are: not augmented. With several processes batch
-        number rank, rank + world, ... Raises as train_batches."""
+        """Return every training image once, in their order, as test images are: not augmented. With several processes
+        batch number rank, rank + world, ... Raises as train_batches."""
         _check_count("still_batches", "batch_size", batch_size, 1)
         _check_range("still_batches", "rank", rank, 0, world - 1)
         return self._still(torch.arange(self.train_size).split(batch_size)[rank::world])
 
     @abstractmethod
     def _still(self, batches: tuple[torch.Tensor, ...]):
-        """Batches of these rows of the training set."""
+        """Return batches of these rows of the training set."""
 
     @property
     @abstractmethod
     def train_labels(self) -> torch.Tensor:
-        """(train_size,) int64, on the CPU."""
+        """Return (train_size,) int64, on the CPU."""
 
     @abstractmethod
     def _train(self, batches: tuple[torch.Tensor, ...], seed: int, epoch: int, start: int, mine: slice):
         """Batches `start` on; batches: the rows of all of an epoch; mine: this rank's part of each."""
 
     def _arrange(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """`order`, changed where the images cannot be had in any order as well."""
+        """Return `order`, changed where the images cannot be had in any order as well."""
         return order
 
     def _test_rows(self, batch_size: int) -> tuple[torch.Tensor, ...]:
@@ -111,7 +113,7 @@ class Data(ABC):
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`, through pinned memory, so that the host does not wait."""
+    """Return `tensor` on `device`, through pinned memory, so that the host does not wait."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -31,12 +31,12 @@ LAYOUTS = (
 
 
 def is_cifar(folder: Path) -> bool:
-    """Whether `folder` is, or holds, one of the folders of CIFAR."""
+    """Return whether `folder` is, or holds, one of the folders of CIFAR."""
     return bool(_find(folder))
 
 
 def read_cifar(folder: Path) -> Source:
-    """The images (N, 3, 32, 32) of the folder or of the one in it.
+    """Return the images (N, 3, 32, 32) of the folder or of the one in it.
 
     Raises DataError, naming the file, for one that is missing or broken, or a pickle with anything but uint8 arrays,
     strings, numbers, lists and dicts.
@@ -60,7 +60,7 @@ def read_cifar(folder: Path) -> Source:
 
 
 def _find(folder: Path) -> list[tuple[Layout, Path]]:
-    """The layouts of `folder` itself, or of the folders in it, with the folder of their files."""
+    """Return the layouts of `folder` itself, or of the folders in it, with the folder of their files."""
     itself = [(layout, folder) for layout in LAYOUTS
               if (folder / layout.meta).is_file() and not (folder / layout.train[0]).is_dir()]
     return itself or [(layout, folder / layout.folder) for layout in LAYOUTS if (folder / layout.folder).is_dir()]

@@ -2,11 +2,14 @@
 
 import torch
 
+from mbq_train._packages import required
+
 from .splits import ArraySplit, Source
 
 
 def read_digits() -> Source:
-    """Values 0 to 16 in one channel; a stratified quarter, always the same, for testing."""
+    """Return values 0 to 16 in one channel; a stratified quarter, always the same, for testing."""
+    required("load_data", "sklearn")
     from sklearn.datasets import load_digits  # scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split
 

@@ -53,7 +53,7 @@ def load_data(name, *, augment: str = "auto", train_limit: int | None = None, te
 
 
 def stratified(labels: torch.Tensor, limit: int) -> torch.Tensor:
-    """(limit,) rows in ascending order: at least one of every class, otherwise every class by its share.
+    """Return (limit,) rows in ascending order: at least one of every class, otherwise every class by its share.
 
     Always the same rows; those of a smaller limit are among those of a larger one.
     """

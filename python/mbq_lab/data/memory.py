@@ -52,7 +52,7 @@ class MemoryData(Data):
 
 
 def decode_all(split: Split, size: tuple[int, int], resize: bool) -> torch.Tensor:
-    """(N, C, H, W) uint8, decoded by a thread per processor; Pillow works outside Python's lock."""
+    """Return (N, C, H, W) uint8, decoded by a thread per processor; Pillow works outside Python's lock."""
     if isinstance(split, ArraySplit) and split.images.shape[2:] == size:
         return split.images
     first = pixels(decode_image(split.read(0), split.where(0)))
@@ -76,7 +76,8 @@ def decode_all(split: Split, size: tuple[int, int], resize: bool) -> torch.Tenso
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation (C,) float64 of uint8 images, exact from counts of the values; a constant channel has 1."""
+    """Return mean and deviation (C,) float64 of uint8 images, exact from counts of the values; a constant channel has
+    1."""
     counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()
     values = torch.arange(256, dtype=torch.float64)
     number = counts.sum(1)

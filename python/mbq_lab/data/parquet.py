@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mbq_train._packages import required
+
 from .errors import DataError
 from .row_groups import RowGroup, RowGroups
 from .splits import Source, Split, check_source
@@ -52,15 +54,17 @@ class ParquetSplit(Split):
 
 
 def is_parquet(folder: Path) -> bool:
-    """Whether a parquet file of a training or a test set lies in `folder`."""
+    """Return whether a parquet file of a training or a test set lies in `folder`."""
     return any(_shards(folder, part) for part in ("train", *TEST_NAMES))
 
 
 def read_parquet(folder: Path) -> Source:
-    """The columns img or image (binary, or a struct with bytes) and label, fine_label or labels, else the only such.
+    """Return the columns img or image (binary, or a struct with bytes) and label, fine_label or labels, else the only
+    such.
 
     Raises DataError, naming the file and where possible the row, for what is missing, broken or inconsistent.
     """
+    required("load_data", "pyarrow")
     test_part = next((part for part in TEST_NAMES if _shards(folder, part)), "test")
     columns, splits = None, []
     for part in ("train", test_part):
@@ -98,7 +102,7 @@ def _read_split(files: list[Path], columns: Columns) -> ParquetSplit:
 
 @contextmanager
 def _opened(path: Path):
-    """The ParquetFile, with its errors made DataErrors that name it."""
+    """Yield the ParquetFile, with its errors made DataErrors that name it."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -119,7 +123,7 @@ def _columns(path: Path) -> Columns:
 
 
 def _pick(path: Path, schema, names: tuple[str, ...], kind: str, fits) -> str:
-    """The column with one of `names`, else the only one whose type fits."""
+    """Return the column with one of `names`, else the only one whose type fits."""
     for name in names:
         if name in schema.names:
             if not fits(schema.field(name).type):

@@ -44,7 +44,8 @@ class RowGroups:
         return self._kept[number]
 
     def windows(self, generator: torch.Generator) -> torch.Tensor:
-        """(groups,) number of each group's window, of about WINDOW_BYTES, with the groups dealt out at random."""
+        """Return (groups,) number of each group's window, of about WINDOW_BYTES, with the groups dealt out at random.
+        """
         order = torch.randperm(len(self._groups), generator=generator)
         sizes = torch.tensor([group.size for group in self._groups], dtype=torch.int64)
         windows = torch.empty_like(order)

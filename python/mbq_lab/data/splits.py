@@ -25,14 +25,14 @@ class Split(ABC):
 
     @abstractmethod
     def where(self, row: int) -> str:
-        """The file of an image, and its row there, for errors."""
+        """Return the file of an image, and its row there, for errors."""
 
     @abstractmethod
     def select(self, rows: torch.Tensor) -> "Split":
-        """The Split of these rows, in this order."""
+        """Return the Split of these rows, in this order."""
 
     def windows(self, generator: torch.Generator) -> torch.Tensor | None:
-        """(N,) number of the window a row is read in during an epoch, or None when any order is as good."""
+        """Return (N,) number of the window a row is read in during an epoch, or None when any order is as good."""
         return None
 
     def check_streamable(self, memory_limit: int) -> None:
@@ -96,7 +96,8 @@ class Source:
 
 
 def check_source(source: Source) -> Source:
-    """`source`, if its labels are what it says. Raises DataError with the file and row, or the class, that is wrong."""
+    """Return `source`, if its labels are what it says. Raises DataError with the file and row, or the class, that is
+    wrong."""
     for part, split in (("training", source.train), ("test", source.test)):
         wrong = ((split.labels < 0) | (split.labels >= source.classes)).nonzero()
         if len(wrong):

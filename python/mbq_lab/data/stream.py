@@ -47,7 +47,7 @@ class StreamData(Data):
         return self._source.train.labels
 
     def _load(self, images: "_Centred", batches):
-        """((images, labels) on the device, rows) of each of `batches`, the rows of images."""
+        """Yield ((images, labels) on the device, rows) of each of `batches`, the rows of images."""
         loader = DataLoader(images, batch_size=None, sampler=(rows.tolist() for rows in batches),
                             num_workers=self._workers, pin_memory=self.device.type == "cuda",
                             generator=torch.Generator())  # without one it takes a number from torch's own

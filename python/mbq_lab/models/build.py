@@ -30,7 +30,7 @@ MODELS = {
 
 
 def build_model(name: str, *, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """A float network for images, freshly initialised from torch's generator, in training mode.
+    """Return a float network for images, freshly initialised from torch's generator, in training mode.
 
     Args:
         name: one of

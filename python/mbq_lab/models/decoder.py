@@ -95,7 +95,7 @@ class _SwiGlu(nn.Module):
 
 
 def _rotation(length: int, head_width: int, like):
-    """(cos, sin), each (length, head_width / 2), of position * base^(-2 i / head_width)."""
+    """Return (cos, sin), each (length, head_width / 2), of position * base^(-2 i / head_width)."""
     exponents = torch.arange(0, head_width, 2, device=like.device, dtype=torch.float32) / head_width
     positions = torch.arange(length, device=like.device, dtype=torch.float32)
     angles = torch.outer(positions, _BASE ** -exponents)  # float32: bfloat16 cannot tell positions past 256 apart

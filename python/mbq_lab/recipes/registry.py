@@ -8,5 +8,5 @@ RECIPES = {"plain": Recipe, "emqnet": EmqNet, "msq": Msq}
 
 
 def recipe_type(name: str) -> type[Recipe]:
-    """What makes the recipe that Options calls `name`, with the arguments of Recipe."""
+    """Return what makes the recipe that Options calls `name`, with the arguments of Recipe."""
     return RECIPES[name]

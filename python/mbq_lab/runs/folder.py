@@ -50,7 +50,7 @@ def open_folder(folder: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """The folder for this run alone, as long as the block lasts."""
+    """Keep the folder for this run alone, as long as the block lasts."""
     with (folder / CONFIG).open() as file:
         if distributed.rank() == 0:
             try:
@@ -73,7 +73,7 @@ def standing(file: Path) -> dict:
 
 
 def load_options(path) -> Options:
-    """The Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
+    """Return the Options in a config.json. Raises CheckpointError, naming the file and what is wrong in it."""
     if not Path(path).is_file():
         raise CheckpointError(f"load_options: no run in {Path(path).parent}: {CONFIG} (no such file)")
     values = load_json(path)

@@ -11,7 +11,7 @@ from ..data import Data
 
 
 def linear_probe(model: nn.Module, data: Data, bits, *, batch_size: int = 256) -> torch.Tensor:
-    """How well features of one bit-width are read by a classifier fitted on those of another.
+    """Return how well features of one bit-width are read by a classifier fitted on those of another.
 
     Features are what the last layer sees; the classifier is scikit-learn's logistic regression on features brought to
     mean 0 and deviation 1 by those it is fitted on.
@@ -36,7 +36,7 @@ def linear_probe(model: nn.Module, data: Data, bits, *, batch_size: int = 256) -
 
 @torch.no_grad()
 def _features(model, layer, batches, bits: int):
-    """(inputs of `layer`, labels) as numpy arrays."""
+    """Return (inputs of `layer`, labels) as numpy arrays."""
     seen, labels = [], []
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1).float().cpu()))
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mbq_train._packages import required
 from mbq_train.checkpoint import atomic_path, save_json
 from mbq_train.coreset.scores import score_images
 from mbq_train.coreset.transfer import gradient_angles
@@ -43,6 +44,8 @@ def score_run(folder, *, score: str = "grand", bits=None, out=None, images: int 
 
     Raises ValueError as score_images and evaluate_run, and where a score is not finite. OSError: cannot be written.
     """
+    for package in ("PIL", "matplotlib", "pyarrow"):  # before hours of scoring, not after
+        required("score_run", package)
     folder = Path(folder)
     out = folder if out is None else Path(out)
     check_folder("score_run", out)
@@ -61,11 +64,14 @@ def score_run(folder, *, score: str = "grand", bits=None, out=None, images: int 
 
 
 def transfer_run(folder, *, bits=None, device: str = "cpu") -> dict:
-    """Angles between the gradients of a run's bit-widths and accuracies of linear probes between their features.
+    """Measure angles between the gradients of a run's bit-widths and accuracies of linear probes between their
+    features.
 
     Writes transfer.json and transfer.png to the run's folder; returns what the first holds: {"bits", "angles": {layer:
     matrix}, "probe": matrix}. Raises as score_run, and ValueError for fewer than two bit-widths.
     """
+    for package in ("matplotlib", "sklearn"):
+        required("transfer_run", package)
     folder = Path(folder)
     options, data, model = load_data_and_network(folder, device)
     bits = options.bits if bits is None else check_bit_widths("transfer_run", bits, float_path=True)

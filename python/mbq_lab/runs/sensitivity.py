@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbq_train._packages import required
 from mbq_train.checkpoint import load_checkpoint
 from mbq_train.quantize.bits import check_bit_widths, quantized, set_bits
 from mbq_train.quantize.scales import initialise
@@ -32,6 +33,7 @@ def sensitivity_of_run(folder, *, bits=None, device: str = "cpu",
     Scales are those that the run's quantizer begins with. Traces are kept in the run's sensitivity.json, a picture goes
     to sensitivity.png. Raises ValueError, naming the file, where the run has no float network yet.
     """
+    required("sensitivity_of_run", "matplotlib")
     folder, device = Path(folder), check_device(device)
     options = load_options(folder / CONFIG)
     if bits is None:

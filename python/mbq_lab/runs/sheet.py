@@ -36,7 +36,7 @@ def contact_sheet(path, data: Data, groups: dict[str, torch.Tensor], scores: tor
 
 
 def _pictures(data: Data, rows: torch.Tensor) -> dict:
-    """{row: (H, W, 3) or (H, W) array in 0..1}, each stretched to its own range."""
+    """Return {row: (H, W, 3) or (H, W) array in 0..1}, each stretched to its own range."""
     wanted, found = set(rows.tolist()), {}
     for batch in data.still_batches(256):
         for row, image in zip(batch.rows.tolist(), batch.images, strict=True):

@@ -21,7 +21,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests():
-    """A StopRequest that Ctrl-C and SIGTERM set inside the block; the second of them stops at once.
+    """Yield a StopRequest that Ctrl-C and SIGTERM set inside the block; the second of them stops at once.
 
     Outside of the main thread, where Python delivers no signals, it is never set.
     """

@@ -48,7 +48,8 @@ class Recipe:
         return WeightBank(self.model, self.bits) if wanted else None
 
     def images(self, epoch: int) -> int:
-        """Training images that every bit-width sees in epoch `epoch`, from 0; known before the training begins."""
+        """Return how many training images every bit-width sees in epoch `epoch`, from 0; known before the training
+        begins."""
         return self.data.train_size
 
     def steps(self, epoch: int) -> int:

@@ -17,7 +17,7 @@ def checked_integer(function: str, name: str, value) -> int:
 
 
 def checked_bits(function: str, layer, bits) -> int:
-    """`bits`, or the layer's highest where it is None, once the layer can be had at it."""
+    """Return `bits`, or the layer's highest where it is None, once the layer can be had at it."""
     if bits is None:
         return layer.bits
     bits = checked_integer(function, "bits", bits)
@@ -28,7 +28,7 @@ def checked_bits(function: str, layer, bits) -> int:
 
 
 def checked_threads(function: str, threads) -> int:
-    """`threads`, or as many as there are processors for this process where it is None."""
+    """Return `threads`, or as many as there are processors for this process where it is None."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = checked_integer(function, "threads", threads)
@@ -38,7 +38,7 @@ def checked_threads(function: str, threads) -> int:
 
 
 def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A new array that begins with a cache line: lines are then written whole, and past the cache."""
+    """Return a new array that begins with a cache line: lines are then written whole, and past the cache."""
     count = math.prod(shape) * dtype.itemsize
     memory = np.empty(count + 63, np.uint8)
     begin = -memory.ctypes.data % 64
@@ -46,7 +46,7 @@ def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def checked_out(function: str, out, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """`out` once a result can be written to it, or a new array."""
+    """Return `out` once a result can be written to it, or a new array."""
     if out is None:
         return _on_cache_lines(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype:

@@ -59,7 +59,7 @@ def is_count(value) -> bool:
 
 
 def parse_json(text: str):
-    """Strict JSON. Raises ValueError for a repeated key, NaN or infinity, and for nesting without end."""
+    """Parse strict JSON. Raises ValueError for a repeated key, NaN or infinity, and for nesting without end."""
     def unique(pairs):
         made = dict(pairs)
         if len(made) != len(pairs):
@@ -76,7 +76,7 @@ def parse_json(text: str):
 
 
 def map_file(path: Path) -> np.ndarray:
-    """The file's bytes, none of them read yet."""
+    """Return the file's bytes, none of them read yet."""
     try:
         with path.open("rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -85,7 +85,8 @@ def map_file(path: Path) -> np.ndarray:
 
 
 def read_header(path, data: np.ndarray) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Tensors by name and the metadata of a whole file's bytes. Raises StoreError where they are not safetensors."""
+    """Return the tensors by name and the metadata of a whole file's bytes. Raises StoreError where they are not
+    safetensors."""
     size = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or size > min(len(data) - 8, MAX_HEADER):
         raise StoreError(path, f"its header must end within the file's {len(data)} bytes, got {size} bytes of header")
@@ -153,7 +154,8 @@ def write_file(path, tensors: list[Tensor], metadata: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path):
-    """A new file in the same folder; on success it is on the disk and replaces `path`, on any error it is removed."""
+    """Yield a new file in the same folder; on success it is on the disk and replaces `path`, on any error it is
+    removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:

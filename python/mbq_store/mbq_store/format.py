@@ -71,7 +71,7 @@ class Layer:
 
     @property
     def bit_widths(self) -> tuple[int, ...]:
-        """Bit-widths this layer can be had at, the highest first."""
+        """Return bit-widths this layer can be had at, the highest first."""
         return tuple(range(self.bits, 1, -1)) if self.switchable else (self.bits,)
 
     @property
@@ -79,7 +79,7 @@ class Layer:
         return "I8" if self.signed else "U8"
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Dtype and shape of every tensor of this layer, by full name."""
+        """Return dtype and shape of every tensor of this layer, by full name."""
         made = {self.layout: layout_of(self, self.layout, self.bits), "scale": ("F32", (self.rows,))}
         if self.has_offset:
             made["offset"] = ("F32", (self.rows,))
@@ -106,7 +106,7 @@ class Contents:
 
 
 def layout_of(layer: Layer, layout: str, bits: int) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape of the layer's codes at `bits` in `layout`."""
+    """Return dtype and shape of the layer's codes at `bits` in `layout`."""
     if layout == "codes":
         return layer.code_dtype, layer.shape
     if layout == "planes":
@@ -115,7 +115,7 @@ def layout_of(layer: Layer, layout: str, bits: int) -> tuple[str, tuple[int, ...
 
 
 def compact_layout(layer: Layer, bits: int) -> str:
-    """The layout in which the layer's codes at `bits` take the fewest bytes."""
+    """Return the layout in which the layer's codes at `bits` take the fewest bytes."""
     possible = [*(["packed"] if bits in PACKED_BITS else []), "codes", *(["planes"] if bits > 1 else [])]
     return min(possible, key=lambda layout: math.prod(layout_of(layer, layout, bits)[1]))
 

@@ -12,7 +12,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def inspect(path, *, threads: int | None = None) -> dict:
-    """Sizes of a store and the error of every layer at every bit-width, as plain data for JSON.
+    """Return the sizes of a store and the error of every layer at every bit-width, as plain data for JSON.
 
     Returns:
         path, file_bytes, rounding, trained_bits;

@@ -13,7 +13,8 @@ def to_metadata(contents: Contents) -> str:
 
 
 def read_contents(path, text: str | None, entries: dict[str, Entry]) -> Contents:
-    """What the metadata says, once it agrees with the tensors of the file. Raises StoreError where it does not."""
+    """Return what the metadata says, once it agrees with the tensors of the file. Raises StoreError where it does not.
+    """
     if text is None:
         raise StoreError(path, f"its metadata must have {KEY!r}: this is a safetensors file, but no store")
     try:

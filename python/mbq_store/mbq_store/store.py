@@ -67,13 +67,13 @@ class Store:
         self._data = None
 
     def layer(self, name: str) -> Layer:
-        """What the store says about a layer. Raises ValueError for a name that is none."""
+        """Return what the store says about a layer. Raises ValueError for a name that is none."""
         if name not in self._layers:
             raise ValueError(f"layer: name must be a layer of {self.path}, got {name!r}")
         return self._layers[name]
 
     def codes(self, layer: str, bits: int | None = None, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Codes of a layer: int8 (uint8 unsigned), in the weight's shape.
+        """Return codes of a layer: int8 (uint8 unsigned), in the weight's shape.
 
         code = min(round(stored / 2^(D - bits)), 2^(bits-1) - 1), D the layer's highest bit-width (Huang et al., 2025,
         arXiv 2502.01199, eq. 2-3).
@@ -90,7 +90,8 @@ class Store:
         return self.recode(layer, checked_bits("codes", self.layer(layer), bits), "codes", out)
 
     def packed(self, layer: str, bits: int | None = None, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Packed codes of a layer, as 1, 2, 4 or 8 bits: uint8 (C, ceil(n * bits / 8)), low bits of a byte first.
+        """Return packed codes of a layer, as 1, 2, 4 or 8 bits: uint8 (C, ceil(n * bits / 8)), low bits of a byte
+        first.
 
         A row is an output channel of n codes, filled up to a byte with zeros; fields are two's complement (a signed
         1-bit code: (code + 1) / 2). Arguments and errors as for `codes`.
@@ -101,7 +102,7 @@ class Store:
         return self.recode(layer, bits, "packed", out)
 
     def dequantize(self, layer: str, bits: int | None = None, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Weights of a layer as the network computed with them: float32, in the weight's shape.
+        """Return weights of a layer as the network computed with them: float32, in the weight's shape.
 
         x_hat = code * (scale * 2^(D - bits)) + offset. Arguments and errors as for `codes`.
 
@@ -117,7 +118,7 @@ class Store:
         return out
 
     def scale(self, layer: str, bits: int | None = None) -> np.ndarray:
-        """Scales of a layer at `bits`, float32 (C,): stored scale * 2^(D - bits)."""
+        """Return scales of a layer at `bits`, float32 (C,): stored scale * 2^(D - bits)."""
         bits = checked_bits("scale", described := self.layer(layer), bits)
         with np.errstate(over="ignore", invalid="ignore"):
             scale = self._parameter(described, "scale") * np.float32(2 ** (described.bits - bits))
@@ -128,7 +129,7 @@ class Store:
         return scale
 
     def offset(self, layer: str) -> np.ndarray:
-        """Real offsets of a layer, float32 (C,); zeros where it has none."""
+        """Return real offsets of a layer, float32 (C,); zeros where it has none."""
         described = self.layer(layer)
         if not described.has_offset:
             return np.zeros(described.rows, np.float32)
@@ -138,7 +139,7 @@ class Store:
         return offset
 
     def tensor(self, name: str, *, widen: bool = True) -> np.ndarray:
-        """A tensor of the rest, read-only and in the file's memory; bfloat16 as a new array of float32.
+        """Return a tensor of the rest, read-only and in the file's memory; bfloat16 as a new array of float32.
 
         Args:
             name: one of `rest`.
@@ -153,7 +154,7 @@ class Store:
         return (stored.astype(np.uint32) << 16).view(np.float32)
 
     def entry(self, name: str) -> Entry:
-        """Dtype (as safetensors calls it), shape and place of any tensor of the file, by its full name."""
+        """Return dtype (as safetensors calls it), shape and place of any tensor of the file, by its full name."""
         if name not in self._entries:
             raise ValueError(f"entry: name must be a tensor of {self.path}, got {name!r}")
         return self._entries[name]
@@ -163,7 +164,7 @@ class Store:
         return table(self)
 
     def recode(self, layer: str, bits: int, layout: str, out: np.ndarray | None = None) -> np.ndarray:
-        """Codes of a layer at `bits` in any layout of mbq_store.format; what `codes` and `packed` rest on."""
+        """Return codes of a layer at `bits` in any layout of mbq_store.format; what `codes` and `packed` rest on."""
         described = self.layer(layer)
         dtype, shape = layout_of(described, layout, bits)
         out = checked_out("recode", out, np.dtype(DTYPES[dtype]), shape)
@@ -173,7 +174,7 @@ class Store:
         return out
 
     def _source(self, layer: Layer, bits: int):
-        """The bytes of the file that `bits` needs, and the core's arguments for them."""
+        """Return the bytes of the file that `bits` needs, and the core's arguments for them."""
         entry = self._entries[f"{layer.name}.{layer.layout}"]
         from_bits, end = layer.bits, entry.end
         if layer.layout == "planes" and self.rounding == "half_up":

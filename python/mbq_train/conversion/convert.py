@@ -119,7 +119,7 @@ def _modules(model) -> dict[str, nn.Module]:
 
 
 def _owners(modules) -> dict[int, list[str]]:
-    """By id of a Parameter, the names of the modules that hold it."""
+    """Return, by id of a Parameter, the names of the modules that hold it."""
     owners = {}
     for name, module in modules.items():
         for key in dict.fromkeys(map(id, own_parameters(module))):

@@ -29,7 +29,7 @@ class Decision:
     left: bool = False
 
     def decide(self, action: str, why: str) -> None:
-        """Another decision in its place; the specs stay for a later one."""
+        """Put another decision in its place; the specs stay for a later one."""
         self.action, self.left = action, False
         self.why = f"{why}; not converted: {self.refusal}" if self.refusal else why
 

@@ -11,8 +11,8 @@ _BELOW = 100  # more than Gumbel numbers from float64 differ by: images with sco
 
 
 def coreset_size(images: int, prune_rate: float, *, batch_size: int) -> int:
-    """How many of `images` are left after pruning. Raises ValueError for a rate outside of [0, 1), and where less than
-    a batch is left."""
+    """Return how many of `images` are left after pruning. Raises ValueError for a rate outside of [0, 1), and where
+    less than a batch is left."""
     if not 0 <= prune_rate < 1:
         raise ValueError(f"coreset_size: prune_rate must be in [0, 1), got {prune_rate}")
     size = round((1 - prune_rate) * images)
@@ -24,7 +24,7 @@ def coreset_size(images: int, prune_rate: float, *, batch_size: int) -> int:
 
 def draw_rows(scores: torch.Tensor, count: int, generator: torch.Generator, *, sampling: str = "probability",
               temperature: float = 1.0, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """`count` different images out of len(scores), (count,) int64 in ascending order.
+    """Return `count` different images out of len(scores), (count,) int64 in ascending order.
 
     Args:
         scores: (N,) floating point, >= 0; NaN and infinities are refused.
@@ -71,7 +71,8 @@ def check_scores(scores: torch.Tensor) -> None:
 
 
 def _best_of_classes(keys, labels, count: int) -> torch.Tensor:
-    """The rows with the largest keys of every class, each by its share; what rounding leaves goes by the rest."""
+    """Return the rows with the largest keys of every class, each by its share; what rounding leaves goes by the rest.
+    """
     sizes = labels.bincount()
     exact = sizes.double() * count / len(labels)
     quota = exact.floor().long()
@@ -107,12 +108,12 @@ class CoresetSampler(Sampler[int]):
         self.rows(0)  # an error now
 
     def rows(self, epoch: int) -> torch.Tensor:
-        """(size,) int64 in ascending order: what all processes together train on in `epoch`."""
+        """Return (size,) int64 in ascending order: what all processes together train on in `epoch`."""
         generator = seeded("coreset", self.seed, self.key, epoch if self.resample else 0)
         return draw_rows(self.scores, self.size, generator, labels=self.labels, **self.options)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the iterations that follow, as of torch's DistributedSampler."""
+        """Set the epoch of the iterations that follow, as of torch's DistributedSampler."""
         self.epoch = epoch
 
     def __iter__(self):

@@ -13,7 +13,7 @@ from .gradient_forms import scored_layers
 
 
 def gradient_angles(model: nn.Module, batches, bits) -> dict[str, torch.Tensor]:
-    """Angles in degrees between the gradients that bit-widths have in the same weight, for every layer.
+    """Return angles in degrees between the gradients that bit-widths have in the same weight, for every layer.
 
     Args:
         model: what `convert` returned; scored in eval mode, .grad is not touched.

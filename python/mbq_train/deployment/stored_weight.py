@@ -9,7 +9,8 @@ LAYOUTS = ("codes", "planes")
 
 @torch.no_grad()
 def store_weight(weight: torch.Tensor, scale: torch.Tensor, *, high_bits: int, layout: str) -> torch.Tensor:
-    """The codes of `weight` (C, ...) at `high_bits` bits: (C, K) int8, or (high_bits, C, ceil(K / 8)) uint8 planes.
+    """Return the codes of `weight` (C, ...) at `high_bits` bits: (C, K) int8, or (high_bits, C, ceil(K / 8)) uint8
+    planes.
 
     scale: (C,). The layouts are those that mbq_kernels.switched_linear takes.
     """

@@ -66,7 +66,7 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
 
 def _rounding(layers: dict[str, nn.Module]) -> str:
-    """That of all layers with double rounding: a store has one."""
+    """Return that of all layers with double rounding: a store has one."""
     found = {layer.weight_quantizer.rounding for layer in layers.values() if layer.weight_quantizer.switchable}
     if len(found) > 1:
         raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")

@@ -30,8 +30,8 @@ class Trace:
 
     @property
     def mean(self) -> float:
-        """The trace per element, at least 0: where the estimate is negative the loss does not grow to second order,
-        and nothing speaks against quantizing the layer (our choice)."""
+        """Return the trace per element, at least 0: where the estimate is negative the loss does not grow to second
+        order, and nothing speaks against quantizing the layer (our choice)."""
         return max(self.value, 0.0) / max(self.parameters, 1)
 
 
@@ -78,7 +78,7 @@ def hessian_traces(model: nn.Module, batches, *, weights: Mapping[str, nn.Parame
 
 
 def _quadratic_forms(model, values, batches, loss, signs) -> list[dict[str, float]]:
-    """For each probe in `signs` and each weight, v_l^T (H v)_l of the mean loss over the batches."""
+    """Return, for each probe in `signs` and each weight, v_l^T (H v)_l of the mean loss over the batches."""
     total = sum(len(images) for images, *_ in batches)
     sums = [dict.fromkeys(values, 0.0) for _ in signs]
     for images, labels, *_ in batches:
@@ -97,7 +97,7 @@ def _quadratic_forms(model, values, batches, loss, signs) -> list[dict[str, floa
 
 
 def _signs(values, draw: torch.Generator) -> dict[str, torch.Tensor]:
-    """A Rademacher probe, drawn on the CPU so that it is the same for every device."""
+    """Return a Rademacher probe, drawn on the CPU so that it is the same for every device."""
     return {name: (2 * torch.randint(2, value.shape, generator=draw) - 1).to(value) for name, value in values.items()}
 
 
@@ -112,7 +112,7 @@ def _trace(samples: list[float], parameters: int) -> Trace:
 
 @contextlib.contextmanager
 def _measurable(model: nn.Module):
-    """`model` in eval mode at 32 bits, without kernels of attention that have no second derivative."""
+    """Yield `model` in eval mode at 32 bits, without kernels of attention that have no second derivative."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -125,7 +125,7 @@ def _measurable(model: nn.Module):
 
 
 def _names(model: nn.Module, weights) -> dict[str, str]:
-    """The model's own name for each of `weights`."""
+    """Return the model's own name for each of `weights`."""
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     for key, weight in weights.items():
         if id(weight) not in own:

@@ -45,7 +45,7 @@ class GraphedStep:
         return losses
 
     def _capture(self, batches):
-        """(graph, the batches it reads, the losses it writes)"""
+        """Return (graph, the batches it reads, the losses it writes)."""
         static = [Batch(*(tensor.to(batch.images.device, copy=True) for tensor in batch[:3]), batch.total)
                   for batch in batches]
         graph = torch.cuda.CUDAGraph()

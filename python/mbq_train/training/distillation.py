@@ -31,7 +31,7 @@ class SoftTargets:
         self.share.fill_(self.largest * (epoch + 1) / self.epochs)
 
     def targets(self, batch: Batch) -> torch.Tensor:
-        """(N, classes) float32 probabilities for a batch of this epoch."""
+        """Return (N, classes) float32 probabilities for a batch of this epoch."""
         soft = self.table[batch.rows.to(self.table.device)].float()
         share = self.share * (soft.sum(dim=1, keepdim=True) > 0)
         hard = torch.nn.functional.one_hot(batch.labels, soft.shape[1])

@@ -27,13 +27,13 @@ class Pruner:
 
     @property
     def compression(self) -> float:
-        """Against float32."""
+        """Return the compression against float32."""
         stored = sum(self.bits[name] * count for name, count in self.parameters.items())
         return 32 * sum(self.parameters.values()) / stored
 
     @property
     def done(self) -> bool:
-        """Whether the target is reached, or every layer has its lowest bit-width."""
+        """Return whether the target is reached, or every layer has its lowest bit-width."""
         return self.compression >= self.target or not self.low_bits
 
     def set_sensitivities(self, sensitivities: Mapping[str, float]) -> None:
