@@ -6,7 +6,8 @@ from networks import tiny_model
 from torch import nn
 
 from mbq_train import CheckpointError, convert, load_checkpoint, save_checkpoint, set_bits
-from mbq_train.checkpoint import atomic_path, load_json
+from mbq_train.checkpoint import load_json
+from mbq_train.files import atomic_path
 
 BITS = (8, 4, 2)
 

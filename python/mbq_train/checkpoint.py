@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._packages import required
 from .conversion.description import describe, described_conversion
+from .files import atomic_path
 from .quantize.quantizer import Quantizer
 
 
@@ -26,25 +27,6 @@ _STATE = "state/"  # before the names of tensors that are not the model's
 _STORABLE = {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
              torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
              torch.float8_e8m0fnu, torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-
-@contextlib.contextmanager
-def atomic_path(path):
-    """Yield a path in the same folder to write to; on success it replaces `path`, on any error it is removed."""
-    path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-        left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; some libraries write files that only their owner reads
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metadata: dict | None = None) -> None:
@@ -223,12 +205,6 @@ def _metadata_of(function: str, path, file) -> dict:
         raise CheckpointError(f"{function}: version must be {' or '.join(map(str, READABLE))}, got "
                               f"{metadata.get('version')!r} in {path}")
     return metadata
-
-
-def save_json(path, value: dict) -> None:
-    """Write `value` to `path` as indented JSON."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def load_json(path) -> dict:

@@ -28,8 +28,8 @@ def export(
 
     import torch
 
-    from mbq_train.checkpoint import atomic_path
     from mbq_train.export import export_onnx, export_store
+    from mbq_train.files import atomic_path
 
     from ..runs.networks import input_shape, load_quantized
     from .output import show

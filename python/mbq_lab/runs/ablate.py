@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mbq_train.checkpoint import save_json
+from mbq_train.files import save_json
 from mbq_train.quantize.bits import check_bit_widths
 
 from ..options import Options

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mbq_train.checkpoint import atomic_path
+from mbq_train.files import atomic_path
 
 from .observer import Observer
 

@@ -1,6 +1,6 @@
 """Pictures of a run. Epochs are counted through both phases; lines differ by marker and dashes, not by colour alone."""
 
-from mbq_train.checkpoint import atomic_path
+from mbq_train.files import atomic_path
 
 from .names import bits_name, network_name, range_name
 

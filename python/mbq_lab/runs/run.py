@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from mbq_train import distributed
-from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint, save_json
+from mbq_train.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from mbq_train.conversion.description import describe, described_conversion
+from mbq_train.files import save_json
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.weight_bank import WeightBank
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from mbq_train._packages import required
-from mbq_train.checkpoint import atomic_path, save_json
 from mbq_train.coreset.scores import score_images
 from mbq_train.coreset.transfer import gradient_angles
+from mbq_train.files import atomic_path, save_json
 from mbq_train.quantize.bits import FLOAT, check_bit_widths
 
 from .folder import HISTOGRAM, SCORES, SHEET, TRANSFER, TRANSFER_PLOT, check_folder

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mbq_train import distributed
-from mbq_train.checkpoint import CheckpointError, load_json, save_json
+from mbq_train.checkpoint import CheckpointError, load_json
+from mbq_train.files import save_json
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.sensitivity import Trace, hessian_traces
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from .._errors import first_line
 from .._packages import required
-from ..checkpoint import atomic_path, not_dense
+from ..checkpoint import not_dense
 from ..conversion.call_order import arguments, try_example
+from ..files import atomic_path
 from ..quantize.bits import bit_states, in_mode, set_bits
 from .one_bit_width import DEQUANTIZE, OPSET, at_one_bit_width, packed_codes
 
