@@ -201,7 +201,7 @@ class Options(SpecOptions):
         if self.cuda_graph and self.optimizer == "sgd":
             raise ValueError("options: cuda_graph must be off with sgd, which reads its rate on the host, got both")
         if self.distill and len(self.bits) == 1:
-            raise ValueError("options: distill must be 0 with one bit-width, for there is no higher one to learn from, "
+            raise ValueError("options: distill must be 0 with one bit-width, which has no higher one to learn from, "
                              f"got {self.distill}")
 
     @classmethod

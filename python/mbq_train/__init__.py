@@ -16,6 +16,7 @@ from .quantize.bits import BitState, at_bits, get_bits, set_bits
 from .quantize.double_rounding import DoubleRounding, DoubleRoundingQuantizer
 from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .quantize.learned import ActivationQuantizer, Learned, WeightQuantizer
+from .quantize.quantizer import BaseWeightQuantizer, Codes, Quantizer
 from .quantize.round_clamp import RoundClamp, RoundClampQuantizer, own_layer_bits, set_layer_bits
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
 from .quantize.specs import ActivationSpec, Float, WeightSpec
@@ -27,13 +28,13 @@ from .training.optimizers import parameter_groups
 from .training.steps import Stepper
 
 __all__ = [
-    "ActivationQuantizer", "ActivationSpec", "AnyPrecision", "AnyPrecisionActivation", "AnyPrecisionWeight", "Batch",
-    "BitBatchNorm", "BitState", "CheckpointError", "Conversion", "CoresetSampler", "DoubleRounding",
-    "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned", "QuantConv1d", "QuantConv2d",
-    "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "RoundClamp", "RoundClampQuantizer",
-    "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank", "WeightQuantizer", "WeightSpec", "adapt_bn",
-    "add_bits", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx",
-    "export_store", "get_bits", "hessian_traces", "initialise", "load_checkpoint", "load_quantized",
-    "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion", "save_checkpoint", "scales",
-    "score_images", "sensitivities", "set_bits", "set_layer_bits",
+    "ActivationQuantizer", "ActivationSpec", "AnyPrecision", "AnyPrecisionActivation", "AnyPrecisionWeight",
+    "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Codes", "Conversion",
+    "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned",
+    "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer",
+    "RoundClamp", "RoundClampQuantizer", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
+    "WeightQuantizer", "WeightSpec", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert", "deploy",
+    "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces", "initialise",
+    "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion",
+    "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits", "set_layer_bits",
 ]

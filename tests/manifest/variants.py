@@ -62,7 +62,8 @@ LIMITS = ({"limit_ptr": "*fp32"}, {})
 def lsb_forward_variants(*outputs):
     """Compile round_clamp_kernel so that it writes `outputs`."""
     def variants():
-        from mbq_kernels.triton import _lsb, elementwise
+        from mbq_kernels.triton import _elementwise as elementwise
+        from mbq_kernels.triton import _lsb
 
         for (x, size), limit in itertools.product(BYTES.items(), LIMITS):
             kinds = {"value_ptr": x, "residual_ptr": "*i8", "counts_ptr": "*i32"}
@@ -80,7 +81,8 @@ def lsb_forward_variants(*outputs):
 def lsb_gradient_variants(with_task):
     """Compile lsb_gradient_kernel with the gradient of a value, or with that of the penalty alone."""
     def variants():
-        from mbq_kernels.triton import _lsb, elementwise
+        from mbq_kernels.triton import _elementwise as elementwise
+        from mbq_kernels.triton import _lsb
 
         for (x, size), limit, tile in itertools.product(BYTES.items(), LIMITS, tiles(elementwise.TILE)):
             each, grad = elementwise.TILE // THREADS, {"grad_ptr": x} if with_task else {}
