@@ -41,7 +41,9 @@ def includes(path):
 
 
 def python_files(*folders):
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    """Return the Python files below folders, without what a build has copied there."""
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))
+            if "build" not in path.relative_to(ROOT).parts]
 
 
 def test_quant_math_includes_only_the_standard_library():

@@ -13,7 +13,7 @@ WHOLE = {"csrc/quant_math.h"}
 
 def sources(*suffixes):
     return [path for room in ("mbq_kernels", "python", "tests", "bench", "csrc") for path in (ROOT / room).rglob("*")
-            if path.suffix in suffixes and path.is_file()]
+            if path.suffix in suffixes and path.is_file() and "build" not in path.relative_to(ROOT).parts]
 
 
 def is_kernel(node):
