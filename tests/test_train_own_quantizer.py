@@ -11,6 +11,7 @@ from networks import one_thread, small_network  # noqa: F401
 
 from mbq_lab import Options
 from mbq_train import (
+    BaseWeightQuantizer,
     DoubleRounding,
     Learned,
     WeightBank,
@@ -19,12 +20,12 @@ from mbq_train import (
     convert,
     export_onnx,
     export_store,
+    get_bits,
     load_quantized,
     save_checkpoint,
     set_bits,
 )
 from mbq_train.quantize import specs
-from mbq_train.quantize.quantizer import BaseWeightQuantizer
 
 BITS = (8, 4, 2)
 
@@ -85,8 +86,12 @@ def test_it_converts_trains_copies_and_loads(tmp_path, images):
 
 def test_what_it_does_not_define_is_named(tmp_path, images):
     model = convert(small_network(), BITS, weights=PowerOfTwo(), example=images)
-    with pytest.raises(NotImplementedError, match="PowerOfTwoQuantizer must define quantize_all"):
-        WeightBank(model, BITS).fill()
+    bank = WeightBank(model, BITS)
+    bank.fill()
+    for layer in (layer for layer in model if hasattr(layer, "weight_quantizer")):
+        for b, value in layer.weight_quantizer.held.items():
+            assert torch.equal(value, layer.weight_quantizer.at(layer.weight, b)) and get_bits(model) == BITS[0]
+    bank.drop()
     with pytest.raises(NotImplementedError, match="^3: PowerOfTwoQuantizer must define stored, or codes"):
         export_store(model, tmp_path / "model.safetensors", bits=4)
     pytest.importorskip("onnxscript")

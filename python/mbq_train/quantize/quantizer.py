@@ -160,8 +160,17 @@ class BaseWeightQuantizer(Quantizer):
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
         """Return every weight, quantized by its quantizer, one tensor per bit-width in `bits`; the quantizers are of
-        one kind, the weights share a dtype and a device."""
-        raise NotImplementedError(f"WeightBank: {type(quantizers[0]).__name__} must define quantize_all, got none")
+        one kind, the weights share a dtype and a device. A kind that can do it in fewer passes overrides this."""
+        return [[quantizer.at(weight, b) for b in bits] for quantizer, weight in zip(quantizers, weights, strict=True)]
+
+    def at(self, weight: torch.Tensor, bits: int) -> torch.Tensor:
+        """Return `weight` at one of the trained bit-widths, whatever is in use."""
+        state, before = self.bit_state, self.bit_state.snapshot()
+        state.restore((bits, state.trained.index(bits), {}))
+        try:
+            return self(weight)
+        finally:
+            state.restore(before)
 
     def stored(self, weight: torch.Tensor, bits: int):
         """Return (x, scale, offset or None, signed): what is rounded to codes of `bits` bits, before any correction."""

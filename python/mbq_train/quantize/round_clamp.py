@@ -128,17 +128,8 @@ class RoundClampQuantizer(BaseWeightQuantizer):
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        return self._value(weight, self.bits)
-
-    def _value(self, weight, bits: int) -> torch.Tensor:
-        value = round_clamp(self.normalised(weight), bits=bits, form=self.form)
+        value = round_clamp(self.normalised(weight), bits=self.bits, form=self.form)
         return value.to(autocast_dtype(weight) or weight.dtype)
-
-    @staticmethod
-    def quantize_all(quantizers, weights, bits) -> list:
-        """Do as WeightQuantizer does; a layer's own bit-width serves all `bits`."""
-        return [[quantizer._value(weight, quantizer.own_bits or b) for b in bits]
-                for quantizer, weight in zip(quantizers, weights, strict=True)]
 
 
 def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
