@@ -15,7 +15,7 @@ def describe(model: nn.Module) -> dict | None:
     """Return what `convert` made of `model`, as a JSON object.
 
     {"bits": [bit-widths from high to low], "layers": {name: {"weights": spec, "activations": spec}}, "batch_norms":
-    [names of those that every bit-width has its own of]}. None for a float network, for one whose parts were converted
+    [names of those of which every bit-width has its own]}. None for a float network, for one whose parts were converted
     by several calls, and for one that was deployed.
     """
     states = list(bit_states(model))
@@ -35,8 +35,8 @@ def describe(model: nn.Module) -> dict | None:
 def described_conversion(model: nn.Module, description: dict) -> Conversion:
     """Return the plan to convert the float network `model` as `describe` said.
 
-    Raises ValueError where the description is none, or names a layer that `model` does not have, of another type or
-    with what hinders its conversion; and as `convert` for a model that it does not take.
+    Raises ValueError for what is no description, and where it names a layer that `model` lacks, has of another type or
+    cannot convert; and as `convert` for a model that it does not take.
     """
     check_model(model)
     check_unconverted(model)
