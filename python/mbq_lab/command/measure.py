@@ -60,7 +60,7 @@ def score(
     run: Folder,
     by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
     bits: Trained = "",
-    out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to, in place of the run's")] = None,
     images: Annotated[int, typer.Option(min=1, max=512, help="hardest and easiest images to show")] = 16,
     threads: Threads = 1,
     device: Device = "cpu",

@@ -45,9 +45,10 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
     for name in (*specs, *norms):
         module = modules.get(name)
         fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
-        if not fits or (why := obstacle(module)):
+        why = obstacle(module) if fits else None
+        if not fits or why:
             what = "layer to convert" if name in specs else "BatchNorm"
-            got = f"{type(module).__name__}: {why}" if fits else type(module).__name__ if module is not None else "none"
+            got = "none" if module is None else type(module).__name__ + (f": {why}" if why else "")
             raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
         action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
         entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))
