@@ -25,7 +25,7 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 class FreshBuild(build_command):
-    """Empties build/lib first: wheels are made of all that lies there, modules that are no longer part included."""
+    """Build into an empty build/lib, because a wheel takes all that lies there, modules of earlier builds too."""
 
     sub_commands = build_command.sub_commands[::-1]  # modules last: what is missing is said before their long list
 
@@ -64,7 +64,7 @@ def build(source: Path, folder: Path, options: Mapping[str, object], *, packages
 
 
 def _environment(source: Path, path: str, packages: Iterable[str]) -> dict[str, object]:
-    """Return what a build folder is of; raise ExecError for what is missing."""
+    """Return the facts that a build folder depends on. Raises ExecError for a tool or package that is missing."""
     for tool in ("cmake", "ninja"):
         if not shutil.which(tool, path=path):
             raise ExecError(f"{tool} must be installed, got none on the PATH: pip install {tool}")

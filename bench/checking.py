@@ -16,7 +16,7 @@ CODES_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02, torc
 def compare(case, inputs, candidate, got, want) -> str:
     """One line on how `got` = (x_hats, gradients) agrees with the reference's; raises Wrong when it does not.
 
-    Ours must have the same bits. A rival may put a share of values (CODES_OFF) on the next code, for it may multiply
+    Ours must have the same bits. A rival may put a share of values (CODES_OFF) on the next code: it may multiply
     by 1 / scale or compute in bfloat16; nothing may be further away than one step.
     """
     (outputs, gradients), (want_outputs, want_gradients) = got, want

@@ -98,7 +98,7 @@ def awkward_values(scale, lo, hi, dtype):
 
 
 def assert_same(actual, expected, what="x_hat"):
-    """Equal bit for bit, but for the sign of zero and the payload of NaN; names the first difference."""
+    """Equal bit for bit, except for the sign of zero and the payload of NaN; names the first difference."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, (actual.shape, actual.dtype)
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
     wrong = ~((actual == expected) | (actual.isnan() & expected.isnan()))

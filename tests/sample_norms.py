@@ -12,7 +12,7 @@ ULP = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5, torch.flo
 
 
 def one_by_one(layer, activations, grad_outputs, weight_factor=None):
-    """(N,) float64; `layer` is any module, whose own parameters are not used but for their shapes."""
+    """(N,) float64; `layer` is any module, whose own parameters are used for their shapes alone."""
     layer = layer.double()
     parameters = list(layer.parameters())
     norms = []

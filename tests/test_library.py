@@ -83,7 +83,7 @@ def symbols(*command):
 
 
 def test_library_asks_for_torch_itself():
-    """Which brings the library of the streams where it has CUDA; a linker drops it, for it defines nothing itself."""
+    """Which brings the library of the streams where it has CUDA; it defines nothing itself, so a linker drops it."""
     assert "[libtorch.so]" in symbols("readelf", "-d")
 
 

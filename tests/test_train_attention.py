@@ -156,7 +156,7 @@ def test_every_parameter_is_real_and_trains():
         model[0](*inputs())[0].square().sum().backward()
         optimizer.step()
     moved = sum(not torch.equal(a, b) for a, b in zip(weights, before, strict=True))
-    assert moved >= 9  # k_proj.bias alone has, but for rounding, no gradient
+    assert moved >= 9  # k_proj.bias alone has no gradient, apart from rounding
 
 
 def test_frozen_packed_weights_stay_frozen():

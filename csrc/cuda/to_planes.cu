@@ -4,7 +4,7 @@
 namespace mbq::cuda {
 namespace {
 
-// And planes of a multiple of 16 bytes, for each begins where the last one ends.
+// And planes of a multiple of 16 bytes, because each begins where the last one ends.
 Words words_of_planes(const CodeRows& rows, const Tensor& codes, const Tensor& planes) {
   Words words = words_of(rows, {&codes, &planes});
   words.aligned = words.aligned && words.count() % 16 == 0;

@@ -1,8 +1,8 @@
-// The device that a source of this room is compiled for: the CPU by a C++ compiler, CUDA by nvcc.
+// The device that a source of this folder is compiled for: the CPU by a C++ compiler, CUDA by nvcc.
 #pragma once
 
 #ifdef __CUDACC__
-// Of its own: functions of one name and signature on both devices would be one function in the library.
+// A namespace of its own, because functions of one name and signature would be one function in the library.
 #define MBQ_NAMESPACE mbq::cuda
 #define MBQ_KEY CUDA
 #else

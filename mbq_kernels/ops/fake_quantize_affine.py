@@ -84,7 +84,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not
         finite and > 0, or zero_point NaN; double backward.
 
-    Equivalent to (forward; gradients but for the differences above):
+    Equivalent to (forward; gradients except for the differences above):
         torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, quant_min, quant_max, grad_factor)
 
     Reference: Jacob et al., 2018, arXiv 1712.05877, eq. 1 and 12; the gradients are those of PyTorch's learnable

@@ -30,8 +30,8 @@ class Options(SpecOptions):
     Options that belong to a recipe keep their defaults under every other one. `for_recipe` begins with the defaults of
     a recipe. bits may also be given from low to high.
 
-    Raises ValueError (TypeError for bits that are no sequence) for a value out of range or an unknown name, with the
-    nearest one there is.
+    Raises ValueError (TypeError for bits that are no sequence) for a value out of range, or for one that is no choice,
+    with the nearest choice.
     """
 
     data: str = setting("digits", "digits, or a folder of images, parquet files or CIFAR batches (also under MBQ_DATA)",
@@ -137,7 +137,7 @@ class Options(SpecOptions):
         return kind(**{name: None if value == 0 and value is not False else value for name, value in given.items()})
 
     def _check_quantizers(self):
-        """Refuse options of other quantizers than those that are used."""
+        """Raise ValueError where an option is given of a quantizer that is not used."""
         used = {"weights": self.quantizer, "activations": self.weights.activations().name}
         for flag, owners in SPEC_OPTIONS.items():
             value, default = getattr(self, flag), owners[0][1].default
@@ -206,8 +206,8 @@ class Options(SpecOptions):
 
     @classmethod
     def for_recipe(cls, recipe: str, **given):
-        """Return the options `given`, with the recipe's defaults for others. Raises as Options, TypeError for no
-        option."""
+        """Return the options `given`, with the recipe's defaults for others. Raises as Options does, and TypeError for
+        an unknown option."""
         return cls(recipe=recipe, **(look_up("options", RECIPE_DEFAULTS, recipe, argument="recipe") | given))
 
     def to_json(self) -> dict:
@@ -216,7 +216,7 @@ class Options(SpecOptions):
 
     @classmethod
     def from_json(cls, values: dict):
-        """Return the options in a JSON object; one that it lacks, because it is younger, has its default.
+        """Return the options in a JSON object; those that were added after it was written have their defaults.
 
         Raises ValueError for one that is unknown or of another type.
         """

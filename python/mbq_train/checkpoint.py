@@ -51,7 +51,7 @@ def save_checkpoint(path, model: nn.Module, *, state: dict | None = None, metada
     with atomic_path(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, header)
-        except safetensors.SafetensorError as error:  # a full disk, for one
+        except safetensors.SafetensorError as error:  # such as a full disk
             raise OSError(f"save_checkpoint: {path} could not be written ({error})") from error
 
 
@@ -87,7 +87,7 @@ def check_storable(function: str, name: str, value) -> None:
 
 
 def not_dense(tensor: torch.Tensor) -> str | None:
-    """Return what `tensor` is where it has no memory with an element for each place."""
+    """Return what `tensor` is where it is not dense, with an element in memory for each place; None where it is."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
     if tensor.is_meta:
@@ -96,7 +96,7 @@ def not_dense(tensor: torch.Tensor) -> str | None:
 
 
 def load_checkpoint(path, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Load what `save_checkpoint` wrote into `model`, all of it or, after an error, nothing; returns its `state`.
+    """Load what `save_checkpoint` wrote into `model`, all of it or, after an error, nothing; return its `state`.
 
     Raises:
         CheckpointError (a ValueError), naming the file: it is missing, truncated, no checkpoint, of another version,

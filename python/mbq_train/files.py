@@ -15,7 +15,7 @@ def atomic_path(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; some libraries write files that only their owner reads
+        mode = temporary.stat().st_mode  # as the umask says; some libraries make files private
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as file:

@@ -47,7 +47,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "empty")
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """All that tests and benches must know of an op to run it in their matrices; test_manifest.py says what lacks.
+    """All that tests and benches must know of an op to run it in their matrices; test_manifest.py says what is missing.
 
     call(*inputs, bits=4) calls the op as a user does, on inputs of `data`; raw has the arguments of every raw operator,
     by name, from inputs of `data`; malformed has, by what is wrong, a raw operator and the arguments that replace good

@@ -47,14 +47,14 @@ def with_options(command):
 
 
 def bits_of(text: str, *, option: str = "bits") -> tuple[int, ...] | None:
-    """Return bit-widths from the text of an option, from high to low; None for none."""
+    """Return bit-widths from the text of an option, from high to low; None where it is empty."""
     parts = [part for part in text.split(",") if part]
     return _integers(option, parts) if parts else None
 
 
 @contextlib.contextmanager
 def resumable(folder: Path):
-    """After a stop that left a checkpoint say how to go on; exit code 130 after Ctrl-C, 143 after SIGTERM."""
+    """Say how to go on after a stop that left a checkpoint; exit with code 130 after Ctrl-C, 143 after SIGTERM."""
     from ..training.interrupt import Interrupted
 
     try:

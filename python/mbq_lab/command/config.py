@@ -26,7 +26,7 @@ def read_config(path: Path, known: set[str]) -> dict:
 
 
 def _parsed(path: Path) -> dict:
-    parse = {".json": _json, ".toml": _toml, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
+    parse = {".json": json.loads, ".toml": _toml, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
     if parse is None:
         raise ValueError(f"the file must end in .json, .toml, .yaml or .yml, got {path}")
     try:
@@ -41,10 +41,6 @@ def _parsed(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values, got {type(values).__name__}")
     return values
-
-
-def _json(text: str):
-    return json.loads(text)
 
 
 def _toml(text: str):

@@ -14,8 +14,8 @@ def export(
     = None,
     onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX to write, at the one bit-width --bits")]
     = None,
-    bits: Annotated[int, typer.Option(help="the bit-width. A store of codes that are rounded twice, or of "
-                                      "layers that have their own, needs none; of others 0 is the highest")] = 0,
+    bits: Annotated[int, typer.Option(help="the bit-width. 0, for a store: all of them after double rounding, "
+                                      "the layers' own where they have some, else the highest")] = 0,
     layout: Annotated[str, typer.Option(help="of the store: codes, planes, or packed, the fewest "
                                         "bytes")] = "codes",
     rest: Annotated[str, typer.Option(help="of the store: float32 or bfloat16, what is not "

@@ -26,8 +26,8 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130.
 
-    A command whose callback has an attribute `complete` is what that returns once it is called: its options take
-    seconds to import, and the list of commands needs none of them.
+    A command whose callback has an attribute `complete` is replaced, once it is called, by what `complete()` returns:
+    its options take seconds to import, and the list of commands needs none of them.
     """
 
     def resolve_command(self, ctx, args):
@@ -99,7 +99,7 @@ def said(error: Exception, options: dict[str, str]) -> str:
     The function that raised it goes, and an argument that is one of `options`, {name: as typed}, is named as typed:
     `options: learning_rate must be ..., got 0.0` becomes `--learning-rate must be ..., got 0.0`.
     """
-    store = sys.modules.get("mbq_store")  # where it is not, none of its errors is
+    store = sys.modules.get("mbq_store")  # where it is not imported, no error is of it
     if isinstance(error, OSError) and error.strerror:
         where = _TEMPORARY.sub(r"\1", str(error.filename or ""))
         return f"{where}: {error.strerror.lower()}" if where else error.strerror.lower()

@@ -40,8 +40,9 @@ def sensitivity(
     """Measure how much the loss of a run's float network grows when a layer is quantized: HAWQ-V2's sensitivity."""
     import torch
 
-    from ..runs.folder import CONFIG, load_options
+    from ..runs.folder import CONFIG, SENSITIVITY, load_options
     from ..runs.sensitivity import sensitivity_of_run
+    from ..training.traces import TRACES
     from .output import show
     from .progress import observing
     from .tables import sensitivity_table
@@ -49,7 +50,7 @@ def sensitivity(
     torch.set_num_threads(threads)
     with observing(load_options(run / CONFIG)) as observer:
         found = sensitivity_of_run(run, bits=bits_of(bits), device=device, observer=observer)
-    written = [run / "sensitivity.json", run / "sensitivity.png"]
+    written = [run / TRACES, run / SENSITIVITY]
     facts = {"traces": {name: vars(trace) for name, trace in found.traces.items()}, "at_bits": found.at_bits,
              "written": written}
     show(as_json, facts, sensitivity_table(found), f"written: {written[0]}, {written[1]}")
@@ -59,7 +60,7 @@ def score(
     run: Folder,
     by: Annotated[str, typer.Option("--score", help="grand, last_layer or el2n")] = "grand",
     bits: Trained = "",
-    out: Annotated[Path | None, typer.Option(help="folder to write to; the run's without")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to, in place of the run's")] = None,
     images: Annotated[int, typer.Option(min=1, max=512, help="hardest and easiest images to show")] = 16,
     threads: Threads = 1,
     device: Device = "cpu",

@@ -14,7 +14,7 @@ from ..runs.sensitivity import Sensitivities
 
 
 def conversion_table(conversion: Conversion) -> Table:
-    """What becomes of every module of a network, and why."""
+    """Return what becomes of every module of a network, and why."""
     table = Table(*COLUMNS, title=conversion.title, caption=conversion.summary)
     table.columns[2].justify = "right"
     for row in conversion.rows():
@@ -23,7 +23,7 @@ def conversion_table(conversion: Conversion) -> Table:
 
 
 def accuracy_table(result: Evaluation) -> Table:
-    """The accuracies of a run, beside its float network's."""
+    """Return the accuracies of a run, beside that of its float network."""
     table = Table("network", "test accuracy (%)", "against float (points)", title="Accuracy",
                   caption="float: after its own epochs alone; the quantized network starts from it")
     table.add_row("float", f"{100 * result.float_accuracy:.2f}", "")
@@ -36,7 +36,7 @@ def accuracy_table(result: Evaluation) -> Table:
 
 
 def layer_table(record: dict) -> Table:
-    """The bit-width of every layer's weights, and the share of them that used their last bits in the latest epoch."""
+    """Return every layer's weight bit-width, and the share of its weights that used the last bits in the last epoch."""
     rates = record.get("lsb_rates", {})
     columns = ("layer", "bits", "last bits in use (%)")[:3 if rates else 2]
     table = Table(*columns, title=f"{record['compression']:.2f} x smaller than float32")
@@ -47,7 +47,7 @@ def layer_table(record: dict) -> Table:
 
 
 def memory_table(sizes: dict[str, int]) -> Table:
-    """What a training holds at once, from the bytes of its parts."""
+    """Return what a training holds at once, from the bytes of its parts."""
     table = Table("held at once, in each process", "MiB", title="Memory")
     for name, size in sizes.items():
         table.add_row(name.replace("_", " "), f"{size / 2**20:.1f}")
@@ -55,13 +55,13 @@ def memory_table(sizes: dict[str, int]) -> Table:
 
 
 def score_statistics(result: ScoredRun) -> dict[int, dict[str, float]]:
-    """Mean, deviation and largest of the scores at every bit-width."""
+    """Return mean, deviation and largest of the scores at every bit-width."""
     return {bits: {"mean": scores.mean().item(), "deviation": scores.std().item(), "largest": scores.max().item()}
             for bits, scores in result.scores.items()}
 
 
 def score_table(result: ScoredRun, name: str) -> Table:
-    """The statistics of the scores `name` at every bit-width."""
+    """Return the statistics of the scores `name` at every bit-width."""
     table = Table("network", "mean", "deviation", "largest", title=f"Scores ({name})")
     for bits, statistics in score_statistics(result).items():
         table.add_row(network_name(bits), *(f"{value:.4g}" for value in statistics.values()))
@@ -69,7 +69,7 @@ def score_table(result: ScoredRun, name: str) -> Table:
 
 
 def transfer_tables(facts: dict) -> tuple[Table, Table]:
-    """Angles to the first bit-width, layer by layer, and the accuracies of the probes, from transfer_run."""
+    """Return angles to the first bit-width, layer by layer, and the accuracies of the probes, from transfer_run."""
     names = [network_name(bits) for bits in facts["bits"]]
     angles = Table("layer", *names[1:], title=f"Degrees between the gradients of {names[0]} and others")
     for layer, matrix in facts["angles"].items():
@@ -81,7 +81,7 @@ def transfer_tables(facts: dict) -> tuple[Table, Table]:
 
 
 def ablation_table(result: Ablation) -> Table:
-    """Accuracies with and without weight correction and adapted BatchNorm."""
+    """Return accuracies with and without weight correction and adapted BatchNorm."""
     first = next(iter(result.cells.values()))
     names = [network_name(bits) + ("*" if bits in first.untrained else "") for bits in first.accuracy]
     table = Table("weight correction", "adapted BatchNorm", *names, title="Test accuracy (%)",
@@ -93,7 +93,7 @@ def ablation_table(result: Ablation) -> Table:
 
 
 def sensitivity_table(found: Sensitivities) -> Table:
-    """Traces, and the sensitivity of every layer at every bit-width."""
+    """Return traces, and the sensitivity of every layer at every bit-width."""
     table = Table("layer", "weights", "trace", "standard error", *(f"at {bits_name(b)}" for b in found.at_bits),
                   title="Sensitivity", caption="trace of the Hessian's block; at b bits: trace a weight, at least 0, "
                   "times the squared error of the weights")
@@ -104,7 +104,7 @@ def sensitivity_table(found: Sensitivities) -> Table:
 
 
 def store_table(facts: dict) -> Table:
-    """Bit-width and layout of every layer, and its relative mean square error at the bit-widths below."""
+    """Return bit-width and layout of every layer, and its relative mean square error at the bit-widths below."""
     widths = sorted({b for layer in facts["layers"] for b in layer["error"] if b < layer["bits"]}, reverse=True)
     table = Table("layer", "shape", "layout", "bits", *(f"at {bits_name(b)}" for b in widths), title="Layers",
                   caption=f"at fewer bits ({facts['rounding']}): mean square error / mean square" if widths else None)

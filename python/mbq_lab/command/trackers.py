@@ -11,8 +11,8 @@ from ..runs.observer import Observer
 
 
 def trackers_of(names: str, folder, options: Options) -> list[Observer]:
-    """Return the trackers in a list with commas; none is none. Raises ValueError for an unknown name or a package that
-    is missing."""
+    """Return the trackers that `names`, separated by commas, asks for; 'none' asks for none. Raises ValueError for an
+    unknown name or a package that is missing."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if wanted == ["none"]:
         return []

@@ -85,7 +85,7 @@ class Data(ABC):
 
     @abstractmethod
     def _train(self, batches: tuple[torch.Tensor, ...], seed: int, epoch: int, start: int, mine: slice):
-        """Batches `start` on; batches: the rows of all of an epoch; mine: this rank's part of each."""
+        """Yield the batches from `start` on; batches: the rows of all of an epoch; mine: this rank's part of each."""
 
     def _arrange(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return `order`, changed where the images cannot be had in any order as well."""

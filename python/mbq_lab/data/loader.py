@@ -28,7 +28,7 @@ def data_of(train, test, *, classes: int | None = None, device: str | torch.devi
             where the data set has no `targets`, or gives others, all images are read once to find it].
         device: of the batches.
 
-    Raises TypeError, ValueError where one of the two cannot be used so.
+    Raises TypeError, ValueError where one of the two cannot be used in this way.
     """
     parts = {"train": _Reader.of("train", train), "test": _Reader.of("test", test)}
     images, _ = parts["train"].batch([0])
@@ -54,9 +54,10 @@ class LoaderData(Data):
         self._source, self._labels = source, labels
 
     def _train(self, batches, seed, epoch, start, mine):
-        rows = [rows[mine] for rows in batches[start:]]
-        loaded = self._load(self._source.train, rows, ("row", seed, epoch))
-        return (Batch(*batch, of, len(whole)) for batch, of, whole in zip(loaded, rows, batches[start:], strict=True))
+        parts = [rows[mine] for rows in batches[start:]]
+        loaded = self._load(self._source.train, parts, ("row", seed, epoch))
+        return (Batch(*batch, part, len(rows))
+                for batch, part, rows in zip(loaded, parts, batches[start:], strict=True))
 
     def test_batches(self, batch_size):
         return self._fixed(self._source.test, self._test_rows(batch_size))
@@ -156,8 +157,8 @@ def _labels(reader: _Reader) -> torch.Tensor:
 
 
 def _known_labels(reader: _Reader) -> torch.Tensor | None:
-    """Return the labels of all images where the data set holds them as it gives them, which a target_transform may
-    change: the first and the last image tell."""
+    """Return the labels of all images where the data set holds them as it gives them; the first and the last image tell
+    whether a target_transform changes them."""
     images = reader.images
     known = images.tensors[1] if isinstance(images, TensorDataset) else getattr(images, "targets", None)
     known = None if known is None else _tensor(known)
@@ -183,7 +184,7 @@ def _seed(number: int) -> None:
 
 @contextlib.contextmanager
 def _random_numbers_kept():
-    """Have Python's, NumPy's and torch's random numbers afterwards as before."""
+    """Leave the states of Python's, NumPy's and torch's random numbers as they were before the block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

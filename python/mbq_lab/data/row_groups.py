@@ -33,7 +33,7 @@ class RowGroups:
         return {**self.__dict__, "_kept": {}}  # a spawned worker reads its own
 
     def read(self, number: int):
-        """The column of encoded images of one group, a pyarrow ChunkedArray. Raises DataError when it is broken."""
+        """Return the encoded images of one group, a pyarrow ChunkedArray. Raises DataError when it is broken."""
         if number in self._kept:
             self._kept[number] = self._kept.pop(number)  # now the last to go
             return self._kept[number]

@@ -21,7 +21,7 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, row: int) -> bytes | np.ndarray:
-        """An encoded image, or its pixels, (H, W) or (H, W, 3) uint8. Raises DataError when it cannot be read."""
+        """Return an encoded image, or pixels, (H, W) or (H, W, 3) uint8. Raises DataError when it cannot be read."""
 
     @abstractmethod
     def where(self, row: int) -> str:

@@ -36,7 +36,7 @@ def build_model(name: str, *, classes: int, in_channels: int, image_size: tuple[
         name: one of
             a key of MODELS: resnet8, resnet20, ..., each described at its class;
             timm:NAME, a network of the package timm, not pretrained;
-            hf:NAME or hf:FOLDER, an image classifier of the package transformers: pretrained, but for a classifier of
+            hf:NAME or hf:FOLDER, an image classifier of the package transformers: pretrained, except a classifier of
             another number of classes; freshly initialised where the folder holds a configuration and no weights;
             package.module:factory, a callable that returns an nn.Module. It is called with the keywords classes,
             in_channels and image_size, or those of them that it takes.

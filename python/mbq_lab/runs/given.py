@@ -12,7 +12,7 @@ _GIVEN = "given:"  # before the name of a class, in config.json
 
 
 def data_given(data, device: torch.device) -> Data | None:
-    """Return what was given as a Data on `device`, None for nothing: a Data, or a pair for `data_of`."""
+    """Return `data`, a Data or a pair for `data_of`, as a Data on `device`; None for None."""
     if data is None or isinstance(data, Data):
         if data is not None and data.device != device:
             raise ValueError(f"train: data must be on the device of the run, {device}, got {data.device}")
@@ -25,7 +25,7 @@ def data_given(data, device: torch.device) -> Data | None:
 def with_given(options: Options, data: Data | None, model: nn.Module | None) -> Options:
     """Return the options of a run whose data or model are given, which name what they are.
 
-    Raises ValueError for options that are about data by name, where data are given.
+    Raises ValueError where data are given, for options that only data given by name have.
     """
     if data is not None:
         for option in fields(options):

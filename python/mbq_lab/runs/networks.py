@@ -127,7 +127,7 @@ def _options(metadata: dict) -> Options:
 
 
 def _facts(metadata: dict) -> dict | None:
-    """Return the facts of the data, None of a run that did not keep the shape of its images."""
+    """Return the facts of the data; None for a run that did not keep the shape of its images."""
     facts = metadata["data"]
     if metadata["version"] < VERSION and "in_channels" not in facts:
         return None
@@ -140,7 +140,7 @@ def _facts(metadata: dict) -> dict | None:
 
 
 def _float_network(metadata: dict) -> nn.Module:
-    """Return the float network of a run, with any weights."""
+    """Return the float network of a run, untrained."""
     facts, options = _facts(metadata), _options(metadata)
     check_given(options, model=None)
     return build_model(options.model, classes=facts["classes"], in_channels=facts["in_channels"],

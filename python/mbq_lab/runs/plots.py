@@ -33,7 +33,7 @@ def plot_accuracy(path, accuracy: dict[int, float], float_accuracy: float, layer
 
 
 def plot_curves(path, records) -> None:
-    """Loss and test accuracy by bit-width over the epochs of both phases, as a PNG, from the lines of metrics.jsonl."""
+    """Write a PNG with loss and test accuracy by bit-width over all epochs, from the lines of metrics.jsonl."""
     records = [record for record in records if record["phase"] in ("float", "quantized")]
     figure = figure_of(11, 4.2)
     axes = figure.subplots(1, 2)

@@ -127,7 +127,7 @@ class _Run:
         self.seconds, self.training = 0.0, None  # of the quantized phase
 
     def load(self, metadata: dict) -> None:
-        """Stand where the checkpoint stands."""
+        """Go to where the checkpoint with this metadata stands."""
         if metadata["phase"] == "finished":
             raise ValueError(f"resume_run: folder must hold a run that is not finished, got {self.folder}")
         for name, value in made_from(self.options, self.data).items():
@@ -196,7 +196,7 @@ class _Run:
         return {key: before.get(key, value) for key, value in now.items()}
 
     def _accuracy(self, bits) -> dict[int, float]:
-        return {b: evaluate(self.model, self.data, b, batch_size=max(self.options.batch_size, 1)) for b in bits}
+        return {b: evaluate(self.model, self.data, b, batch_size=self.options.batch_size) for b in bits}
 
     def _convert(self) -> None:
         if self.conversion is None:  # of a run of an earlier version, or killed before its first checkpoint

@@ -235,7 +235,7 @@ def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, bits: int, *, batch_size: int = 512) -> float:
-    """Share of the test images that `model` classifies correctly at `bits` bits, in [0, 1].
+    """Return the share of the test images that `model` classifies correctly at `bits` bits, in [0, 1].
 
     Afterwards mode and bit-width of the model are as before. Raises ValueError for a bit-width that is not trained.
     """

@@ -28,7 +28,7 @@ def open(path, *, threads: int | None = None) -> "Store":
 
 
 class Store:
-    """An open store. Arrays it gives are new and the caller's, but for `tensor`. Use from several threads is safe.
+    """An open store. Its arrays are new and the caller's, except those of `tensor`. Use from several threads is safe.
 
     Attributes:
         layers: names of the quantized layers.

@@ -79,10 +79,9 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: bits unsorted, repeated or out of range; an unknown name,
-        action or option; 1 bit with double rounding; a rule that matches no layer to quantize,
-        or names one that computes something else than the supported type, with by how much;
-        the example does not run; a model that is a bare layer, converted already, wrapped (torch.compile, torch.jit,
-        data parallel) or lazy.
+        action or option; 1 bit with double rounding; a rule that matches no layer to quantize, or names one that
+        computes something else than the supported type (the message says by how much it differs); the example does not
+        run; a model that is a bare layer, converted already, wrapped (torch.compile, torch.jit, data parallel) or lazy.
     """
     bits = check_bit_widths("convert", bits)
     per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")

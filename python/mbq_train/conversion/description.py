@@ -15,7 +15,7 @@ def describe(model: nn.Module) -> dict | None:
     """Return what `convert` made of `model`, as a JSON object.
 
     {"bits": [bit-widths from high to low], "layers": {name: {"weights": spec, "activations": spec}}, "batch_norms":
-    [names of those that every bit-width has its own of]}. None for a float network, for one whose parts were converted
+    [names of those of which every bit-width has its own]}. None for a float network, for one whose parts were converted
     by several calls, and for one that was deployed.
     """
     states = list(bit_states(model))
@@ -35,8 +35,8 @@ def describe(model: nn.Module) -> dict | None:
 def described_conversion(model: nn.Module, description: dict) -> Conversion:
     """Return the plan to convert the float network `model` as `describe` said.
 
-    Raises ValueError where the description is none, or names a layer that `model` does not have, of another type or
-    with what hinders its conversion; and as `convert` for a model that it does not take.
+    Raises ValueError for what is no description, and where it names a layer that `model` lacks, has of another type or
+    cannot convert; and as `convert` for a model that it does not take.
     """
     check_model(model)
     check_unconverted(model)
@@ -45,9 +45,10 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
     for name in (*specs, *norms):
         module = modules.get(name)
         fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
-        if not fits or (why := obstacle(module)):
+        why = obstacle(module) if fits else None
+        if not fits or why:
             what = "layer to convert" if name in specs else "BatchNorm"
-            got = f"{type(module).__name__}: {why}" if fits else type(module).__name__ if module is not None else "none"
+            got = "none" if module is None else type(module).__name__ + (f": {why}" if why else "")
             raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
         action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
         entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))

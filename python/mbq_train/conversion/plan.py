@@ -11,7 +11,7 @@ from ..quantize.bits import BitState, bit_states
 from ..quantize.specs import ActivationSpec, WeightSpec
 from .supported import SUPPORTED, base_type, own_parameters, quant_types, weights
 
-_SHOWN = 3  # of what is left, in a message
+_SHOWN = 3  # entries, in a message
 COLUMNS = ("module", "type", "parameters", "action", "why")
 
 
@@ -20,8 +20,8 @@ class Entry:
     """What becomes of one module.
 
     action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
-    Parameters have; weights, activations: what quantizes it; left: it stays in float, or one for all
-    bit-widths, though its type is supported and neither keep_float nor a rule says so.
+    Parameters have; weights, activations: what quantizes it; left: it stays in float, or shared by all bit-widths,
+    though its type is supported and neither keep_float nor a rule says so.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Conversion:
         return self.model
 
     def _warn(self) -> None:
-        """Give one warning that counts and names what is left without anybody's word."""
+        """Give one warning that counts and names what is left though nobody asked for it."""
         left = [entry for entry in self.entries if entry.left]
         layers = [entry for entry in left if base_type(entry.module)]
         norms = [entry for entry in left if entry not in layers]
@@ -144,9 +144,9 @@ def _named(entries) -> str:
 
 
 def _reasons(entries) -> str:
-    """Return why the first three modules are not quantized."""
-    shown = "; ".join(f"{entry.name or 'model'} ({entry.type}): {entry.why}" for entry in entries[:3])
-    return f"with {shown}{'; ...' if len(entries) > 3 else ''}" if entries else "without parameters"
+    """Return why the first entries are not quantized."""
+    shown = "; ".join(f"{entry.name or 'model'} ({entry.type}): {entry.why}" for entry in entries[:_SHOWN])
+    return f"with {shown}{'; ...' if len(entries) > _SHOWN else ''}" if entries else "without parameters"
 
 
 def replace_modules(model: nn.Module, new: dict) -> None:

@@ -17,8 +17,8 @@ _SPECS = {"weights": WeightSpec, "activations": ActivationSpec}
 class Decision:
     """Whether one layer is quantized, why, and by which specs.
 
-    refusal: why it cannot be, whatever a rule says; needs_rule: it is where a rule gives its very name or type; left:
-    it stays in float, or one for all bit-widths, though nobody said so.
+    refusal: why it cannot be quantized, whatever a rule says; needs_rule: only a rule that gives its very name or type
+    can quantize it; left: it stays in float, or shared by all bit-widths, though nobody said so.
     """
 
     action: str
@@ -29,7 +29,7 @@ class Decision:
     left: bool = False
 
     def decide(self, action: str, why: str) -> None:
-        """Put another decision in its place; the specs stay for a later one."""
+        """Replace the action and the reason; the specs stay for a later rule."""
         self.action, self.left = action, False
         self.why = f"{why}; not converted: {self.refusal}" if self.refusal else why
 
@@ -84,9 +84,10 @@ def apply_rules(decisions: dict[str, Decision], layers: dict[str, nn.Module], no
 
 
 def _matches(match, name: str, layer: nn.Module, action, decision: Decision) -> bool:
-    """Return whether the rule is for this layer. A subclass of which nothing is known needs one that means exactly it.
+    """Return whether the rule is for this layer. A subclass of which nothing is known needs a rule that
+    gives its very name or type.
 
-    Raises ValueError where a rule means exactly a layer that cannot be quantized.
+    Raises ValueError where a rule gives the very name or type of a layer that cannot be quantized.
     """
     exact = type(layer) is match if isinstance(match, type) else name == match
     if action == "float" or not (decision.refusal or decision.needs_rule):

@@ -21,15 +21,18 @@ def one_each(losses):
 
 
 def call_model(model, inputs):
+    """Return the outputs of `model` for a tensor, a tuple of arguments or a dict of keyword arguments."""
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def cross_entropy(outputs, targets):
+    """Return the loss and the EL2N score of every sample."""
     losses, el2n = mbq_kernels.cross_entropy_el2n(outputs, targets)
     return losses, el2n.detach()
 
 
 def plain(loss):
+    """Return a function that gives the losses of `loss`, and None in place of EL2N scores."""
     return lambda outputs, targets: (loss(outputs, targets), None)

@@ -23,15 +23,15 @@ class Call:
     layout: Layout = Layout()
 
     def used(self) -> None:
-        """Say that one parameter is done. The graph holds this object until the backward ends, but not what was in it.
-        """
+        """Count one parameter as done; after the last, let the tensors go, because the graph holds this object until
+        the backward ends."""
         self.needed -= 1
         if not self.needed:
             self.x = self.grad = None
 
 
 def bias_gradients(call: Call) -> torch.Tensor:
-    """Return (N, C)"""
+    """Return (N, C) of a bias."""
     return _added(call, form_of(call.layer).biases(call.layer, call.grad))
 
 
@@ -41,7 +41,7 @@ def norm_gradients(call: Call) -> torch.Tensor:
 
 
 def _added(call: Call, rows):
-    """Return (N, C) of (N * rows, C)"""
+    """Return (N, C) of (N * rows, C): the sums over the rows of a sample."""
     return rows if call.layout.rows == 1 else call.layout.first(rows).sum(dim=1)
 
 

@@ -18,7 +18,7 @@ from .gradient_forms import scored_layers
 
 SCORES = ("grand", "last_layer", "el2n", "tdds")
 GRADIENT_SCORES = SCORES[:2]
-_WINDOW, _DECAY = 10, 0.9  # of TDDS
+_WINDOW, _NEWEST = 10, 0.9  # of TDDS: epochs, and the share of the latest of them in a score
 
 
 def score_images(model: nn.Module, batches: Iterable, bits, *, score: str = "grand",
@@ -80,11 +80,11 @@ class TddsScores:
                 if len(window) > 1:
                     spread = (window - window.mean(dim=0)).norm(dim=0)
                     score = self.tables.get(f"{b}.score")
-                    self.tables[f"{b}.score"] = spread if score is None else _DECAY * spread + (1 - _DECAY) * score
+                    self.tables[f"{b}.score"] = spread if score is None else _NEWEST * spread + (1 - _NEWEST) * score
             self.tables[f"{b}.log"] = now.clamp_min(-60).half()
 
     def scores(self, bits) -> dict[int, torch.Tensor]:
-        """Return {bits: (train_size,)}. Raises ValueError before the third update."""
+        """Return {bits: (N,)}. Raises ValueError before the third update."""
         if f"{bits[0]}.score" not in self.tables:
             raise ValueError("TddsScores: at least 3 epochs must have been seen, got fewer")
         return {b: self.tables[f"{b}.score"] for b in bits}

@@ -137,7 +137,7 @@ def _tidy(program, packed: set[str], metadata: dict[str, str]) -> None:
 
 
 def _write_out_dequantize(model) -> None:
-    """Cast and Mul for every `DEQUANTIZE`, now that nothing folds them into float weights any more."""
+    """Put Cast and Mul in place of every `DEQUANTIZE`, now that nothing folds them into float weights any more."""
     import onnx_ir as ir
 
     for node in [node for node in model.graph if (node.domain, node.op_type) == DEQUANTIZE]:

@@ -28,8 +28,8 @@ def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def any_precision(weight: torch.Tensor, *, bits, correction: bool = False, out_dtype=None):
     """Return W_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1), u = tanh(W) / (2 max|tanh W|) + 1/2, E = mean|W|.
 
-    Straight through in u. `correction` gives every channel the mean and deviation of E tanh(W) / max|tanh W|. bits: one
-    bit-width, or a tuple for a tuple.
+    The gradient goes straight through to u. `correction` gives every channel the mean and deviation of
+    E tanh(W) / max|tanh W|. bits: one bit-width, or a tuple of them for a tuple of results.
 
     Reference: Yu et al., "Any-Precision Deep Neural Networks", 2021, arXiv 1911.07346; Zhou et al., "DoReFa-Net", 2016,
     arXiv 1606.06160, eq. 9.
@@ -52,8 +52,8 @@ def grid(reach, bits):
 
 
 def _step(reach, bits):
-    """Return 2 reach / hi, and one ulp: a step rounded down would put the largest value beyond hi, without a gradient.
-    """
+    """Return 2 reach / hi and one ulp more, because a step rounded down would put the largest value beyond hi, where it
+    has no gradient."""
     step = 2 * reach / (2**bits - 1)
     return torch.nextafter(step, torch.full_like(step, math.inf))
 
@@ -87,7 +87,7 @@ class AnyPrecisionWeight(BaseWeightQuantizer):
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
-        """Do as WeightQuantizer does, with one read of each weight."""
+        """Return what the base class's does, from one read of each weight."""
         return [any_precision(weight, bits=tuple(bits), correction=quantizer.correction,
                               out_dtype=autocast_dtype(weight))
                 for quantizer, weight in zip(quantizers, weights, strict=True)]
@@ -124,8 +124,8 @@ class AnyPrecisionActivation(Quantizer):
         return self.kernel(x, self.step(x), **self.options(), out_dtype=autocast_dtype(x))
 
     def step(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the step between two values at the bit-width in use, made anew: no state dict fills a buffer outside
-        the state, after to_empty() or on the meta device."""
+        """Return the step between two values at the bit-width in use. It is computed each time, because nothing fills a
+        buffer outside the state dict after to_empty() or on the meta device."""
         half = torch.full((), 0.5, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         return _step(half, self.bit_state.bits)
 

@@ -41,7 +41,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         scale_chain: multiply the scale's gradient at b bits by 2^(h-b), the true derivative [off: as the code].
         shared_sum: every channel's scale gets the sum of all channels' gradients, as in the code [off: its own; our
             choice].
-        correction: as for WeightQuantizer. It differs between bit-widths, so a store of the codes alone has it not.
+        correction: as for WeightQuantizer. No store holds a correction, because it differs between bit-widths.
     """
 
     switchable = True
@@ -71,7 +71,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         return {**self._common(), "bits": self.bit_state.bits}
 
     def current(self) -> tuple[torch.Tensor, ...]:
-        """Return (scale in units,), for all bit-widths."""
+        """Return (scale in units,), the same at all bit-widths."""
         scale = averaged(self._pick(self.scales))
         if self.shared_sum:  # the same values; a change of one scale counts as one of all, whatever their units
             unit = self._pick(self.scale_units)
@@ -107,7 +107,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:
-        """Do as WeightQuantizer does, with one read of each weight."""
+        """Return what WeightQuantizer's does, from one read of each weight."""
         return [quantizer.kernel(weight, *quantizer.current(), **quantizer._common(), bits=bits,
                                  out_dtype=autocast_dtype(weight))
                 for quantizer, weight in zip(quantizers, weights, strict=True)]
@@ -125,7 +125,7 @@ class DoubleRounding(WeightSpec):
     """One learned scale per channel, and codes of the highest bit-width that are rounded again to every lower one.
 
     Args:
-        rounding: of the codes, 'half_even' (the paper's code) or 'half_up', of which planes read a part.
+        rounding: of the codes, 'half_even' (the paper's code) or 'half_up', with which bit planes are read in part.
         scale_chain: multiply the scale's gradient at b bits by 2^(h-b), the true derivative [off: as the code].
         shared_sum: every channel's scale gets the sum of all channels' gradients, as in the code [off: its own].
         correction: as for Learned; a network with it can be neither exported nor deployed.

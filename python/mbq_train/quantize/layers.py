@@ -109,7 +109,7 @@ def weight_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, nn
 
 
 def _keep_quantizers(layer, state_dict, prefix: str, *_) -> None:
-    """Let, in the copy that load_state_dict makes, a float layer's state leave the quantizers as they are."""
+    """Leave the quantizers as they are where load_state_dict gets a float layer's state: complete the copy it makes."""
     names = ("input_quantizer", "weight_quantizer")
     if f"{prefix}weight" not in state_dict or any(key.startswith(f"{prefix}{name}.") for key in state_dict
                                                   for name in names):

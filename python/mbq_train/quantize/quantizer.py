@@ -1,4 +1,4 @@
-"""What all quantizers are: a tensor in, at the bit-width in use out. And what is asked of those of weights."""
+"""The base classes of quantizers: of all, which return a tensor at the bit-width in use, and of those of weights."""
 
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Return the bit-width it computes at: its own, or the one in use."""
+        """Return the bit-width that the quantizer computes at: its own, or the one in use."""
         return self.own_bits or self.bit_state.bits
 
     @property
@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         return []
 
     def add(self, bit_widths) -> list[int]:
-        """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
+        """Make parameters for more bit-widths, which the caller must fill; return the bit-widths that have got some."""
         return []
 
     def check_initialised(self, bit_widths) -> None:
@@ -117,7 +117,7 @@ class Quantizer(nn.Module):
         return {"bits": self.bits}
 
     def _look(self) -> None:
-        """Read the flags where their tensor is another one or was written to; never while a graph is captured."""
+        """Read the flags again where their tensor was replaced or written to; never while a graph is captured."""
         if self._watched is None or torch.compiler.is_compiling():
             return
         flags, (seen, writes) = self._buffers[self._watched], self._seen
@@ -129,7 +129,7 @@ class Quantizer(nn.Module):
         self._read()
 
     def _read(self) -> None:
-        """Read what Python keeps of the buffers."""
+        """Read the values that Python keeps of the buffers."""
 
     def drop_obsolete(self, state: dict, prefix: str) -> None:
         """Take out of a state, in place, what earlier versions kept in quantizers of this kind."""

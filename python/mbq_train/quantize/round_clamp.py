@@ -17,7 +17,7 @@ from .specs import WeightSpec, option
 NORMALISATIONS, FORMS = ("max", "tanh"), ("offset", "sign-magnitude")
 
 
-def round_clamp(x: torch.Tensor, *, bits: int, form: str = FORMS[0]) -> torch.Tensor:
+def round_clamp(x: torch.Tensor, *, bits: int, form: str = "offset") -> torch.Tensor:
     """Return mbq_kernels.round_clamp of a tensor with its own largest value as the limit, a constant to autograd."""
     return mbq_kernels.round_clamp(x, bits=bits, limit=largest(x), form=form)
 
@@ -48,7 +48,7 @@ class RoundClampQuantizer(BaseWeightQuantizer):
     _watched = "layer_bits"
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
-                 normalise: str = "max", form: str = FORMS[0]):
+                 normalise: str = "max", form: str = "offset"):
         super().__init__(bit_state, signed=True, layer_name=layer_name)
         self.normalise, self.form = normalise, form
         # Floating point, because averages of models average their buffers too; 0: none.
@@ -88,8 +88,7 @@ class RoundClampQuantizer(BaseWeightQuantizer):
         return weight.tanh() if self.normalise == "tanh" else weight
 
     def code_bits(self, bits: int) -> int:
-        """Return the bits of the signed integers that codes at `bits` bits are: one more where the sign is beside them.
-        """
+        """Return how many bits signed codes at `bits` bits take: one more where the sign is kept apart."""
         return (self.own_bits or bits) + (self.form == "sign-magnitude")
 
     def stored_bits(self, bits: int | None) -> int | None:
@@ -109,14 +108,14 @@ class RoundClampQuantizer(BaseWeightQuantizer):
         x = self.normalised(weight).float()
         limit = largest(x)
         steps = 2.0 ** (bits - 1) if self.form == "offset" else 2.0**bits - 1
-        scale = limit / torch.full_like(limit, steps)  # by a number, CUDA multiplies with 1 / number
+        scale = limit / torch.full_like(limit, steps)  # divided by a number, CUDA multiplies by 1 / number
         value = mbq_kernels.round_clamp(x, bits=bits, limit=limit, form=self.form)
         codes = (value / scale).round().nan_to_num_(0)  # NaN: nothing but zeros, and a scale of 0
         scale = torch.where(scale == 0, 1, scale).expand(len(codes)).contiguous()
         return Codes(codes.to(torch.int8), scale, None)
 
     def store_codes(self, weight: torch.Tensor, bits: int) -> Codes:
-        """Return what `codes` does; of 1 bit 0 and 1 with an offset in place of -1 and 0, which no store has."""
+        """Return what `codes` does, at 1 bit 0 and 1 with an offset in place of -1 and 0, which no store holds."""
         codes, scale, _ = self.codes(weight, bits)
         if self.code_bits(bits) > 1:
             return Codes(codes, scale, None)

@@ -21,7 +21,7 @@ class ScaledQuantizer(Quantizer):
     place. A scale is `scales[b] * scale_units[b]`, at least `scale_floors[b]`: see `units`.
 
     What a copy, an average or load_state_dict writes to the buffers counts from the next forward on: the flags are
-    read from `initialised` whenever its tensor is another one or was written to.
+    read from `initialised` whenever its tensor was replaced or written to.
     """
 
     _watched = "initialised"
@@ -71,7 +71,7 @@ class ScaledQuantizer(Quantizer):
         return [self.scales] if self.offsets is None else [self.scales, self.offsets]
 
     def add(self, bit_widths) -> list[int]:
-        """Make parameters for more bit-widths, for the caller to fill: those that are returned."""
+        """Make parameters for more bit-widths, which the caller must fill; return the bit-widths that have got some."""
         if self.own_bits:
             return []
         for parameters in self.learned():
@@ -97,7 +97,7 @@ class ScaledQuantizer(Quantizer):
         return {"bits": self.bits, "signed": self.signed, "axis": self.axis, **self.unit_and_floor()}
 
     def unit_and_floor(self) -> dict:
-        """Return the kernel's arguments for the unit of the scale at the bit-width in use and the least it may be."""
+        """Return the kernel's arguments for the unit of the scale at the bit-width in use, and for its floor."""
         return {"scale_unit": self._pick(self.scale_units), "scale_floor": self._pick(self.scale_floors)}
 
     def current(self) -> tuple[torch.Tensor | None, ...]:
@@ -121,7 +121,7 @@ class ScaledQuantizer(Quantizer):
         return tensors[str(self.kept_at(self.bit_state.bits))]
 
     def _grad_factor(self, x) -> float | None:
-        return None  # 1 / sqrt(N hi)
+        return None  # the kernel's own: 1 / sqrt(N hi)
 
     def check_initialised(self, bit_widths) -> None:
         """Raise RuntimeError unless the scales of all `bit_widths` have their first values."""
@@ -138,7 +138,7 @@ class ScaledQuantizer(Quantizer):
     @torch.compiler.disable
     @torch.no_grad()
     def _read(self) -> None:
-        """Read what is kept of the buffers."""
+        """Read the values that Python keeps of the buffers."""
         kept = self.kept()
         if not kept:
             return

@@ -60,7 +60,7 @@ class Spec:
                 raise TypeError(f"{type(self).__name__}: {each.name} must be True or False, got {value!r}")
 
     def check_use(self, of: str) -> None:
-        """Raise ValueError where an option of something else than `of`, 'weights' or 'activations', is given."""
+        """Raise ValueError where an option that is not one of `of`, 'weights' or 'activations', is given."""
         for each in fields(self):
             if each.metadata.get("of", of) != of and getattr(self, each.name) != each.default:
                 raise ValueError(f"convert: {of} must leave {each.name} of {type(self).__name__} alone, which is an "
@@ -112,7 +112,7 @@ def spec_types(base: type[Spec]) -> dict[str, type[Spec]]:
 def spec_from_json(values: dict, base: type[Spec]) -> Any:
     """Return the spec that `to_json` described. Raises ValueError for an unknown kind, TypeError for unknown options.
 
-    An option that the object lacks, because it is younger, has its default.
+    Options that were added after the object was written have their defaults.
     """
     values = dict(values)
     return look_up("spec_from_json", spec_types(base), values.pop("name", None))(**values)
