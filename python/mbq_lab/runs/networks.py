@@ -9,8 +9,7 @@ from torch import nn
 
 import mbq_train
 from mbq_train import distributed
-from mbq_train.checkpoint import CONVERSION as CHECKPOINT_CONVERSION
-from mbq_train.checkpoint import VERSION, CheckpointError, load_checkpoint
+from mbq_train.checkpoint import CONVERSION, VERSION, CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import quantized
@@ -66,7 +65,7 @@ def load_quantized(path, model: nn.Module | None = None) -> nn.Module:
     """
     file = _checkpoint_of(path)
     metadata = _quantized_metadata(file)
-    if metadata.get(CHECKPOINT_CONVERSION) is not None:
+    if metadata.get(CONVERSION) is not None:
         return mbq_train.load_quantized(file, _float_network(metadata) if model is None else model)
     data, built = data_and_float_network(_options(metadata), torch.device("cpu"))
     model = plan_of(_options(metadata), data, built if model is None else model).apply()

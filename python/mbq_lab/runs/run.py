@@ -28,11 +28,11 @@ from .folder import (
     ACCURACY,
     CHECKPOINT,
     CONFIG,
-    CONVERSION,
     CURVES,
     FLOAT_NETWORK,
     LAYERS,
     METRICS,
+    PLAN,
     check_free,
     load_options,
     locked,
@@ -86,7 +86,7 @@ def train_run(options: Options, folder, *, data=None, model: nn.Module | None = 
 
         def begin():
             open_folder(folder, overwrite)
-            (folder / CONVERSION).write_text(str(plan), encoding="utf-8")
+            (folder / PLAN).write_text(str(plan), encoding="utf-8")
             save_json(folder / CONFIG, {"version": VERSION, **options.to_json()})
 
         distributed.share_error(begin)

@@ -69,7 +69,7 @@ class AnyPrecisionWeight(BaseWeightQuantizer):
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
                  correction: bool = False):
-        super().__init__(bit_state, signed=True, layer_name=layer_name)
+        super().__init__(bit_state, signed=False, layer_name=layer_name)
         self.correction = correction
 
     def options(self):
