@@ -6,14 +6,16 @@ import os
 from dataclasses import asdict, dataclass, fields
 
 from mbq_train._names import look_up
+from mbq_train.coreset.sampling import SAMPLINGS
+from mbq_train.coreset.scores import SCORES
 from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
 from mbq_train.quantize.specs import ActivationSpec, Float, Spec, WeightSpec, flag_of, spec_types
+from mbq_train.training.steps import SCHEDULES
 
 from .spec_options import SPEC_OPTIONS, SpecOptions, setting
 
-OPTIMIZERS, RATES, SCHEDULES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant"), ("each", "accumulate")
+OPTIMIZERS, RATES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant")
 BATCH_NORM_MODES, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
-SCORES, SAMPLINGS = ("grand", "last_layer", "el2n", "tdds"), ("probability", "top-k", "random", "balanced")
 RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
     "plain": {},
     "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
@@ -131,21 +133,20 @@ class Options(SpecOptions):
         return self._spec(type(self.weights.activations()), "activations")
 
     def _spec(self, kind: type[Spec], of: str):
-        """Return the spec of `kind` with the options that are given here; 0 stands for None."""
-        given = {each.name: getattr(self, flag_of(each)) for each in fields(kind)
+        """Return the spec of `kind` with the options that are given here; 0 stands for a default of None."""
+        given = {each: getattr(self, flag_of(each)) for each in fields(kind)
                  if flag_of(each) and each.metadata["of"] == of}
-        return kind(**{name: None if value == 0 and value is not False else value for name, value in given.items()})
+        return kind(**{each.name: (value or None) if each.default is None else value for each, value in given.items()})
 
     def _check_quantizers(self):
         """Raise ValueError where an option is given of a quantizer that is not used."""
         used = {"weights": self.quantizer, "activations": self.weights.activations().name}
-        for flag, owners in SPEC_OPTIONS.items():
-            value, default = getattr(self, flag), owners[0][1].default
-            if value != (0 if default is None else default) and not any(
-                    used[each.metadata["of"]] == name for name, each in owners):
+        for option in fields(SpecOptions):
+            owners, value = SPEC_OPTIONS[option.name], getattr(self, option.name)
+            if value != option.default and not any(used[each.metadata["of"]] == name for name, each in owners):
                 names = " or ".join(name for name, _ in owners)
-                raise ValueError(f"options: {flag} must be left alone unless quantizer is {names}, got {value!r} with "
-                                 f"{self.quantizer!r}")
+                raise ValueError(f"options: {option.name} must be left alone unless quantizer is {names}, got "
+                                 f"{value!r} with {self.quantizer!r}")
         self.weights.check(quantized(self.bits))
         self.activations.check_use("activations")
 

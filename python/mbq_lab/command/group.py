@@ -15,15 +15,23 @@ _MEANT = {("load_data", "name"): "data", ("build_model", "name"): "model", ("abl
 _TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]+\.tmp$")  # what a file is written as before it gets its name
 
 
-class Command(TyperCommand):
-    """A command whose help fits into 80 columns: no types, and no `--no-...` beside switches that are off."""
+class _ShortHelp:
+    """Help that fits into 80 columns: no types, and no `--no-...` beside switches that are off."""
 
     def format_help(self, ctx, formatter):
-        _shorten(self.params)
+        for parameter in self.params:
+            if parameter.param_type_name == "option":
+                parameter.metavar = parameter.metavar or ""
+                if parameter.is_flag and not parameter.default:
+                    parameter.secondary_opts = []
         super().format_help(ctx, formatter)
 
 
-class Commands(TyperGroup):
+class Command(_ShortHelp, TyperCommand):
+    """A command with short help."""
+
+
+class Commands(_ShortHelp, TyperGroup):
     """A group whose commands end in one line on stderr for whatever a user can cause: exit code 2, after Ctrl-C 130.
 
     A command whose callback has an attribute `complete` is replaced, once it is called, by what `complete()` returns:
@@ -52,10 +60,6 @@ class Commands(TyperGroup):
             sys.exit(code)
         return code
 
-    def format_help(self, ctx, formatter):
-        _shorten(self.params)
-        super().format_help(ctx, formatter)
-
     def invoke(self, ctx):
         """Run the command of the context, and turn its errors into one line."""
         try:
@@ -71,14 +75,6 @@ class Commands(TyperGroup):
             typed = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
             options = {option[2:].replace("-", "_"): option for option in typed}
             raise typer.Exit(fail(said(error, options))) from None
-
-
-def _shorten(parameters) -> None:
-    for parameter in parameters:
-        if parameter.param_type_name == "option":
-            parameter.metavar = parameter.metavar or ""
-            if parameter.is_flag and not parameter.default:
-                parameter.secondary_opts = []
 
 
 def _is_expected(error: Exception) -> bool:

@@ -110,13 +110,14 @@ def _of_all(function: str, model: nn.Module, batches, bits, rows_of, autocast: b
     if isinstance(bits, (str, int)) or not hasattr(bits, "__iter__"):
         raise TypeError(f"{function}: bits must be a sequence of integers, got {bits!r}")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    found, values = [], {b: [] for b in bits}
+    found, values, seen = [], {b: [] for b in bits}, 0
     distributed.share_from_first(model)  # each process has its own running statistics
     region = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
     with in_mode(model, training=False), region:
         for batch in batches:
             images, labels, *rest = _parts(function, batch)
-            found.append(_rows(function, rest, batches, sum(map(len, found)), len(labels)))
+            found.append(_rows(function, rest, batches, seen, len(labels)))
+            seen += len(labels)
             images, labels = images.to(device), labels.to(device)
             for b in values:
                 switch_bits_of(model, b)

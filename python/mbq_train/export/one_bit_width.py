@@ -24,8 +24,8 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     model = copy.deepcopy(model).cpu().eval()
     layers = dict.fromkeys(quantized_layers("export_onnx", model).values())
     set_bits(model, bits)
-    of_inputs = {layer.input_quantizer for layer in layers}
-    for quantizer in (every := quantizers(model)):
+    every, of_inputs = quantizers(model), {layer.input_quantizer for layer in layers}
+    for quantizer in every:
         quantizer.check_initialised([bits])
     rounded = {quantizer: _RoundedInput(quantizer) for quantizer in every if quantizer in of_inputs}
     for layer in layers:

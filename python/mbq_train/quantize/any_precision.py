@@ -11,7 +11,7 @@ import mbq_kernels
 
 from .bits import FLOAT, BitState
 from .quantizer import BaseWeightQuantizer, Quantizer, autocast_dtype
-from .specs import ActivationSpec, WeightSpec, option
+from .specs import ActivationSpec, WeightSpec, correction_option
 
 
 def normalised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,8 +141,7 @@ class AnyPrecision(WeightSpec, ActivationSpec):
     """
 
     name: ClassVar[str] = "any-precision"
-    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
-                              of="weights", flag="weight_correction")
+    correction: bool = correction_option()
 
     def activations(self) -> "AnyPrecision":
         return AnyPrecision()

@@ -11,7 +11,7 @@ from .bits import BitState
 from .data_parallel import averaged
 from .learned import WeightQuantizer
 from .quantizer import Codes, autocast_dtype
-from .specs import WeightSpec, option
+from .specs import WeightSpec, correction_option, option
 from .units import first_scale
 
 ROUNDINGS = ("half_even", "half_up")
@@ -139,8 +139,7 @@ class DoubleRounding(WeightSpec):
     rounding: str = option("half_even", "how codes are rounded again", of="weights", choices=ROUNDINGS)
     scale_chain: bool = option(False, "scale gradients times 2^D, the true derivative", of="weights")
     shared_sum: bool = option(False, "all scales of a layer get the sum of their gradients", of="weights")
-    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
-                              of="weights", flag="weight_correction")
+    correction: bool = correction_option()
 
     def check(self, bits: tuple[int, ...]) -> None:
         if bits[-1] < LOWEST_BITS:

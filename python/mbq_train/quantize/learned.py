@@ -14,7 +14,7 @@ from .bits import BitState, check_bit_widths, code_range
 from .data_parallel import averaged
 from .quantizer import BaseWeightQuantizer, autocast_dtype
 from .scaled_quantizer import ScaledQuantizer
-from .specs import ActivationSpec, WeightSpec, option
+from .specs import ActivationSpec, WeightSpec, correction_option, option
 from .units import first_scale
 
 
@@ -125,8 +125,7 @@ class Learned(WeightSpec, ActivationSpec):
     """
 
     name: ClassVar[str] = "learned"
-    correction: bool = option(False, "give channels of quantized weights their mean and deviation in float",
-                              of="weights", flag="weight_correction")
+    correction: bool = correction_option()
     bits: int | None = option(None, "of activations, whatever the weights have; 0: as the weights, 32: float",
                               of="activations", flag="activation_bits")
     offset: bool = option(False, "learn an offset of the activations", of="activations", flag="learn_offset")

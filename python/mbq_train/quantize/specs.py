@@ -31,6 +31,12 @@ def option(default, help: str, *, of: str, choices: tuple[str, ...] = (), flag: 
     return field(default=default, metadata={"help": help, "of": of, "choices": choices, "flag": flag})
 
 
+def correction_option() -> Any:
+    """Return the field `correction` of weights, which several kinds have."""
+    return option(False, "give channels of quantized weights their mean and deviation in float", of="weights",
+                  flag="weight_correction")
+
+
 def flag_of(option: dataclasses.Field) -> str:
     """Return the name of an option of a spec on the command line; '' where it has none."""
     flag = option.metadata.get("flag", "")  # a plain field has none

@@ -40,8 +40,8 @@ class Stepper:
                  clip_norm: float = 0.0, autocast: bool = False, compile: bool = False,
                  soft_targets: SoftTargets | None = None, penalty=None, bank=None):
         self.model, self.bits, self.optimizer = model, tuple(bits), optimizer
-        self.schedule = look_up("Stepper", {name: name for name in SCHEDULES}, schedule, argument="schedule")
-        self.clip_norm, self.autocast, self.compile = clip_norm, autocast, compile
+        look_up("Stepper", dict.fromkeys(SCHEDULES), schedule, argument="schedule")
+        self.schedule, self.clip_norm, self.autocast, self.compile = schedule, clip_norm, autocast, compile
         self.soft_targets, self.penalty, self.bank = soft_targets, penalty, bank
         self.forward = torch.compile(model) if compile else model
 
