@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_is_named():
     (ValueError("load_data: name must be one of digits, got 'x'"), "--data must be one of digits, got 'x'"),
     (ValueError("two\nlines"), "two lines"),
     (ValueError("load: /a/data.json is none (x: must be 1)"), "/a/data.json is none (x: must be 1)"),
-    (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
+    (PermissionError(13, "Permission denied", "/folder/x"), "/folder/x: permission denied"),
     (IsADirectoryError(21, "Is a directory", "/a/.m.safetensors.12ab.tmp"), "/a/m.safetensors: is a directory"),
 ], ids=str)
 def test_messages_of_the_library_in_the_words_of_the_command(error, expected):

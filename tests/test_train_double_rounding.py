@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from compiled_networks import check_two_compiles, gradients
 from networks import encoder_network, one_thread, small_network, specs, tiny_model  # noqa: F401
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import mbq_kernels
 from mbq_lab import Options
@@ -39,10 +39,6 @@ def converted(batch_norm="shared", bits=BITS, **options):
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     initialise(model, images)
     return model, images
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_the_scale_reaches_three_deviations_at_the_highest_bit_width(weight):
@@ -179,23 +175,8 @@ def test_a_quantizer_without_code_for_a_bit_width_is_an_error(weight):
 @pytest.mark.parametrize("options", [{}, {"shared_sum": True, "rounding": "half_up"}], ids=str)
 def test_two_compiles_serve_all_bit_widths_with_the_eager_values_and_gradients(options):
     model, images = converted(**options)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, backend=counter, fullgraph=True)
-    for bits in (8, 6, 4, 2, 6, 8):
-        set_bits(model, bits)
-        results = []
-        for forward in (compiled, model):
-            model.zero_grad()
-            out = forward(images)
-            out.square().sum().backward()
-            drop_idle_gradients(model, [bits])
-            results.append((out.detach(), gradients(model)))
-        (out, found), (expected, expected_gradients) = results
-        assert torch.equal(out, expected) and found.keys() == expected_gradients.keys()
-        assert "3.weight_quantizer.scales.8" in found and f"3.input_quantizer.scales.{bits}" in found
-        for name, gradient in expected_gradients.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count <= 2
+    check_two_compiles(model, images, lambda bits: ["3.weight_quantizer.scales.8",
+                                                    f"3.input_quantizer.scales.{bits}"])
 
 
 def test_lower_bit_widths_are_in_the_codes():

@@ -1,9 +1,9 @@
 """Quantizers of a converted network: first values, idle scales, compilation."""
 
 import torch
+from compiled_networks import check_two_compiles
 from networks import small_network, tiny_model
 from test_train_quantizers import BITS
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from mbq_train import convert, drop_idle_gradients, initialise, set_bits
 from mbq_train.quantize.bits import bit_states
@@ -17,23 +17,7 @@ def converted(batch_norm="shared"):
 def test_two_compiles_serve_all_bit_widths_with_the_eager_values_and_gradients():
     model, images = converted()
     initialise(model, images)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, backend=counter, fullgraph=True)
-    for bits in (8, 6, 4, 2, 6, 8):
-        set_bits(model, bits)
-        results = []
-        for forward in (compiled, model):
-            model.zero_grad()
-            out = forward(images)
-            out.square().sum().backward()
-            drop_idle_gradients(model, [bits])
-            results.append((out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-        (out, gradients), (expected, expected_gradients) = results
-        assert torch.equal(out, expected) and gradients.keys() == expected_gradients.keys()
-        assert f"3.weight_quantizer.scales.{bits}" in gradients
-        for name, gradient in expected_gradients.items():
-            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count <= 2
+    check_two_compiles(model, images, lambda bits: [f"3.weight_quantizer.scales.{bits}"])
 
 
 def test_initialise_fills_every_bit_width_and_changes_nothing_else():
