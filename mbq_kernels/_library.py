@@ -129,7 +129,7 @@ def why_not(backend: str, op: str, device: str) -> str | None:
 
 
 def backends(op: str, device: str = "cpu") -> list[str]:
-    """Backends that can run `op` on tensors of `device` ("cpu" or "cuda"), the one in use by default first.
+    """Return the backends that can run `op` on tensors of `device` ("cpu" or "cuda"), the one in use by default first.
 
     Raises ValueError for an unknown op or device. Whether a GPU is present is not asked.
     """
@@ -193,12 +193,12 @@ def _refuse(backend: str, op: str, reason: str):
 
 
 def ops() -> list[str]:
-    """Names of the public ops, in the order of definition."""
+    """Return the names of the public ops, in the order of definition."""
     return list(_raw_names)
 
 
 def build() -> dict[str, str] | None:
-    """What the compiled library was built with and uses here; None where it was not built or does not load."""
+    """Return what the compiled library was built with and uses here; None where it was not built or does not load."""
     if _load_error:
         return None
     library = ctypes.CDLL(str(_COMPILED))

@@ -9,7 +9,7 @@ from . import __version__, _library
 
 
 def lines() -> list[str]:
-    """The report, a line each."""
+    """Return the report, a line each."""
     forced = os.environ.get("MBQ_BACKEND")
     return [f"mbq_kernels {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"triton {_triton_version()}",

@@ -57,7 +57,7 @@ class CrossEntropyEl2n(torch.autograd.Function):
 
 
 def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.0):
-    """The cross-entropy of every row and the norm of its gradient in the logits (EL2N), from one read of the logits.
+    """Return the cross-entropy of every row and the norm of its gradient in the logits (EL2N), from one read of them.
 
     loss = -sum_j q_j log p_j;  el2n = ||p - q||_2
     p = softmax(logits), q = (1 - e) onehot + e / C, e = label_smoothing

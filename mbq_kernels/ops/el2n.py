@@ -15,7 +15,7 @@ _forward = define(NAME, "el2n_forward", "(Tensor logits, Tensor targets, int ign
 
 
 def el2n(logits, targets, *, ignore_index=-100):
-    """The error norm of every row of logits, ||softmax - onehot||_2, a score of how hard a sample is.
+    """Return the error norm of every row of logits, ||softmax - onehot||_2, a score of how hard a sample is.
 
     el2n = sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2), p = softmax(logits), t = target
     It is the norm of the cross-entropy's gradient in the logits. In this form nothing cancels: rows that are sure of

@@ -117,7 +117,7 @@ def sample_grad_norm_conv2d(activations, grad_outputs, *, kernel_size, stride=1,
 
 def sample_grad_norm_conv1d(activations, grad_outputs, *, kernel_size, stride=1, padding=0, dilation=1, groups=1,
                             bias=True, weight_factor=None):
-    """sample_grad_norm_conv2d in one dimension.
+    """Return sample_grad_norm_conv2d in one dimension.
 
     activations (N, C_in, L), grad_outputs (N, C_out, L_out), weight_factor (C_out, C_in / groups, kernel_size);
     kernel_size, stride, padding and dilation are an integer, or one in a sequence.

@@ -40,7 +40,7 @@ def levels_of_codes(word, HIGH_BITS: tl.constexpr, BITS: tl.constexpr, HALF_UP: 
 
 @triton.jit
 def _swap(a, b, BY: tl.constexpr, MASK: tl.constexpr):
-    """Exchanges the bits of a that lie BY above MASK with those of b in MASK"""
+    """Exchange the bits of a that lie BY above MASK with those of b in MASK"""
     differ = ((a >> BY) ^ b) & MASK
     return a ^ (differ << BY), b ^ differ
 

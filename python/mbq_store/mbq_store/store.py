@@ -160,7 +160,7 @@ class Store:
         return self._entries[name]
 
     def summary(self) -> str:
-        """A table of the layers, one a line, below the sizes of the file."""
+        """Return a table of the layers, one a line, below the sizes of the file."""
         return table(self)
 
     def recode(self, layer: str, bits: int, layout: str, out: np.ndarray | None = None) -> np.ndarray:

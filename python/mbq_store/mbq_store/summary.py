@@ -2,7 +2,7 @@
 
 
 def table(store) -> str:
-    """Sizes of the file, then its layers, one a line."""
+    """Return sizes of the file, then its layers, one a line."""
     layers = [store.layer(name) for name in store.layers]
     rows = [("layer", "shape", "bits", "layout", "bytes")]
     for layer in layers:
