@@ -17,7 +17,9 @@ fresh() {
 
 # said TEXT COMMAND...: the command prints the text, whether it ends well or not.
 said() {
-  ("${@:2}" 2>&1 || true) | grep -F "$1"
+  local printed
+  printed=$("${@:2}" 2>&1) || true
+  case $printed in *"$1"*) ;; *) echo "no '$1' in what '${*:2}' prints: $printed" >&2 && return 1 ;; esac
 }
 
 # try_store NAME TESTS...: with no package of this clone but the store, and the tests away from the clone beside them.
@@ -62,7 +64,8 @@ lab() {
   fresh kernels "$WHEEL[lab]"
   cd "$CLEAN"
   said Usage: kernels/bin/mbq --help
-  said "pip install ./python/mbq_store" kernels/bin/mbq inspect store
+  : > network.store
+  said "pip install ./python/mbq_store" kernels/bin/mbq inspect network.store
 }
 
 for part in "$@"; do "$part"; done
