@@ -13,7 +13,7 @@ import mbq_kernels as mbq
 ROOT = Path(__file__).resolve().parent.parent
 STATEMENTS = {
     "reference": (ROOT / "mbq_kernels/reference/quant_math.py", r"^def (\w+)\("),
-    "cpp": (ROOT / "csrc/quant_math.h", r"^(?:MBQ_HD|inline) [\w<>]+ (\w+)\("),
+    "cpp": (ROOT / "csrc/math/quant_math.h", r"^(?:MBQ_HD|inline) [\w<>]+ (\w+)\("),
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 FILES = ["quant_math", "code_math", "softmax_math"]

@@ -1,4 +1,4 @@
-"""The arithmetic of quantization in PyTorch. Its twins: csrc/quant_math.h and triton/quant_math.py.
+"""The arithmetic of quantization in PyTorch. Its twins: csrc/math/quant_math.h and triton/quant_math.py.
 
 Arithmetic is float32 (float64 for float64 tensors); every operation rounds by itself.
 """

@@ -1,4 +1,4 @@
-"""The arithmetic of fake-quantization in Triton, float32. Its twins: csrc/quant_math.h and reference/quant_math.py.
+"""The arithmetic of fake-quantization in Triton, float32. Its twins: math/quant_math.h and reference/quant_math.py.
 
 Comparisons and selects stand for min and max: like the twins they keep NaN. Launch with enable_fp_fusion=False.
 """
