@@ -173,7 +173,7 @@ def case_of(work: str, shape: str) -> CodeCase:
 CASES = [case_of(work, shape) for work in WORK for shape in SHAPES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.shape)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_codes(case, device, pytestconfig, run_case):
     small = {"shapes": ((24, 32),)} if pytestconfig.getoption("--mbq-small") else {}
     run_case(dataclasses.replace(case, device=device, **small))

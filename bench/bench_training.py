@@ -24,6 +24,7 @@ from mbq_lab.training.optimizers import build_optimizer
 from mbq_train import convert, initialise
 from mbq_train.batches import Batch
 from mbq_train.quantize.quantizer import Quantizer
+from mbq_train.training.cuda_graph import GraphedStep
 
 BITS = (8, 6, 4, 2)
 OURS = "mbq"
@@ -44,6 +45,7 @@ WORKS = {
     "mbq, shared BatchNorm": Work(replace(EACH, batch_norm="shared")),
     "mbq, accumulate": Work(replace(EACH, schedule="accumulate")),
     "mbq, accumulate, weight bank": Work(replace(EACH, schedule="accumulate", weight_bank=True)),
+    "mbq, CUDA graph": Work(replace(EACH, cuda_graph=True)),
     "mbq, torch.compile": Work(replace(EACH, compile=True, batch_norm="shared")),
     FLOAT_STEPS: Work(EACH, quantized=False),
     EAGER: Work(EACH, eager=True),
@@ -75,8 +77,10 @@ def step_of(work: Work, batch: Batch) -> Callable:
         return lambda: torch.cat([stepper(batch) for _ in BITS])
     convert(model, BITS, example=batch.images[:2], batch_norm=work.options.batch_norm)
     initialise(model, batch.images)
-    stepper = stepper_of(work.options, model, BITS, build_optimizer(model, work.options))
-    return lambda: stepper(batch)
+    step = stepper_of(work.options, model, BITS, build_optimizer(model, work.options))
+    if work.options.cuda_graph:
+        step = GraphedStep(step, len(batch.images))
+    return lambda: step(batch)
 
 
 def rows_of(batch: Batch) -> list[dict]:
@@ -84,7 +88,7 @@ def rows_of(batch: Batch) -> list[dict]:
     torch._dynamo.reset()
     steps, contexts, losses, checks, rows = {}, {}, {}, {}, []
     for name, work in WORKS.items():
-        if not wanted(name) and name != FLOAT_STEPS:
+        if not wanted(name) and name != FLOAT_STEPS or work.options.cuda_graph and not batch.images.is_cuda:
             continue
         contexts[name] = eager_quantizers if work.eager else contextlib.nullcontext
         try:

@@ -14,7 +14,8 @@ from mbq_kernels import backends, use_backend
 from mbq_train.quantize.bits import code_range
 
 FORWARD, BOTH = "forward", "forward+backward"
-RIVALS = True  # False: ours and the copy alone are measured (--mbq-rivals none)
+RIVALS = "all"  # --mbq-rivals: quick leaves out what must be compiled first, none all but ours and the copy
+DIRTY = False  # --mbq-dirty: CUDA events are taken with dirty lines in the L2 cache as well
 GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph
 
 
@@ -24,7 +25,7 @@ class Case:
 
     ours(case, inputs) is Candidate.build of the op, rivals(case) gives the Candidates of everybody else; single names
     the op at one bit-width, in mbq_kernels and in its eager form. one_scale: all bit-widths share the highest one's;
-    zero_point: one is learned.
+    zero_point: one is learned; zeros: half of x is 0, as behind a ReLU.
     """
     op: str
     shape: str  # its name in tables
@@ -39,6 +40,7 @@ class Case:
     single: str = "fake_quantize"
     one_scale: bool = False
     zero_point: bool = False
+    zeros: bool = False
 
     @property
     def numel(self) -> int:
@@ -78,7 +80,7 @@ class Inputs:
     def __init__(self, case: Case):
         generator = torch.Generator(case.device).manual_seed(0)
         make = lambda shape: torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype)  # noqa: E731
-        self.xs = [make(shape).requires_grad_() for shape in case.shapes]
+        self.xs = [(make(shape).relu_() if case.zeros else make(shape)).requires_grad_() for shape in case.shapes]
         self.scales = [self._row(case, shape) for shape in case.shapes]
         self.zero_points = [torch.zeros_like(row[0]).requires_grad_(case.zero_point) for row in self.scales]
         self.upstream = [make(shape) for shape in case.shapes for _ in case.bits] if case.what == BOTH else []
@@ -114,7 +116,9 @@ class Candidate:
 
 def wanted(name: str) -> bool:
     """Whether a candidate is measured in this session."""
-    return RIVALS or name.startswith(("mbq", "copy"))
+    if RIVALS == "all":
+        return True
+    return "torch.compile" not in name and (RIVALS == "quick" or name.startswith(("mbq", "copy")))
 
 
 def our_candidates(case: Case) -> list[Candidate]:
@@ -169,6 +173,8 @@ def time_all(case, steps: dict, contexts: dict, tensors: int = 1) -> dict[str, d
     if case.device == "cpu":
         return {"wall clock": timing.wall_clock(steps, contexts)}
     timers = {"CUDA events": timing.cuda_events(steps, contexts)}
+    if DIRTY:
+        timers["CUDA events, dirty cache"] = timing.cuda_events(steps, contexts, dirty=True)
     if case.numel <= GRAPH_LIMIT * tensors:
         graphs = {}
         for name, step in steps.items():
@@ -192,7 +198,7 @@ def measure(case: Case) -> tuple[list[dict], Callable]:
     for name, candidate in by_name.items():
         try:
             if candidate is definition:
-                if RIVALS:
+                if RIVALS != "none":
                     steps[name], verdicts[name] = reference_step, "the definition"
                 continue
             step = step_of(case, inputs, candidate)

@@ -1,5 +1,6 @@
 """What has to be reached, in one table. Every number is a ratio inside one run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -82,6 +83,11 @@ TARGETS = (
     Target("cuda", "fake_quantize_multi-*-forward+backward", (COMPILED, JOINT), 1.3),
     Target("cuda", "double_round-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.3),
 )
+
+
+def first_match(name: str, globs: Sequence[str]) -> int | None:
+    """Return the place of the first glob that `name` matches, or None."""
+    return next((place for place, glob in enumerate(globs) if fnmatchcase(name, glob)), None)
 
 
 def verdicts(device: str, rows: list[dict]) -> list[dict]:

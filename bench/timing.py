@@ -13,6 +13,7 @@ SHARE_S = 0.5  # time spent on one candidate, unless its fewest samples take lon
 FEWEST, MOST = 5, 40
 SLOW_S, SLOW_RATIO = 0.4, 4  # slower than both this and 4 x the fastest: one sample
 GRAPH_CALLS = 10  # steps in one CUDA graph
+FLUSH_BYTES = 256 * 2**20  # more than any L2 cache holds
 HEAD_START = 2_000_000  # GPU cycles, about 1 ms, in which the host launches a step before its time begins
 
 
@@ -75,19 +76,25 @@ def _once(step, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def cuda_events(steps: dict, contexts: dict, rounds: int = 30) -> dict[str, list[float]]:
-    """Seconds per call from CUDA events, the L2 cache overwritten before each call, as triton.testing.do_bench does.
+def cuda_events(steps: dict, contexts: dict, rounds: int = 30, dirty: bool = False) -> dict[str, list[float]]:
+    """Return seconds per call from CUDA events, nothing of a step's data in the L2 cache before each call.
+
+    The cache is overwritten, and then other memory is read, more than the cache holds, so that its lines are clean.
+    dirty leaves them as they were written, as triton.testing.do_bench does: a step that mostly reads then pays for
+    lines that it must write back and a copy does not, because the copy leaves as many of its own behind.
 
     The GPU waits first, so that a step of few launches is in its queue before its time begins: what is counted is the
     GPU's work, and the host's only where launching takes it longer than HEAD_START.
     """
-    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
+    flush, other = (torch.zeros(FLUSH_BYTES // 4, device="cuda") for _ in range(2))
     events = {name: [] for name in steps}
     for step_round in range(rounds + 3):
         for name, step in steps.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             with contexts[name]():
                 flush.zero_()
+                if not dirty:
+                    other.amax()
                 torch.cuda._sleep(HEAD_START)
                 start.record()
                 step()
