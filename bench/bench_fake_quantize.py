@@ -98,7 +98,8 @@ def _small(case: Case) -> Case:
 def _only_cuda(case: Case) -> bool:
     """64 Mi elements twice over: seconds per call for most rivals on a CPU, where 4096x4096 says the same; and zeros,
     which no CPU divides more slowly."""
-    return case.zeros or case.shape == "64Mi" and case.what == BOTH and (case.dtype != torch.float32 or len(case.bits) > 1)
+    large = case.shape == "64Mi" and case.what == BOTH
+    return case.zeros or large and (case.dtype != torch.float32 or len(case.bits) > 1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -22,8 +22,8 @@ def pytest_addoption(parser):
     parser.addoption("--mbq-cases", metavar="GLOBS", default="*",
                      help="names of cases to measure, in this order, such as 'switched_linear-* *-bfloat16-*'")
     parser.addoption("--mbq-rivals", choices=("all", "quick", "none"), default="all",
-                     help="none: ours beside the copy alone, to tune by; quick: all that need no torch.compile; targets "
-                          "against rivals that are left out are not asserted")
+                     help="none: ours beside the copy alone, to tune by; quick: all that need no torch.compile; "
+                          "targets against rivals that are left out are not asserted")
     parser.addoption("--mbq-dirty", action="store_true",
                      help="on CUDA, also time with an L2 cache that was overwritten and holds dirty lines")
     parser.addoption("--mbq-malloc", choices=("keep", "system"), default="keep",
