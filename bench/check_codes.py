@@ -1,8 +1,11 @@
-"""Are the codes bit-identical on every backend?   python bench/check_codes.py --values 1e8 [--device cuda]
+"""Compare every op between backends: codes and values bit for bit, sums within bounds.
+
+    python bench/check_codes.py --values 1e8 [--device cuda] [--ops OP...]
 
 x_hat in the dtype of the arithmetic is one value per code, so equal x_hat are equal codes. On the CPU the PyTorch
-reference is compared with NumPy, C++ (once per instruction set) and Triton (interpreted) with the reference. With
---device cuda the CUDA and the Triton kernels are compared with the reference on the CPU.
+reference is compared with NumPy, where an op is not bounded alone, C++ (once per instruction set) and Triton
+(interpreted) with the reference. With --device cuda the CUDA and the Triton kernels are compared with the reference on
+the CPU.
 """
 
 import argparse
@@ -14,53 +17,77 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "python")]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "python"), str(Path(__file__).parent)]
 
+import code_integers  # noqa: E402
+import code_lsb  # noqa: E402
+import code_quantizers  # noqa: E402
 import code_values as cv  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
-from mbq_kernels import use_backend  # noqa: E402
+from mbq_kernels import backends, use_backend  # noqa: E402
 from mbq_kernels._library import build  # noqa: E402
 
+SWEEPS = {**code_quantizers.SWEEPS, **code_lsb.SWEEPS, **code_integers.SWEEPS}  # by op
 BACKENDS = {"cpu": ("triton", "reference", "cpu"), "cuda": ("cuda", "triton")}  # compared on each device
 INSTRUCTION_SETS = ("baseline", "v3", "v4")  # MBQ_CPU_ISA
+ERRORS = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}  # of sizes
 SHOWN = 5
-EVERY_SETTING = 3e6  # about how many values all settings have at least
+EVERY_SETTING = 3e7  # about how many values all settings have at least
 
 
 @dataclass
 class Tally:
-    """What one sweep compared, and where it differed: readable lines, the first SHOWN."""
+    """What one sweep compared, and where it differed: readable lines, the first SHOWN.
+
+    compared: values that must have the same bits; where an op has sums alone, the numbers that went into them.
+    """
     backend: str
+    ops: list[str] = field(default_factory=list)
     compared: int = 0
     mismatches: int = 0
     first: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def add(self, setting, name: str, got: torch.Tensor, want: torch.Tensor, wrong: torch.Tensor) -> None:
+        if got.shape != want.shape or got.dtype != want.dtype or bool(wrong.any()):
+            at = wrong.flatten().nonzero()[0].item() if wrong.any() else 0
+            self.mismatches += max(int(wrong.sum()), 1)
+            if len(self.first) < SHOWN:
+                self.first.append(f"{setting} {name} flat index {at}: {got.flatten()[at].item()!r} {got.dtype}, not "
+                                  f"{want.flatten()[at].item()!r} {want.dtype}")
 
-def sweep(backend: str, values: float, device: str = "cpu", seed: int = 0) -> Tally:
-    """Compare codes of `backend` with the definition on at least `values` values; the same ones for the same seed.
 
-    Covers code_values.QUANTIZERS x dtypes x bits x signed x per tensor, first and last axis x offset.
+def sweep(backend: str, values: float, device: str = "cpu", seed: int = 0, ops: Sequence[str] = ()) -> Tally:
+    """Compare `backend` with the definition on at least `values` values; the same ones for the same seed.
+
+    ops: of SWEEPS, those that the backend has; none: all of them.
     """
-    tally, start = Tally(backend), time.perf_counter()
-    dtypes = cv.DTYPES if backend in ("reference", "cpu") else cv.DTYPES[:3]
-    settings = list(cv.settings(dtypes))
-    if values < EVERY_SETTING:  # a quick look: some of the settings, all of their ties and edges
-        settings = random.Random(seed).sample(settings, max(1, round(len(settings) * values / EVERY_SETTING)))
-    rounds = 3 if values > 1e7 else 1
+    start, dtypes = time.perf_counter(), cv.DTYPES if backend in ("reference", "cpu") else cv.DTYPES[:3]
+    chosen = {op: SWEEPS[op] for op in ops or SWEEPS if backend in backends(op, device)
+              and (backend != "reference" or SWEEPS[op].definition)}
+    tally, settings = Tally(backend, sorted(chosen)), []
+    for each in chosen.values():
+        every = list(each.settings(dtypes))
+        if values < EVERY_SETTING:  # a quick look: some of the settings of each op, all of their ties and edges
+            every = random.Random(seed).sample(every, max(1, round(len(every) * values / EVERY_SETTING)))
+        settings += every
+    rounds = 3 if values > EVERY_SETTING else 1
     interpreting = backend == "triton" and device == "cpu"
     with np.errstate(all="ignore"), _large_tiles() if interpreting else contextlib.nullcontext():
-        while tally.compared < values:
+        while settings and tally.compared < values:
             for r in range(rounds):
                 share = int(max(values - tally.compared, 0) / (rounds - r) / len(settings))
                 for i, setting in enumerate(settings):
-                    inputs = cv.Inputs(setting, share, torch.Generator().manual_seed(seed + 1000 * r + i), r + i)
-                    _compare(tally, setting, inputs, backend, device)
+                    generator = torch.Generator().manual_seed(seed + 1000 * r + i)
+                    _compare(tally, setting, SWEEPS[setting.op].inputs(setting, share, generator, r + i), backend,
+                             device)
             seed += 7919
     tally.seconds = time.perf_counter() - start
     return tally
@@ -78,29 +105,28 @@ def _large_tiles():
 
 
 def _compare(tally: Tally, setting, inputs, backend: str, device: str) -> None:
+    sweep_of = SWEEPS[setting.op]
     if backend == "reference":
-        want = cv.numpy_codes(setting, inputs)
+        with use_backend("reference"):
+            got = sweep_of.call(setting, inputs).exact
+        pairs = zip(got, sweep_of.definition(setting, inputs), strict=False)  # gradients have no definition here
+        bounded = ()
     else:
         with use_backend("reference"):
-            want = _run(setting, inputs)
-    with use_backend(backend):
-        got = [y.cpu() for y in _run(setting, inputs.to(device))]
-    for k, (y, ref) in enumerate(zip(got, want, strict=True)):
+            want = sweep_of.call(setting, inputs)
+        with use_backend(backend):
+            got = sweep_of.call(setting, tree_map_only(torch.Tensor, lambda x: x.to(device), inputs))
+        pairs = zip(got.exact, want.exact, strict=True)
+        tally.compared += 0 if got.exact else sum(x.numel() for x in tree_leaves(inputs))
+        bounded = zip(got.bounded, want.bounded, sweep_of.sizes(setting, inputs, want), strict=True)
+    for k, (y, ref) in enumerate(pairs):
+        y = y.detach().cpu()
         tally.compared += y.numel()
-        different = ~((y == ref) | (y.isnan() & ref.isnan()))
-        if bool(different.any()):
-            at = different.flatten().nonzero()[0].item()
-            tally.mismatches += int(different.sum())
-            if len(tally.first) < SHOWN:
-                tally.first.append(f"{setting} output {k} flat index {at}: x = {inputs.x.flatten()[at].item()!r} gives "
-                                   f"{y.flatten()[at].item()!r}, not {ref.flatten()[at].item()!r}")
-
-
-@torch.no_grad()
-def _run(setting, inputs) -> list[torch.Tensor]:
-    wide = None if setting.dtype == torch.float64 else torch.float32
-    options = {"signed": setting.signed, "axis": setting.axis, "out_dtype": wide}
-    return cv.QUANTIZERS[setting.op].call(setting, inputs, options)
+        tally.add(setting, f"result {k}", y, ref, ~((y == ref) | ((y != y) & (ref != ref))))
+    for k, (y, ref, size) in enumerate(bounded):
+        y = y.detach().cpu()
+        close = (y.double() - ref.double()).abs() <= ERRORS[ref.dtype] * size + torch.finfo(ref.dtype).tiny
+        tally.add(setting, f"sum {k}", y, ref, ~(close | ((y != y) & (ref != ref)) | (y == ref)))
 
 
 def _jobs(device: str) -> list[tuple[str, str, dict]]:
@@ -120,12 +146,12 @@ def _work(arguments) -> dict:
     wish, has = os.environ.get("MBQ_CPU_ISA"), (build() or {}).get("instruction_set", "")
     if arguments.worker == "cpu" and has and wish and has.removeprefix("x86-64-") != wish:
         return {"skipped": f"this processor has {has}"}
-    return asdict(sweep(arguments.worker, arguments.values, arguments.device, arguments.seed))
+    return asdict(sweep(arguments.worker, arguments.values, arguments.device, arguments.seed, arguments.ops))
 
 
 def _subprocess(backend: str, environment: dict, arguments) -> dict:
     command = [sys.executable, __file__, "--worker", backend, "--values", str(arguments.values), "--device",
-               arguments.device, "--seed", str(arguments.seed)]
+               arguments.device, "--seed", str(arguments.seed), "--ops", *arguments.ops]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(command, capture_output=True, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment)
@@ -141,6 +167,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=sorted({name for names in BACKENDS.values() for name in names}),
                         help="backends to check [default all]")
+    parser.add_argument("--ops", nargs="*", choices=sorted(SWEEPS), default=[], help="ops to compare [default: all]")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -168,7 +195,8 @@ def _passed(answer: dict, values: float) -> bool:
 def _line(answer: dict) -> str:
     if "compared" not in answer:
         return " ".join(f"{key}: {value}" for key, value in answer.items())
-    return f"{answer['compared']:,} values, {answer['mismatches']:,} mismatches, {answer['seconds']:.0f} s"
+    return (f"{answer['compared']:,} values of {len(answer['ops'])} ops, {answer['mismatches']:,} mismatches, "
+            f"{answer['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from manifest import MANIFEST  # noqa: E402
+from op_calls import MANIFEST  # noqa: E402
 
 from mbq_kernels import backends  # noqa: E402
 from mbq_kernels._library import build  # noqa: E402

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
 
 import timing  # noqa: E402
-from manifest import MANIFEST  # noqa: E402
+from op_calls import MANIFEST, outputs_and_gradients  # noqa: E402
 
 from mbq_kernels import backends, use_backend  # noqa: E402
 
@@ -28,15 +28,7 @@ def large_call(op, device: str, size: int):
     """Return a function that calls an op and its backward pass and returns all tensors that come out."""
     torch.manual_seed(0)
     inputs = op.data.make(device, size)
-    graded = [x for x in inputs if x.requires_grad]
-
-    def call():
-        outputs = op.call(*inputs)
-        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        sums = [y for y in outputs if y.requires_grad]
-        upstream = [torch.linspace(-1, 1, y.numel(), device=device).view_as(y).to(y.dtype) for y in sums]
-        return [*outputs, *(torch.autograd.grad(sums, graded, upstream) if sums else ())]
-    return call
+    return lambda: outputs_and_gradients(op, inputs)
 
 
 def check_same(op, device: str, size: int, rounds: int) -> None:

@@ -48,8 +48,9 @@ def test_channels_last_and_float64(device, backend):
     assert actual.stride() == codes.stride()
     oracles.assert_same(actual, expected(codes, scale, 8, 4, 1))
     if device == "cpu" and backend != "triton":
-        actual = mbq.dequantize_codes(codes, scale, to_bits=4, axis=1, dtype=torch.float64)
-        oracles.assert_same(actual, expected(codes, scale, 8, 4, 1, torch.float64))
+        for given, axis in ((scale, 1), (scale[:1], None)):
+            actual = mbq.dequantize_codes(codes, given, to_bits=4, axis=axis, dtype=torch.float64)
+            oracles.assert_same(actual, expected(codes, given, 8, 4, axis, torch.float64))
     elif device == "cuda":
         with pytest.raises(TypeError, match="^dequantize_codes: dtype must be float32, bfloat16 or float16 on cuda"):
             mbq.dequantize_codes(codes, scale, to_bits=4, axis=1, dtype=torch.float64)
