@@ -1,5 +1,5 @@
 // Is a quotient by the rounded reciprocal the IEEE quotient?   v = fma(fma(-q, s, x), r, q), q = x r, r = RN(1 / s)
-//   g++ -O3 -march=x86-64-v3 -std=c++20 -ffp-contract=off bench/check_reciprocal.cpp -o build/check_reciprocal
+//   g++ -O3 -march=native -std=c++20 -ffp-contract=off bench/check_reciprocal.cpp -o build/check_reciprocal
 //   build/check_reciprocal [PAIRS]      the status is 0 where it is
 // Three sweeps. "hardest": before its last rounding v is less than 2^-21 ulp from x / s, so it can only be wrong where
 // x / s is that near to a midpoint of two floats; all such x are solved for, for every mantissa of s (one of 63 below

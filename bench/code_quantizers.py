@@ -153,7 +153,7 @@ def call(setting: Setting, inputs: tuple) -> cv.Results:
 
 
 def sizes(setting: Setting, inputs: tuple, results: cv.Results) -> list:
-    """Return the sums of the magnitudes of what is added."""
+    """Return the sums of the magnitudes of what is added; a tenth of them where partial sums are float64."""
     if setting.kind.integers:
         return []
     x, scales, offsets, upstream = inputs
@@ -174,7 +174,7 @@ def sizes(setting: Setting, inputs: tuple, results: cv.Results) -> list:
             term = torch.where((v >= lo) & (v <= hi), (v.round() - v).abs(), float(max(-lo, hi))).nan_to_num(1.0) + 1e-3
         of_scales[k] += (grad * term).sum(others) * ratio
         of_offsets[k] += grad.sum(others) * (scale if setting.kind.affine else 1.0)
-    return [*[sum(grads)] * (len(grads) > 1), *of_scales, *(of_offsets if offsets else [])]
+    return [*[sum(grads)] * (len(grads) > 1), *(0.1 * size for size in (*of_scales, *(of_offsets if offsets else ())))]
 
 
 def numpy_codes(setting: Setting, inputs: tuple) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKS = "clocks.log"
-DRY_CASE = "el2n-65536x10-float32-forward"
+DRY_CASE, DRY_FILE = "el2n-65536x10-float32-forward", "bench/bench_el2n.py"
 NEVER_TIMED = ("switched_linear-* el2n-* cross_entropy_el2n-* sample_grad_norm_* *_corrected-* correct_weight_bias-* "
                "*_foreach-* fake_quantize_multi-*-bfloat16-* double_round-*-bfloat16-* *-64Mi-relu-*")
 EVERY_OP = NEVER_TIMED + " *-*"  # only ops have cases with a hyphen in their names
@@ -141,7 +141,8 @@ def _sums(place: Place, seconds: int) -> Stage:
 def _bench(place: Place, name: str, seconds: int, cases: str, rivals: str, *more, file="results.json") -> Stage:
     if place.dry:
         cases, rivals, more = DRY_CASE, "none", ("--mbq-small", *more)
-    return python(name, seconds, "bench.log", "-m", "pytest", "bench", "-v", "-p", "no:cacheprovider", "--tb=line",
+    where = DRY_FILE if place.dry else "bench"
+    return python(name, seconds, "bench.log", "-m", "pytest", where, "-v", "-p", "no:cacheprovider", "--tb=line",
                   "--mbq-device", "cpu" if place.dry else "cuda", "--mbq-json", place.out / file, "--mbq-add",
                   "--mbq-rivals", rivals, "--mbq-cases", cases, *more)
 

@@ -109,6 +109,13 @@ def test_sanitizer_calls_run(op):
     MANIFEST[op].sanitize("cpu", some=True)
 
 
+@every_op
+def test_op_is_compared_between_backends(op):
+    from check_codes import SWEEPS
+
+    assert op in SWEEPS, f"bench/code_*.py: no SWEEPS of {op}"
+
+
 @functools.cache
 def bench_cases():
     sys.path.insert(0, str(ROOT / "bench"))
