@@ -5,14 +5,14 @@
     bench/gpu_check.sh a|b --dry                          the same commands without a GPU, at tiny sizes
 
 gpu_stages.py has the stages. Each runs within its own limit and what is left of the call's, writes as it goes, and
-does not stop the next one. DIR gets summary.txt, in which targets are held, missed or not reached, report.md,
-results.json (in call b also again.json), the stages' logs and clocks.log, sampled all the while: at most 8 files. No
-setting of the GPU is changed.
+does not stop the next one; benches FAILED may be a target that was missed. DIR gets summary.txt, in which targets are
+held, missed or not reached, report.md, results.json (in call b also again.json), the stages' logs and clocks.log,
+sampled all the while: at most 8 files. No setting of the GPU is changed.
 
 The interpreter has a CUDA torch, triton, numpy, cmake, ninja, setuptools, pytest, pytest-benchmark, rich, typer,
-safetensors, scikit-learn, matplotlib, pillow and pyarrow. mbq_kernels/_C.so and build/stream_lab are used as they are
-where they run on the GPU, and built for it where not. MBQ_WHEELS names a folder of wheels to install for this run,
-such as those of rivals; MBQ_COMMIT the commit, where there is no .git.
+safetensors, scikit-learn, matplotlib, pillow and pyarrow. mbq_kernels/_C.so is used where it has this GPU's kernels of
+every op, and built for this GPU where not; build/stream_lab where it is there, and compiled where not. MBQ_WHEELS names
+a folder of wheels to install for this run, such as those of rivals; MBQ_COMMIT the commit, where there is no .git.
 """
 
 import argparse
