@@ -177,7 +177,7 @@ def main() -> int:
     if not jobs:
         parser.error(f"--only: on {arguments.device} there are {', '.join(BACKENDS[arguments.device])}")
     failed = False
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() if arguments.device == "cpu" else 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [(label, pool.submit(_subprocess, backend, environment, arguments))
                    for label, backend, environment in jobs]
         for label, future in running:

@@ -35,6 +35,7 @@ GRACE = 5  # seconds between an interrupt, on which pytest writes its summary, a
 SHORTEST = 5  # a stage with less time is not begun
 PATIENCE = 10  # times these limits has a dry run, which may be on a busy machine
 SAMPLES = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
+OPS = ROOT / "mbq_kernels/ops"
 DRY = "DRY RUN on the CPU at tiny sizes: no number here is a measurement"
 
 
@@ -112,13 +113,21 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("call", choices=sorted(LIMITS))
     parser.add_argument("--out", type=Path, help="folder of the results [default: $OUT, else build/gpu_check]")
-    parser.add_argument("--ops", nargs="+", default=[], help="call b: ops that were changed [default: all]")
+    parser.add_argument("--ops", nargs="+", default=[], choices=sorted(path.stem for path in OPS.glob("[a-z]*.py")),
+                        metavar="OP", help="call b: ops that were changed [default: all]")
     parser.add_argument("--stages", nargs="+", help="run these alone")
     parser.add_argument("--dry", action="store_true", help="without a GPU, into the folder `dry` of the results")
     arguments = parser.parse_args(words)
     out = arguments.out or Path(os.environ.get("OUT", ROOT / "build" / "gpu_check"))
     arguments.out = (out / "dry" if arguments.dry else out).resolve()
     return arguments
+
+
+def chosen(names: list[str] | None, stages: list[Stage]) -> list[Stage]:
+    """Return the stages of these names, all where there are none. Raises SystemExit for a name that no stage has."""
+    if unknown := set(names or ()) - {stage.name for stage in stages}:
+        sys.exit(f"--stages: {', '.join(sorted(unknown))} is none of {', '.join(stage.name for stage in stages)}")
+    return [stage for stage in stages if not names or stage.name in names]
 
 
 def main() -> int:
@@ -131,9 +140,8 @@ def main() -> int:
         call = Call(arguments.call, place)
         if arguments.dry:
             call.note(DRY)
-        for stage in gpu_stages.stages(arguments.call, place):
-            if not arguments.stages or stage.name in arguments.stages:
-                call.run(stage)
+        for stage in chosen(arguments.stages, gpu_stages.stages(arguments.call, place)):
+            call.run(stage)
     return int(call.failed)
 
 

@@ -8,8 +8,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from manifest import MANIFEST  # noqa: E402
+from manifest.entry import FLOATS  # noqa: E402
 
-__all__ = ["MANIFEST", "outputs_and_gradients"]
+__all__ = ["FLOATS", "MANIFEST", "outputs_and_gradients"]
 
 
 def outputs_and_gradients(op, inputs, **options) -> list[torch.Tensor]:

@@ -17,36 +17,46 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import timing  # noqa: E402
-from op_calls import MANIFEST, outputs_and_gradients  # noqa: E402
+from op_calls import FLOATS, MANIFEST, outputs_and_gradients  # noqa: E402
 
 from mbq_kernels import backends, use_backend  # noqa: E402
 
 SIZE, SMALL, DRY = 100_003, 2_003, 131  # of each of an op's few rows: many blocks in a launch, and a tail
 
 
-def large_call(op, device: str, size: int):
-    """Return a function that calls an op and its backward pass and returns all tensors that come out."""
+def large_calls(op, device: str, size: int):
+    """Give functions that call an op and its backward pass and return all tensors that come out: of a few channels,
+    and where it takes a scale, of one, whose sums are those of the whole launch."""
     torch.manual_seed(0)
     inputs = op.data.make(device, size)
-    return lambda: outputs_and_gradients(op, inputs)
+    yield lambda: outputs_and_gradients(op, inputs)
+    if op.data is FLOATS:
+        x, scale = inputs[0].detach().reshape(1, -1).requires_grad_(), inputs[1].detach()[:1].requires_grad_()
+        yield lambda: outputs_and_gradients(op, (x, scale))
 
 
-def check_same(op, device: str, size: int, rounds: int) -> None:
-    """Raise RuntimeError where a repeated call gives other bits."""
-    call = large_call(op, device, size)
+def check_same(name: str, call, device: str, rounds: int) -> None:
+    """Raise SystemExit where a repeated call gives other bits."""
     want = call()
     for _ in range(rounds):
         for got in _two_at_once(call) if device == "cuda" else [call()]:
-            _check(op.name, got, want)
+            _check(name, got, want)
     if device == "cuda":
-        with contextlib.suppress(RuntimeError):  # an op that waits for the host cannot be captured
-            results = []
-            graph = timing.cuda_graph(lambda: results.append(call()), contextlib.nullcontext)
-            for _ in range(rounds):
-                graph.replay()
-                torch.cuda.synchronize()
-                for got in results[-timing.GRAPH_CALLS:]:
-                    _check(f"{op.name} in a CUDA graph", got, want)
+        _check_graph(name, call, want, rounds)
+
+
+def _check_graph(name: str, call, want: list[torch.Tensor], rounds: int) -> None:
+    results = []
+    try:
+        graph = timing.cuda_graph(lambda: results.append(call()), contextlib.nullcontext)
+    except RuntimeError as error:  # it waits for the host
+        print(f"{name}: not in a CUDA graph, {str(error).splitlines()[0]}")
+        return
+    for _ in range(rounds):
+        graph.replay()
+        torch.cuda.synchronize()
+        for got in results[-timing.GRAPH_CALLS:]:
+            _check(f"{name} in a CUDA graph", got, want)
 
 
 def _two_at_once(call) -> list[list[torch.Tensor]]:
@@ -79,9 +89,9 @@ def main() -> None:
         ops = [MANIFEST[op] for op in arguments.ops if name in backends(op, device)]
         with use_backend(name):
             for op in ops:
-                if arguments.repeat:
-                    # (norms may multiply all positions with all)
-                    check_same(op, device, DRY if arguments.dry else SIZE if op.cuda else SMALL, arguments.repeat)
+                if arguments.repeat:  # (norms may multiply all positions with all)
+                    for call in large_calls(op, device, DRY if arguments.dry else SIZE if op.cuda else SMALL):
+                        check_same(op.name, call, device, arguments.repeat)
                 else:
                     op.sanitize(device, some=arguments.dry)
                 print(f"{name} {op.name}: ok", flush=True)

@@ -33,8 +33,21 @@ def test_dry_run(tmp_path):
 
 
 @pytest.mark.parametrize("call", sorted(gpu_check.LIMITS))
-def test_few_files_come_out(call):
-    assert 5 < len(gpu_stages.files(call)) <= 8
+def test_stages_of_a_call(call):
+    stages = gpu_stages.stages(call, Place(Path("out"), Path("work"), ops=("el2n",)))
+    assert len({stage.name for stage in stages}) == len(stages)
+    assert 5 < len(gpu_stages.files(call)) <= 8, "more files do not come back"
+    words = [word for stage in stages for word in stage.command if word.startswith(("bench/", "tests/"))]
+    assert len(words) > 5 and all((ROOT / word).exists() for word in words), words
+
+
+@pytest.mark.parametrize("words, message", [(["--ops", "el3n"], "invalid choice: 'el3n'"),
+                                            (["--dry", "--stages", "nothing"], "nothing is none of environment, ")])
+def test_unknown_names_are_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "b", "--out", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as refused:
+        gpu_check.main()
+    assert message in f"{refused.value} {capsys.readouterr().err}"
 
 
 def test_selected_cases_exist():
