@@ -82,13 +82,14 @@ class Call:
 
 def _wait(process: subprocess.Popen, seconds: float) -> int | None:
     """Return the status, or None where the limit was reached and the process and its children were ended."""
-    for limit, number in ((seconds, signal.SIGINT), (GRACE, signal.SIGKILL)):
-        try:
-            status = process.wait(limit)
-            return status if number == signal.SIGINT else None
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return None
 

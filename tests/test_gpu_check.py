@@ -77,12 +77,13 @@ def summary_of(call):
     return (call.place.out / "summary.txt").read_text()
 
 
-def test_a_stage_that_takes_too_long_keeps_what_it_wrote(call, monkeypatch, tmp_path):
+@pytest.mark.parametrize("trap", ["trap '' INT; (", "(trap '' INT; "], ids=["stage ignores INT", "child ignores INT"])
+def test_a_stage_that_takes_too_long_keeps_what_it_wrote(call, monkeypatch, tmp_path, trap):
     monkeypatch.setattr(gpu_check, "SHORTEST", 1)
     monkeypatch.setattr(gpu_check, "GRACE", 0.3)
     late = tmp_path / "late"
     begin = time.monotonic()
-    call.run(Stage("slow", 1, "a.log", ("bash", "-c", f"trap '' INT; echo begun; (sleep 2; touch {late}) & sleep 30")))
+    call.run(Stage("slow", 1, "a.log", ("bash", "-c", f"echo begun; {trap} sleep 2; touch {late}) & sleep 30")))
     call.run(Stage("next", 9, "a.log", ("echo", "still here")))
     assert time.monotonic() - begin < 10 and call.failed
     assert "OUT OF TIME (1 s)" in summary_of(call) and "\nnext             ok" in summary_of(call)
