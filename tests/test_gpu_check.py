@@ -77,20 +77,29 @@ def summary_of(call):
     return (call.place.out / "summary.txt").read_text()
 
 
+def runs(pid: str) -> bool:
+    """Return whether a process is there and not dead already."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are not files here")
 @pytest.mark.parametrize("trap", ["trap '' INT; (", "(trap '' INT; "], ids=["stage ignores INT", "child ignores INT"])
 def test_a_stage_that_takes_too_long_keeps_what_it_wrote(call, monkeypatch, tmp_path, trap):
     monkeypatch.setattr(gpu_check, "SHORTEST", 1)
     monkeypatch.setattr(gpu_check, "GRACE", 0.3)
-    late = tmp_path / "late"
     begin = time.monotonic()
-    call.run(Stage("slow", 1, "a.log", ("bash", "-c", f"echo begun; {trap} sleep 2; touch {late}) & sleep 30")))
+    call.run(Stage("slow", 1, "a.log", ("bash", "-c", f"{trap} sleep 30) & echo begun $!; sleep 30")))
     call.run(Stage("next", 9, "a.log", ("echo", "still here")))
-    assert time.monotonic() - begin < 10 and call.failed
+    assert time.monotonic() - begin < 20 and call.failed
     assert "OUT OF TIME (1 s)" in summary_of(call) and "\nnext             ok" in summary_of(call)
     log = (tmp_path / "a.log").read_text()
-    assert "begun" in log and log.endswith("still here\n")
-    time.sleep(max(0, begin + 3 - time.monotonic()))
-    assert not late.exists(), "a child of the stage lived on"
+    assert log.endswith("still here\n")
+    child = log.partition("begun ")[2].split()[0]
+    while runs(child):  # a signal takes its time
+        assert time.monotonic() - begin < 20, "a child of the stage lives on"
 
 
 def test_stages_end_with_the_call_and_the_last_ones_have_time_kept(call):
