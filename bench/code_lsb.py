@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import code_values as cv
+import numpy as np
 import torch
 
 import mbq_kernels as mbq
@@ -77,4 +78,30 @@ def call(setting: Setting, inputs: tuple) -> cv.Results:
     return cv.Results([y.detach() for y in (*outputs, *grads)], [])
 
 
-SWEEPS = {op: cv.Sweep(settings_of(op), inputs_of, call) for op in OPS}
+def numpy_results(setting: Setting, inputs: tuple) -> list[torch.Tensor]:
+    """Return the outputs in NumPy: IEEE operations of the arithmetic's dtype, one at a time."""
+    x, limit, *_ = inputs
+    dtype, mirrored = cv.wide(setting.dtype), setting.form != "offset"
+    form_of = setting.limited and not mirrored
+    x, kind = x.to(dtype).numpy(), np.float64 if dtype == torch.float64 else np.float32
+    shape = [1] * x.ndim
+    if setting.axis is not None:
+        shape[setting.axis] = -1
+    limit = kind(1) if limit is None else limit.numpy().reshape(shape)
+    half = kind(0.5 if form_of else 1)
+    with np.errstate(all="ignore"):
+        u = (np.abs(x) if mirrored else x) / limit * half + (1 - half)
+    u = np.where(x == 0, 1 - half, u)
+    steps = kind(2.0**setting.bits)
+    fine, coarse = (np.minimum(np.rint(u * count), count - 1) for count in (steps, steps / kind(2.0**setting.k)))
+    code = np.where(x < 0, 0 - fine, fine) if mirrored else fine - steps * (1 - half)
+    value = torch.from_numpy(code * (limit / (steps * half - mirrored))).to(setting.dtype)
+    lsbs = fine - kind(2.0**setting.k) * coarse
+    counts = [torch.tensor(float(np.abs(lsbs).sum(dtype=np.float64))), torch.tensor((lsbs != 0).mean(dtype=np.float64))]
+    counts = [count.to(dtype) for count in counts]
+    return {"round_clamp": [value], "extract_lsb": [torch.from_numpy(lsbs.astype(np.int8))],
+            "round_clamp_lsb": [value, *counts]}[setting.op]
+
+
+NUMPY = dict.fromkeys(("round_clamp", "extract_lsb", "round_clamp_lsb"), numpy_results)  # the others give the same
+SWEEPS = {op: cv.Sweep(settings_of(op), inputs_of, call, definition=NUMPY.get(op)) for op in OPS}
