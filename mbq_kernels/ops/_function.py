@@ -1,6 +1,6 @@
 """What the autograd Functions of every op share.
 
-A Function takes tensors, each or None an argument, and its options in one tuple: autograd takes time for every argument.
+A Function takes tensors, each or None an argument, and its options in one tuple: autograd takes time for every one.
 """
 
 import torch
