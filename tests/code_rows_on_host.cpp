@@ -1,5 +1,6 @@
-// The CUDA loops of csrc/cuda/code_rows.cuh on the host, one lane a warp: for tests/test_switched_linear_on_host.py.
-#include "cuda/code_rows.cuh"
+// The CUDA loops of csrc/cuda/engine/code_rows.cuh on the host, one lane a warp: for
+// tests/test_switched_linear_on_host.py.
+#include "cuda/engine/code_rows.cuh"
 
 using namespace mbq;
 using namespace mbq::cuda;

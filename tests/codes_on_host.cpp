@@ -1,8 +1,8 @@
-// The CUDA loops of csrc/cuda/codes.cuh and words.cuh on the host: for tests/test_codes_on_host.py.
+// The CUDA loops of csrc/cuda/engine/codes.cuh and words.cuh on the host: for tests/test_codes_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
-#include "cuda/codes.cuh"
-#include "cuda/words.cuh"
+#include "cuda/engine/codes.cuh"
+#include "cuda/engine/words.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
-// The visits of csrc/cuda/lsb_visit.cuh on the host, some lanes a warp: for tests/test_cuda_lsb_on_host.py.
+// The visits of csrc/cuda/engine/lsb_visit.cuh on the host, some lanes a warp: for tests/test_cuda_lsb_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
-#include "cuda/lsb_visit.cuh"
+#include "cuda/engine/lsb_visit.cuh"
 
 namespace {
 

@@ -1,8 +1,8 @@
-// The CUDA loops of csrc/cuda/elementwise.cuh on the host, one lane a warp: for tests/test_cuda_on_host.py.
+// The CUDA loops of csrc/cuda/engine/elementwise.cuh on the host, one lane a warp: for tests/test_cuda_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
-#include "cuda/batch.cuh"
-#include "cuda/elementwise.cuh"
+#include "cuda/engine/batch.cuh"
+#include "cuda/engine/elementwise.cuh"
 
 namespace {
 

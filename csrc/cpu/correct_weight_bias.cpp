@@ -1,8 +1,8 @@
 // correct_weight_bias on the CPU: y = factor * (w_quant - mean) + mean(w_ref), factor = sd(w_ref) / (sd(w_quant) + eps)
 // (Banner et al., 2019, arXiv 1810.05723, eq. 12-13).
-#include "moments.h"
-#include "quantizer.h"
-#include "two_steps.h"
+#include "cpu/engine/driver.h"
+#include "cpu/engine/moments.h"
+#include "cpu/engine/two_steps.h"
 
 namespace mbq {
 namespace {

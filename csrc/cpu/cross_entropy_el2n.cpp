@@ -1,6 +1,6 @@
 // cross_entropy_el2n on the CPU: the loss of every row and the norm of its gradient p - q in the logits, from one read;
 // with label smoothing the norm is a second walk over the row, which is in the cache. Then the gradient, one pass.
-#include "logit_rows.h"
+#include "cpu/engine/logit_rows.h"
 
 namespace mbq {
 namespace {

@@ -1,7 +1,7 @@
 // dequantize_codes on the CPU: x_hat = clamp(round(code_h / 2^D), lo, hi) * 2^D * scale
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2-3).
-#include "bytes.h"
-#include "quantizer.h"
+#include "cpu/engine/bytes.h"
+#include "cpu/engine/driver.h"
 
 namespace mbq {
 namespace {

@@ -1,7 +1,7 @@
 // el2n on the CPU: sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2) of every row (Paul et al., 2021, arXiv 2107.07075).
 #include <utility>
 
-#include "logit_rows.h"
+#include "cpu/engine/logit_rows.h"
 
 namespace mbq {
 namespace {

@@ -1,9 +1,9 @@
 // fake_quantize_corrected on the CPU: one read of x for the moments of all bit-widths' codes and of the reference, a
 // second one for code * scale' + offset' (Banner et al., 2019, arXiv 1810.05723, eq. 12-13, folded); a fused backward.
-#include "../correction.h"
-#include "moments.h"
-#include "quantizer.h"
-#include "two_steps.h"
+#include "cpu/engine/driver.h"
+#include "cpu/engine/moments.h"
+#include "cpu/engine/two_steps.h"
+#include "math/correction.h"
 
 namespace mbq {
 namespace {

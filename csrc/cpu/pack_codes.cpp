@@ -1,6 +1,6 @@
 // pack_codes and unpack_codes on the CPU: 8 / bits codes a byte, the first one in its low bits.
-#include "bytes.h"
-#include "code_words.h"
+#include "cpu/engine/bytes.h"
+#include "simd/code_words.h"
 
 namespace mbq {
 namespace {

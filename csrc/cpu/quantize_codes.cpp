@@ -1,8 +1,8 @@
 // quantize_codes on the CPU: code = clamp(rint((x - offset) / scale), lo, hi), the codes of fake_quantize.
 #include <atomic>
 
-#include "../codes.h"
-#include "quantizer.h"
+#include "arguments/codes.h"
+#include "cpu/engine/driver.h"
 
 namespace mbq {
 namespace {

@@ -1,8 +1,8 @@
 // sample_grad_norm_conv2d on the CPU: |factor G U^T|^2 + |sum_l g_l|^2 for every sample, U the windows of its image
 // (Rochette et al., 2019, arXiv 1912.06015).
-#include "sample_arguments.h"
-#include "sample_gram.h"
-#include "sample_tiles.h"
+#include "cpu/sample_norms/driver.h"
+#include "cpu/sample_norms/gram.h"
+#include "cpu/sample_norms/tiles.h"
 
 namespace mbq {
 namespace {

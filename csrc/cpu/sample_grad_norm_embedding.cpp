@@ -1,7 +1,7 @@
 // sample_grad_norm_embedding on the CPU: gradients of one index of a sample add up, then their squares do.
 #include <numeric>
 
-#include "quantizer.h"
+#include "cpu/engine/driver.h"
 
 namespace mbq {
 namespace {

@@ -1,5 +1,5 @@
 // sample_grad_norm_layer_norm on the CPU: || sum_p g x_hat ||^2 + || sum_p g ||^2 of every sample.
-#include "sample_norms.h"
+#include "cpu/sample_norms/position_sums.h"
 
 namespace mbq {
 namespace {

@@ -1,8 +1,8 @@
 // sample_grad_norm_linear on the CPU: |factor G^T A|^2 + |sum_t g_t|^2 for every sample (Goodfellow, 2015, arXiv
 // 1510.01799; Li et al., 2022, arXiv 2110.05679).
-#include "sample_arguments.h"
-#include "sample_gram.h"
-#include "sample_tiles.h"
+#include "cpu/sample_norms/driver.h"
+#include "cpu/sample_norms/gram.h"
+#include "cpu/sample_norms/tiles.h"
 
 namespace mbq {
 namespace {

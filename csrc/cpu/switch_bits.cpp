@@ -1,7 +1,7 @@
 // switch_bits on the CPU: code_l = clamp(round(code_h / 2^D), lo, hi), D = from_bits - to_bits
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2).
-#include "bytes.h"
-#include "code_words.h"
+#include "cpu/engine/bytes.h"
+#include "simd/code_words.h"
 
 namespace mbq {
 namespace {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "code_tiles.h"
-#include "stored_codes.h"
+#include "cpu/engine/stored_codes.h"
+#include "simd/code_tiles.h"
 
 namespace mbq {
 namespace {

@@ -1,6 +1,6 @@
 // to_planes and from_planes on the CPU: plane p holds bit (bits - 1 - p) of every code, eight codes a byte.
-#include "bytes.h"
-#include "planes.h"
+#include "cpu/engine/bytes.h"
+#include "simd/planes.h"
 
 namespace mbq {
 namespace {

@@ -1,5 +1,5 @@
 // cross_entropy_el2n on CUDA: the loss of every row and the norm of its gradient p - q from one read; the gradient.
-#include "logit_kernels.cuh"
+#include "cuda/engine/logit_kernels.cuh"
 
 namespace mbq::cuda {
 namespace {

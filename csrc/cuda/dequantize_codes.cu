@@ -1,8 +1,8 @@
 // dequantize_codes on CUDA: x_hat = clamp(round(code_h / 2^D), lo, hi) * 2^D * scale
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2-3).
-#include "../codes.h"
-#include "codes.cuh"
-#include "quantizer.cuh"
+#include "arguments/codes.h"
+#include "cuda/engine/codes.cuh"
+#include "cuda/engine/driver.cuh"
 
 namespace mbq::cuda {
 namespace {

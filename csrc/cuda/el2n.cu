@@ -1,5 +1,5 @@
 // el2n on CUDA: sqrt(sum_{j != t} p_j^2 + (sum_{j != t} p_j)^2) of every row (Paul et al., 2021, arXiv 2107.07075).
-#include "logit_kernels.cuh"
+#include "cuda/engine/logit_kernels.cuh"
 
 namespace mbq::cuda {
 namespace {

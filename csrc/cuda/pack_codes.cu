@@ -1,5 +1,5 @@
 // pack_codes and unpack_codes on CUDA: 8 / bits codes a byte, the first one in its low bits.
-#include "word_kernels.cuh"
+#include "cuda/engine/word_kernels.cuh"
 
 namespace mbq::cuda {
 namespace {

@@ -1,5 +1,5 @@
 // quantize_codes on CUDA: code = clamp(rint((x - offset) / scale), lo, hi), the codes of fake_quantize.
-#include "quantizer.cuh"
+#include "cuda/engine/driver.cuh"
 
 namespace mbq::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // switch_bits on CUDA: code_l = clamp(round(code_h / 2^D), lo, hi), D = from_bits - to_bits
 // (Huang et al., 2025, arXiv 2502.01199, eq. 2).
-#include "../codes.h"
-#include "codes.cuh"
-#include "quantizer.cuh"
+#include "arguments/codes.h"
+#include "cuda/engine/codes.cuh"
+#include "cuda/engine/driver.cuh"
 
 namespace mbq::cuda {
 namespace {

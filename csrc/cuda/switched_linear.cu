@@ -2,10 +2,10 @@
 // from int8 codes or bit planes (Huang et al., 2025, arXiv 2502.01199, eq. 1-3), and the gradient of x. A warp has a
 // row of the weight. Plain float32 products: for several rows of x the Triton kernels, on tensor cores, do more at
 // once.
-#include "../codes.h"
-#include "code_rows.cuh"
-#include "kernels.cuh"
-#include "launch.cuh"
+#include "arguments/codes.h"
+#include "cuda/engine/code_rows.cuh"
+#include "cuda/engine/kernels.cuh"
+#include "cuda/engine/launch.cuh"
 
 namespace mbq::cuda {
 namespace {

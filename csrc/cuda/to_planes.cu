@@ -1,5 +1,5 @@
 // to_planes and from_planes on CUDA: plane p holds bit (bits - 1 - p) of every code, eight codes a byte.
-#include "word_kernels.cuh"
+#include "cuda/engine/word_kernels.cuh"
 
 namespace mbq::cuda {
 namespace {

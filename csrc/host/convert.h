@@ -1,7 +1,7 @@
 // Whole layers, on several threads: from one packing and bit-width to another, or to weights.
 #pragma once
 
-#include "block.h"
+#include "code_block.h"
 
 namespace mbq {
 

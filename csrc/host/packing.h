@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../cpu/code_words.h"
-#include "../cpu/planes.h"
+#include "simd/code_words.h"
+#include "simd/planes.h"
 
 namespace mbq {
 

@@ -3,7 +3,7 @@
 
 #include "device.h"
 #ifdef __CUDACC__
-#include "../cuda/lsb.cuh"
+#include "cuda/engine/lsb_driver.cuh"
 #else
-#include "../cpu/lsb.h"
+#include "cpu/engine/lsb_driver.h"
 #endif

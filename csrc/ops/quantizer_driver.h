@@ -3,7 +3,7 @@
 
 #include "device.h"
 #ifdef __CUDACC__
-#include "../cuda/quantizer_backward.cuh"
+#include "cuda/engine/backward_driver.cuh"
 #else
-#include "../cpu/quantizer.h"
+#include "cpu/engine/driver.h"
 #endif

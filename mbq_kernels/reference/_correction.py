@@ -1,4 +1,4 @@
-"""Weight bias correction: moments of channels, and what maps one set of moments to another. Twin: csrc/correction.h."""
+"""Weight bias correction: moments of channels, and what maps one set of moments to another. Twin: math/correction.h."""
 
 from typing import NamedTuple
 

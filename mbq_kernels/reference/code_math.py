@@ -1,4 +1,4 @@
-"""The fields that codes are packed into, in PyTorch. Its twins: csrc/code_math.h and triton/code_math.py."""
+"""The fields that codes are packed into, in PyTorch. Its twins: csrc/math/code_math.h and triton/code_math.py."""
 
 import torch
 

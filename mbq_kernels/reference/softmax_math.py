@@ -1,4 +1,4 @@
-"""The arithmetic of rows of logits in PyTorch. Its twins: csrc/softmax_math.h and triton/softmax_math.py.
+"""The arithmetic of rows of logits in PyTorch. Its twins: csrc/math/softmax_math.h and triton/softmax_math.py.
 
 The target is kept apart from the other classes, so that nothing cancels where the softmax is sure of it: 1 - p_t is
 always the sum of the other probabilities.

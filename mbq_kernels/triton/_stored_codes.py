@@ -1,7 +1,7 @@
 """Words of a stored weight, rounded again as a whole: four codes at once, or one bit of 32.
 
-Twins: switch_code in csrc/quant_math.h and round_planes in csrc/code_math.h. What comes out are levels, codes less the
-lowest of their bit-width: a byte each, never negative.
+Twins: switch_code in csrc/math/quant_math.h and round_planes in csrc/math/code_math.h. What comes out are levels, codes
+less the lowest of their bit-width: a byte each, never negative.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""The integer arithmetic on words of eight codes in Triton. Its twins: csrc/code_math.h and reference/code_math.py."""
+"""The integer arithmetic on words of eight codes in Triton. Its twins: math/code_math.h and reference/code_math.py."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The arithmetic of rows of logits in Triton, float32. Its twins: csrc/softmax_math.h and reference/softmax_math.py.
+"""The arithmetic of rows of logits in Triton, float32. Its twins: math/softmax_math.h and reference/softmax_math.py.
 
 The target is kept apart from the other classes, so that nothing cancels where the softmax is sure of it.
 """

@@ -1,0 +1,145 @@
+// One block of at most kBlock elements: what the compiler makes vectors of, for every instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "isa.h"
+#include "math/quant_math.h"
+
+namespace mbq {
+
+constexpr int64_t kBlock = 1024;
+constexpr int64_t kLanes = 32;  // sums of a block that has one scale
+
+// One bit-width: its arithmetic and its parameters, (channels,) each; shift is the offset or zero point, null where
+// there is none.
+template <class Quantizer, class W>
+struct Level {
+  Quantizer quantizer;
+  const W* scale;
+  const W* shift;
+};
+
+// The block in hand. By run: `count` runs of `length` elements that follow each other in memory, the first one of
+// `channel`, the next one of the next of `channels`. By column: `length` elements with a channel each.
+struct Block {
+  int64_t channel, channels, count, length;
+  int64_t n() const { return count * length; }
+};
+
+// A scale and shift for every run.
+template <class Quantizer, class W>
+struct ValuesByRun {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict x, W* __restrict out) const {
+    for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
+      const W scale = level.scale[channel], shift = level.shift ? level.shift[channel] : W(0);
+      for (int64_t i = 0; i < block.length; ++i) out[i] = level.quantizer.value(x[i], scale, shift);
+      x += block.length;
+      out += block.length;
+      if (++channel == block.channels) channel = 0;
+    }
+  }
+};
+
+// A scale and shift for every element.
+template <class Quantizer, class W>
+struct ValuesByColumn {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict x, W* __restrict out) const {
+    for (int64_t i = 0; i < block.length; ++i) out[i] = level.quantizer.value(x[i], level.scale[i], level.shift[i]);
+  }
+};
+
+// kLanes elements of a run: gradients of x to memory (`more`: added to what is there), the other terms to the lanes'
+// sums. The compiler makes vectors of this loop; the lanes are the same on every processor.
+template <bool more, bool shifted, class Quantizer, class W>
+MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
+                       W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift) {
+  for (int64_t j = 0; j < kLanes; ++j) {
+    const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
+    grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
+    to_scale[j] += terms.scale;
+    if (shifted) to_shift[j] += terms.shift;
+  }
+}
+
+// Halves, not one after the other: for a short run the chain of additions would take longer than the run.
+template <class W>
+MBQ_HD double lane_sum(W* lanes) {
+  for (int64_t j = 0; j < 16; ++j) lanes[j] += lanes[j + 16];
+  for (int64_t j = 0; j < 8; ++j) lanes[j] += lanes[j + 8];
+  for (int64_t j = 0; j < 4; ++j) lanes[j] += lanes[j + 4];
+  return (static_cast<double>(lanes[0]) + lanes[2]) + (static_cast<double>(lanes[1]) + lanes[3]);
+}
+static_assert(kLanes == 32);
+
+// The block to fetch while another is computed. The processor's own prefetching follows one stream a load instruction
+// and ends with the page; here one instruction reads a stream per bit-width, and a block is a page of float32.
+struct Ahead {
+  const char* from;
+  int64_t size;  // of an element
+
+  MBQ_HD void fetch(int64_t i) const {
+    for (int64_t line = 0; line < kLanes * size; line += 64) __builtin_prefetch(from + i * size + line);
+  }
+};
+
+// One run of n elements, `at` elements into its block; sums are added to *to_scale and, if shifted, to *to_shift.
+template <bool more, bool shifted, class Quantizer, class W>
+MBQ_HD void run_gradients(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
+                          W* __restrict grad_x, double* to_scale, double* to_shift, int64_t n, int64_t at,
+                          Ahead ahead) {
+  alignas(64) W scale_lane[kLanes] = {}, shift_lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    ahead.fetch(at + i);
+    lanes_step<more, shifted>(quantizer, scale, shift, grad + i, x + i, grad_x + i, scale_lane, shift_lane);
+  }
+  if (i < n) {
+    // the tail in full width; what the absent elements give is left out
+    alignas(64) W tail_grad[kLanes] = {}, tail_x[kLanes] = {}, tail_grad_x[kLanes] = {};
+    alignas(64) W tail_scale[kLanes] = {}, tail_shift[kLanes] = {};
+    const size_t bytes = (n - i) * sizeof(W);
+    std::memcpy(tail_grad, grad + i, bytes);
+    std::memcpy(tail_x, x + i, bytes);
+    if (more) std::memcpy(tail_grad_x, grad_x + i, bytes);
+    lanes_step<more, shifted>(quantizer, scale, shift, tail_grad, tail_x, tail_grad_x, tail_scale, tail_shift);
+    std::memcpy(grad_x + i, tail_grad_x, bytes);
+    for (int64_t j = 0; i + j < n; ++j) scale_lane[j] += tail_scale[j], shift_lane[j] += tail_shift[j];
+  }
+  *to_scale += lane_sum(scale_lane);
+  if (shifted) *to_shift += lane_sum(shift_lane);
+}
+
+// A scale, and a sum, for every run. shifted: there are shifts, and sums for them.
+template <bool more, bool shifted, class Quantizer, class W>
+struct GradientsByRun {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* grad, const W* x, W* grad_x, double* to_scale,
+                         double* to_shift, Ahead ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
+      const int64_t at = run * block.length;
+      run_gradients<more, shifted>(quantizer, level.scale[channel], shifted ? level.shift[channel] : W(0), grad + at,
+                                   x + at, grad_x + at, to_scale + run, to_shift + run, block.length, at, ahead);
+      if (++channel == block.channels) channel = 0;
+    }
+  }
+};
+
+// A scale, and a sum, for every element.
+template <bool more, bool shifted, class Quantizer, class W>
+struct GradientsByColumn {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict grad, const W* __restrict x,
+                         W* __restrict grad_x, double* __restrict to_scale, double* __restrict to_shift, Ahead) const {
+    const Quantizer quantizer = level.quantizer;
+    const W* __restrict scale = level.scale;
+    const W* __restrict shift = level.shift;
+    for (int64_t i = 0; i < block.length; ++i) {
+      const Terms<W> terms = quantizer.terms(grad[i], x[i], scale[i], shift[i]);
+      grad_x[i] = more ? grad_x[i] + terms.x : terms.x;
+      to_scale[i] += static_cast<double>(terms.scale);
+      if (shifted) to_shift[i] += static_cast<double>(terms.shift);
+    }
+  }
+};
+
+}  // namespace mbq
