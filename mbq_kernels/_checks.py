@@ -107,10 +107,11 @@ def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"{op}: {argument} must be an integer or None, got {axis!r}")
-    if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{op}: {argument} must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
+    dims = x.dim()
+    if not -dims <= axis < dims:
+        raise ValueError(f"{op}: {argument} must be in [{-dims}, {dims}) for {name} of shape {tuple(x.shape)}, "
                          f"got {axis}")
-    return axis % x.dim()
+    return axis % dims
 
 
 def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):

@@ -46,8 +46,8 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.options = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.options = inputs[-1]
 
     @staticmethod
     def backward(ctx, grad):
