@@ -1,6 +1,6 @@
 """Fused kernels for multi-bit quantization-aware training, bound into PyTorch autograd."""
 
-from ._library import BackendError, backends, force_backend_from_environment, use_backend
+from ._library import BackendError, backends, choose_backends, use_backend
 from .ops.correct_weight_bias import correct_weight_bias
 from .ops.cross_entropy_el2n import cross_entropy_el2n
 from .ops.dequantize_codes import dequantize_codes
@@ -36,4 +36,4 @@ __all__ = ["BackendError", "backends", "correct_weight_bias", "cross_entropy_el2
            "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_linear", "switch_bits",
            "switched_linear", "to_planes", "unpack_codes", "use_backend"]
 
-force_backend_from_environment()
+choose_backends()

@@ -107,18 +107,19 @@ def check_axis(op: str, x, axis, name: str = "x", argument: str = "axis"):
         return None
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"{op}: {argument} must be an integer or None, got {axis!r}")
-    if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{op}: {argument} must be in [{-x.dim()}, {x.dim()}) for {name} of shape {tuple(x.shape)}, "
+    dims = x.dim()
+    if not -dims <= axis < dims:
+        raise ValueError(f"{op}: {argument} must be in [{-dims}, {dims}) for {name} of shape {tuple(x.shape)}, "
                          f"got {axis}")
-    return axis % x.dim()
+    return axis % dims
 
 
 def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
     """Return `parameter` (a scale, offset, zero point) in the arithmetic's dtype, once its shape and device fit x, or
     `of`."""
-    if (axis is not None and isinstance(parameter, torch.Tensor) and parameter.dtype == arithmetic_dtype(x)
-            and parameter.shape == (x.shape[axis],) and parameter.device == x.device):
-        return parameter  # plainly right: half the time of what follows
+    if (isinstance(parameter, torch.Tensor) and parameter.dtype == arithmetic_dtype(x) and parameter.device == x.device
+            and (parameter.numel() == 1 or axis is not None and parameter.shape == (x.shape[axis],))):
+        return parameter  # plainly right: a quarter of the time of what follows
     check_float(op, name, parameter)
     if parameter.device != x.device:
         raise ValueError(f"{op}: {name} must be on {of}'s device {x.device}, got {parameter.device}")

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
+import itertools
 import os
 import warnings
 from pathlib import Path
@@ -22,6 +23,10 @@ import torch.utils._pytree as pytree
 
 NAMES = ("reference", "cpu", "cuda", "triton")  # every backend there is
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# The backend that comes before those for an op, until a GPU has measured both. switched_linear: in sm_90 machine code
+# its CUDA loop reads a bfloat16 x by single elements, 16 cache lines an instruction, at 0.5 TB/s of int8 codes or less
+# and so four times slower than a bfloat16 linear; Triton's reads x in 16-byte accesses, at 5 to 8 instructions a code.
+_FIRST = {("switched_linear", "cuda"): "triton"}
 _COMPILED = Path(__file__).with_name("_C.so")
 
 _library = torch.library.Library("mbq", "DEF")
@@ -29,8 +34,8 @@ _fallbacks = torch.library.Library("mbq", "IMPL")
 _raw_names: dict[str, list[str]] = {}  # op -> its raw operators, in the order of definition
 _compiled: dict[str, set[str]] = {"CPU": set(), "CUDA": set()}  # raw operators that _C.so registered, by dispatch key
 _load_error: str | None = None
-_forced: str | None = None  # the backend every op is forced to, and the kernels that do it
-_overrides: torch.library.Library | None = None
+_forced: str | None = None  # the backend every op is forced to
+_overrides: torch.library.Library | None = None  # the kernels that lie over those of the first of _PREFERENCE
 
 
 class BackendError(RuntimeError):
@@ -137,7 +142,7 @@ def backends(op: str, device: str = "cpu") -> list[str]:
         raise ValueError(f"backends: op must be one of {', '.join(sorted(_raw_names))}, got {op!r}")
     if device not in _PREFERENCE:
         raise ValueError(f"backends: device must be 'cpu' or 'cuda', got {device!r}")
-    order = [*_PREFERENCE[device], *(name for name in NAMES if name not in _PREFERENCE[device])]
+    order = dict.fromkeys((_FIRST.get((op, device), _PREFERENCE[device][0]), *_PREFERENCE[device], *NAMES))
     return [name for name in order if why_not(name, op, device) is None]
 
 
@@ -164,26 +169,32 @@ def use_backend(backend: str):
 
 
 def _force(backend: str | None) -> None:
-    """Replace the kernels of every op and device that would not run `backend`, and nothing else."""
+    """Replace the kernels of every op and device that would not run `backend`, or the first of backends() where it is
+    None, and nothing else."""
     global _forced, _overrides
     if _overrides is not None:
         _overrides._destroy()  # what lay under the replaced kernels is in force again
-    _forced, _overrides = backend, None if backend is None else _override(backend)
+    _forced, _overrides = backend, _override(backend)
 
 
-def _override(backend: str) -> torch.library.Library:
+def _override(backend: str | None) -> torch.library.Library:
     library = torch.library.Library("mbq", "IMPL")
     with warnings.catch_warnings():  # the dispatcher warns of every replaced kernel; here that is the purpose
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for op, raws in _raw_names.items():
-            for device in _PREFERENCE:
-                reason = why_not(backend, op, device)
-                if reason is None and backend == backends(op, device)[0]:
-                    continue
-                for raw in raws:
-                    kernel = _refuse(backend, op, reason) if reason else _python_kernel(backend, op, raw)
-                    library.impl(raw, kernel, device.upper(), allow_override=True)
+        for op, device in _FIRST if backend is None else itertools.product(_raw_names, _PREFERENCE):
+            wanted = backend or backends(op, device)[0]
+            reason = why_not(wanted, op, device)
+            if reason is None and wanted == _registered(op, device):
+                continue
+            for raw in _raw_names[op]:
+                kernel = _refuse(wanted, op, reason) if reason else _python_kernel(wanted, op, raw)
+                library.impl(raw, kernel, device.upper(), allow_override=True)
     return library
+
+
+def _registered(op: str, device: str) -> str:
+    """Return the backend whose kernels _C.so and define registered, which run where nothing lies over them."""
+    return next(name for name in _PREFERENCE[device] if why_not(name, op, device) is None)
 
 
 def _refuse(backend: str, op: str, reason: str):
@@ -210,13 +221,12 @@ def build() -> dict[str, str] | None:
     return facts
 
 
-def force_backend_from_environment() -> None:
-    """Apply MBQ_BACKEND for the life of the process; called once, after every op is defined.
+def choose_backends() -> None:
+    """Apply _FIRST, or MBQ_BACKEND for the life of the process; called once, after every op is defined.
 
     What cannot run fails when it is called, so that the package still imports and `mbq_kernels.info` can say why.
     """
-    if os.environ.get("MBQ_BACKEND"):
-        _force(os.environ["MBQ_BACKEND"])
+    _force(os.environ.get("MBQ_BACKEND") or None)
 
 
 _load_compiled()

@@ -24,12 +24,18 @@ def test_backends_rejects_unknown_names():
         mbq.backends("fake_quantize", "tpu")
 
 
-def test_use_backend_is_undone_and_nests(monkeypatch):
-    x, scale = torch.randn(5), torch.ones(1)
+@pytest.fixture
+def calls(monkeypatch):
+    """A list that gets an entry of every call of the reference of fake_quantize."""
     calls = []
     reference = importlib.import_module("mbq_kernels.reference.fake_quantize")
     original = reference.fake_quantize_forward
     monkeypatch.setattr(reference, "fake_quantize_forward", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+def test_use_backend_is_undone_and_nests(calls):
+    x, scale = torch.randn(5), torch.ones(1)
     mbq.fake_quantize(x, scale, bits=4)
     assert calls == []
     with mbq.use_backend("reference"):
@@ -37,6 +43,23 @@ def test_use_backend_is_undone_and_nests(monkeypatch):
         with mbq.use_backend("cpu"):
             mbq.fake_quantize(x, scale, bits=4)
         mbq.fake_quantize(x, scale, bits=4)
+    mbq.fake_quantize(x, scale, bits=4)
+    assert calls == [1, 1]
+
+
+def test_another_backend_may_come_first(calls, monkeypatch):
+    x, scale = torch.randn(5), torch.ones(1)
+    with monkeypatch.context() as patch:
+        patch.setitem(_library._FIRST, ("fake_quantize", "cpu"), "reference")
+        _library._force(None)
+        assert mbq.backends("fake_quantize")[:2] == ["reference", "cpu"]
+        mbq.fake_quantize(x, scale, bits=4)
+        with mbq.use_backend("cpu"):
+            mbq.fake_quantize(x, scale, bits=4)
+        assert calls == [1]
+        mbq.fake_quantize(x, scale, bits=4)
+        assert calls == [1, 1]
+    _library._force(None)
     mbq.fake_quantize(x, scale, bits=4)
     assert calls == [1, 1]
 

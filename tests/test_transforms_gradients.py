@@ -3,8 +3,10 @@
 import pytest
 import torch
 from manifest import MANIFEST
+from torch.autograd import forward_ad
 
 import mbq_kernels as mbq
+from mbq_kernels.ops._function import BackwardFunction
 
 every_op = pytest.mark.parametrize("op", [op.name for op in MANIFEST.values() if op.differentiable])
 
@@ -49,6 +51,26 @@ def test_double_backward_is_an_error(device, call, inputs):
         grad.sum().backward()
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         torch.func.jacrev(torch.func.grad(lambda x: call(x, scale.detach()).square().sum()))(x.detach())
+
+
+@every_op
+def test_a_backward_is_a_function_only_where_a_graph_is_wanted(device, call, inputs, monkeypatch):
+    x, scale = inputs
+    functions = []
+    monkeypatch.setattr(BackwardFunction, "setup_context", staticmethod(lambda *args: functions.append(args)))
+    plain = torch.autograd.grad(call(x, scale).square().sum(), (x, scale))
+    assert not functions
+    graph = torch.autograd.grad(call(x, scale).square().sum(), (x, scale), create_graph=True)
+    assert functions and torch.equal(plain[0], graph[0]) and torch.equal(plain[1], graph[1])
+
+
+@every_op
+def test_forward_mode_is_an_error_where_nothing_needs_a_gradient(device, call, inputs):
+    x, scale = (tensor.detach() for tensor in inputs)
+    expected = call(*inputs)
+    assert torch.equal(call(x, scale), expected)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="implement the jvp function"):
+        call(forward_ad.make_dual(x, torch.ones_like(x)), scale)
 
 
 @every_op

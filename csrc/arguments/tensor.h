@@ -77,6 +77,7 @@ inline std::vector<int64_t> memory_order(const Tensor& x) {
 
 // Whether x's elements fill one block of memory, in whatever order of dimensions.
 inline bool is_dense(const Tensor& x) {
+  if (x.is_contiguous()) return true;  // finding the order takes longer than a small kernel
   const std::vector<int64_t> order = memory_order(x);
   int64_t expected = 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
@@ -102,6 +103,11 @@ inline Layout layout_of(const char* op, const Tensor& dense, std::optional<int64
   check(0 <= *axis && *axis < dense.dim(), op, ": axis must be between 0 and ", dense.dim(), ", got ", *axis);
   Layout layout{1, dense.size(*axis), 1};
   if (layout.channels < 2) return {1, layout.channels, dense.numel()};
+  if (dense.is_contiguous()) {
+    for (int64_t d = 0; d < dense.dim(); ++d)
+      if (d != *axis) (d > *axis ? layout.inner : layout.outer) *= dense.size(d);
+    return layout;
+  }
   bool faster = false;
   for (int64_t d : memory_order(dense)) {
     if (d == *axis) {
@@ -128,16 +134,28 @@ inline Tensor dense(const Tensor& x) {
   return copy;
 }
 
-// An uninitialised tensor with the sizes and strides of `dense`, without the trip through the dispatcher.
-inline Tensor allocate_like(const Tensor& dense, ScalarType dtype) {
+// An uninitialised tensor on the device of `other`, without the trip through the dispatcher that new_empty takes.
+inline Tensor allocate_strided(const Tensor& other, int64_t dims, const int64_t* sizes, const int64_t* strides,
+                               ScalarType dtype) {
   const auto dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(dense.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(dense.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(other.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(other.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dense.dim(), dense.sizes().data(), dense.strides().data(),
-                                                         dtype_code, device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype_code, device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// Such a tensor of `count` elements.
+inline Tensor allocate_row(const Tensor& other, int64_t count, ScalarType dtype) {
+  const int64_t stride = 1;
+  return allocate_strided(other, 1, &count, &stride, dtype);
+}
+
+// Such a tensor with the sizes and strides of `dense`.
+inline Tensor allocate_like(const Tensor& dense, ScalarType dtype) {
+  return allocate_strided(dense, dense.dim(), dense.sizes().data(), dense.strides().data(), dtype);
 }
 
 inline Tensor allocate_like(const Tensor& dense) { return allocate_like(dense, dense.scalar_type()); }
@@ -160,6 +178,6 @@ inline Tensor aligned(const char* op, const Tensor& grad, const Tensor& dense) {
 inline Tensor make_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 // A tensor without elements, in the place of the gradient of a parameter that is absent.
-inline Tensor none_like(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
+inline Tensor none_like(const Tensor& x) { return allocate_row(x, 0, x.scalar_type()); }
 
 }  // namespace mbq

@@ -1,17 +1,37 @@
-"""What the autograd Functions of every op share."""
+"""What the autograd Functions of every op share.
+
+A Function takes tensors, each or None an argument, and its options in one tuple: autograd takes time for every one.
+"""
 
 import torch
+from torch.autograd import forward_ad
 
 
 def apply(function: type[torch.autograd.Function], *args):
-    """function.apply(*args), in a third of the time where nothing traces or transforms.
+    """Return function.apply(*args), by the shortest way there is to it.
 
-    Function.apply binds its arguments to the signature of forward by inspection at every call: 20 us, next to 3 us for
-    a small raw operator. Only defaults and torch.func need that, so eager calls go to the base class.
+    - Traced (torch.compile) or transformed (torch.func): Function.apply. It binds its arguments to the signature of
+      forward by inspection at every call, which takes longer than a small kernel and which these two alone need.
+    - No argument needs a gradient: forward, and so the raw operators. In a backward that is every call that was not
+      asked for create_graph.
+    - Otherwise the base class's apply, which is Function.apply without the inspection.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
+    if not needs_gradient(args):
+        return function.forward(*args)
     return super(torch.autograd.Function, function).apply(*args)
+
+
+def needs_gradient(args) -> bool:
+    """Return whether autograd has to see a call with these arguments; under forward-mode it does, to refuse it."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for arg in args:  # a loop, because any() of a generator takes four times as long
+            if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                return True
+    return False
 
 
 class BackwardFunction(torch.autograd.Function):

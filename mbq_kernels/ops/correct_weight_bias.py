@@ -26,7 +26,8 @@ class CorrectWeightBiasBackward(BackwardFunction):
     """Through the statistics too: d y / d w_quant = factor (I - 1/n - z z^T / (n - 1)), z the normalised w_quant."""
 
     @staticmethod
-    def forward(grad, w_quant, w_ref, rows, axis, eps):
+    def forward(grad, w_quant, w_ref, rows, options):
+        axis, eps = options
         factor, centre, _, quant_sd, ref_mean, ref_sd = rows.double()
         others = [d for d in range(grad.dim()) if d != axis]
         count, g = max(w_quant.numel() // max(factor.numel(), 1), 1), grad.double()
@@ -42,22 +43,23 @@ class CorrectWeightBiasBackward(BackwardFunction):
 
 
 class CorrectWeightBias(torch.autograd.Function):
+    """Options are (axis, eps)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(w_quant, w_ref, axis, eps):
-        return _forward(w_quant, w_ref, axis, eps)
+    def forward(w_quant, w_ref, options):
+        return _forward(w_quant, w_ref, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        w_quant, w_ref, ctx.axis, ctx.eps = inputs
+        w_quant, w_ref, ctx.options = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(w_quant, w_ref, output[1])
 
     @staticmethod
     def backward(ctx, grad, _):
-        grads = apply(CorrectWeightBiasBackward, grad, *ctx.saved_tensors, ctx.axis, ctx.eps)
-        return *grads, None, None
+        return *apply(CorrectWeightBiasBackward, grad, *ctx.saved_tensors, ctx.options), None
 
 
 class CorrectWeightBiasDetachedBackward(BackwardFunction):
@@ -71,14 +73,14 @@ class CorrectWeightBiasDetached(CorrectWeightBias):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.axis = inputs[2]
+        ctx.axis, _ = inputs[2]
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
 
     @staticmethod
     def backward(ctx, grad, _):
         (rows,) = ctx.saved_tensors
-        return apply(CorrectWeightBiasDetachedBackward, grad, rows[0], ctx.axis), None, None, None
+        return apply(CorrectWeightBiasDetachedBackward, grad, rows[0], ctx.axis), None, None
 
 
 def correct_weight_bias(w_quant, w_ref, *, axis=0, eps=1e-8, detach_stats=True):
@@ -123,4 +125,4 @@ def correct_weight_bias(w_quant, w_ref, *, axis=0, eps=1e-8, detach_stats=True):
         raise ValueError(f"{NAME}: eps must be at least 0, got {eps}")
     axis = check.check_axis(NAME, w_quant, axis, "w_quant")
     function = CorrectWeightBiasDetached if detach_stats else CorrectWeightBias
-    return apply(function, w_quant, w_ref, axis, float(eps))[0]
+    return apply(function, w_quant, w_ref, (axis, float(eps)))[0]

@@ -30,30 +30,29 @@ _backward = define(NAME, "cross_entropy_el2n_backward",
 
 class CrossEntropyEl2nBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, logits, targets, rows, ignore_index, label_smoothing):
-        return _backward(grad, logits, targets, rows, ignore_index, label_smoothing)
+    def forward(grad, logits, targets, rows, options):
+        return _backward(grad, logits, targets, rows, *options)
 
 
 class CrossEntropyEl2n(torch.autograd.Function):
+    """Options are (ignore_index, label_smoothing)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, targets, ignore_index, label_smoothing):
-        return _forward(logits, targets, ignore_index, label_smoothing)
+    def forward(logits, targets, options):
+        return _forward(logits, targets, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, targets, ctx.ignore_index, ctx.label_smoothing = inputs
+        logits, targets, ctx.options = inputs
         _, el2n, rows = output
         ctx.mark_non_differentiable(el2n, rows)
         ctx.save_for_backward(logits, targets, rows)
 
     @staticmethod
     def backward(ctx, grad, _, __):
-        logits, targets, rows = ctx.saved_tensors
-        grad_logits = apply(CrossEntropyEl2nBackward, grad, logits, targets, rows, ctx.ignore_index,
-                            ctx.label_smoothing)
-        return grad_logits, None, None, None
+        return apply(CrossEntropyEl2nBackward, grad, *ctx.saved_tensors, ctx.options), None, None
 
 
 def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.0):
@@ -95,5 +94,5 @@ def cross_entropy_el2n(logits, targets, *, ignore_index=-100, label_smoothing=0.
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{NAME}: label_smoothing must be between 0 and 1, got {label_smoothing}")
     rows = logits.reshape(targets.numel(), logits.shape[-1])
-    loss, norms, _ = apply(CrossEntropyEl2n, rows, targets.reshape(-1), ignore_index, float(label_smoothing))
+    loss, norms, _ = apply(CrossEntropyEl2n, rows, targets.reshape(-1), (ignore_index, float(label_smoothing)))
     return loss.reshape(targets.shape), norms.reshape(targets.shape)

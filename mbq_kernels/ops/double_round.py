@@ -30,30 +30,34 @@ _backward = define(NAME, "double_round_backward",
 
 class DoubleRoundBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, *grads):
+    def forward(x, scale, scale_unit, scale_floor, options, *grads):
+        high_bits, bits, axis, half_up, grad_factor, scale_chain, _ = options
         return _backward(list(grads), x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor,
                          scale_chain)
 
 
 class DoubleRound(torch.autograd.Function):
+    """Options are (high_bits, bits, axis, half_up, grad_factor, scale_chain, out_dtype)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor, scale_chain, out_dtype):
+    def forward(x, scale, scale_unit, scale_floor, options):
+        high_bits, bits, axis, half_up, _, _, out_dtype = options
         return tuple(_forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scale, scale_unit, scale_floor, *ctx.options, _ = inputs
-        ctx.save_for_backward(x, scale, scale_unit, scale_floor)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.options = inputs[-1]
 
     @staticmethod
     def backward(ctx, *grads):
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
-            grad_x, grad_scale = _backward(list(grads), *ctx.saved_tensors, *ctx.options)
+            grad_x, grad_scale = DoubleRoundBackward.forward(*ctx.saved_tensors, ctx.options, *grads)
         else:
-            grad_x, grad_scale = apply(DoubleRoundBackward, *ctx.saved_tensors, *ctx.options, *grads)
-        return grad_x, grad_scale, *[None] * 9
+            grad_x, grad_scale = apply(DoubleRoundBackward, *ctx.saved_tensors, ctx.options, *grads)
+        return grad_x, grad_scale, None, None, None
 
 
 def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even", grad_factor=None, scale_chain=False,
@@ -126,6 +130,6 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
     scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
     scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
-    outs = apply(DoubleRound, x, scale, scale_unit, scale_floor, high_bits, widths, axis, rounding == "half_up",
-                 grad_factor, scale_chain, out_dtype)
+    options = (high_bits, widths, axis, rounding == "half_up", grad_factor, scale_chain, out_dtype)
+    outs = apply(DoubleRound, x, scale, scale_unit, scale_floor, options)
     return outs[0] if single else outs

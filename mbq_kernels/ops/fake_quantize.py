@@ -29,28 +29,32 @@ _backward = define(NAME, "fake_quantize_backward",
 
 class FakeQuantizeBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor):
+    def forward(grad, x, scale, offset, scale_unit, scale_floor, options):
+        bits, signed, axis, grad_factor, _ = options
         return _backward(grad, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor)
 
 
 class FakeQuantize(torch.autograd.Function):
+    """Options are (bits, signed, axis, grad_factor, out_dtype)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor, out_dtype):
+    def forward(x, scale, offset, scale_unit, scale_floor, options):
+        bits, signed, axis, _, out_dtype = options
         return _forward(x, scale, offset, scale_unit, scale_floor, bits, signed, axis, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scale, offset, scale_unit, scale_floor, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
-        ctx.save_for_backward(x, scale, offset, scale_unit, scale_floor)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.options = inputs[-1]
 
     @staticmethod
     def backward(ctx, grad):
         x, scale, offset, scale_unit, scale_floor = ctx.saved_tensors
-        grad_x, grad_scale, grad_offset = apply(FakeQuantizeBackward, grad, x, scale, offset, scale_unit, scale_floor,
-                                                ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
-        return grad_x, grad_scale, None if offset is None else grad_offset, *[None] * 7
+        grad_x, grad_scale, grad_offset = apply(
+            FakeQuantizeBackward, grad, x, scale, offset, scale_unit, scale_floor, ctx.options)
+        return grad_x, grad_scale, None if offset is None else grad_offset, None, None, None
 
 
 def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
@@ -111,4 +115,5 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
     scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
     axis = None if scale.numel() == 1 else axis
-    return apply(FakeQuantize, x, scale, offset, scale_unit, scale_floor, bits, signed, axis, grad_factor, out_dtype)
+    options = (bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantize, x, scale, offset, scale_unit, scale_floor, options)

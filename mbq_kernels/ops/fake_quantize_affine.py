@@ -28,28 +28,29 @@ _backward = define(NAME, "fake_quantize_affine_backward",
 
 class FakeQuantizeAffineBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+    def forward(grad, x, scale, zero_point, options):
+        quant_min, quant_max, axis, grad_factor = options
         return _backward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor)
 
 
 class FakeQuantizeAffine(torch.autograd.Function):
+    """Options are (quant_min, quant_max, axis, grad_factor)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+    def forward(x, scale, zero_point, options):
+        quant_min, quant_max, axis, _ = options
         return _forward(x, scale, zero_point, quant_min, quant_max, axis)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.grad_factor = inputs
-        ctx.save_for_backward(x, scale, zero_point)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.options = inputs[-1]
 
     @staticmethod
     def backward(ctx, grad):
-        grads = apply(
-            FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.quant_min, ctx.quant_max, ctx.axis,
-            ctx.grad_factor)
-        return *grads, None, None, None, None
+        return *apply(FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.options), None
 
 
 def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=None, grad_factor=1.0):
@@ -105,7 +106,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     zero_point = check.check_parameter(NAME, "zero_point", zero_point, x, axis)
     check.check_pair(NAME, ("scale", "zero_point"), scale, zero_point)
     axis = None if scale.numel() == 1 else axis
-    return apply(FakeQuantizeAffine, x, scale, zero_point, quant_min, quant_max, axis, float(grad_factor))
+    return apply(FakeQuantizeAffine, x, scale, zero_point, (quant_min, quant_max, axis, float(grad_factor)))
 
 
 def _check_limit(name, value):

@@ -61,7 +61,8 @@ def _gathered(grad, parameters, grad_factor):
     return (grad.double().sum(1, keepdim=True) * factor).to(grad.dtype)
 
 
-def _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor):
+def _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, options):
+    bits, signed, axis, grad_factor, _ = options
     rows = _rows(x, scales, offsets, scale_units, scale_floors, axis)
     grad_x, grad_scales, grad_offsets = _backward(list(grads), x, *rows, folded, bits, signed, axis, grad_factor)
     return grad_x, _gathered(grad_scales, scales, grad_factor), _gathered(grad_offsets, offsets, grad_factor)
@@ -69,35 +70,39 @@ def _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, bit
 
 class FakeQuantizeCorrectedBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor, *grads):
-        return _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, bits, signed, axis, grad_factor)
+    def forward(x, scales, offsets, scale_units, scale_floors, folded, options, *grads):
+        return _gradients(grads, x, scales, offsets, scale_units, scale_floors, folded, options)
 
 
 class FakeQuantizeCorrected(torch.autograd.Function):
-    """x_hat of every bit-width, and what was folded into their scales and offsets."""
+    """x_hat of every bit-width, and what was folded into their scales and offsets.
+
+    Options are (bits, signed, axis, grad_factor, out_dtype).
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, scale_units, scale_floors, reference, bits, signed, axis, grad_factor, out_dtype):
+    def forward(x, scales, offsets, scale_units, scale_floors, reference, options):
+        bits, signed, axis, _, out_dtype = options
         rows = _rows(x, scales, offsets, scale_units, scale_floors, axis)
         folded = _fold(x, *rows, reference, bits, signed, axis)
         return folded, *_forward(x, *rows, folded, bits, signed, axis, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *parameters, _, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
+        *x_and_parameters, _, ctx.options = inputs
         ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(*parameters, output[0])
+        ctx.save_for_backward(*x_and_parameters, output[0])
 
     @staticmethod
     def backward(ctx, _, *grads):
-        options = (*ctx.saved_tensors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        inputs = (*ctx.saved_tensors, ctx.options)
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
-            grad_x, grad_scales, grad_offsets = _gradients(grads, *options)
+            grad_x, grad_scales, grad_offsets = _gradients(grads, *inputs)
         else:
-            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeCorrectedBackward, *options, *grads)
-        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 8
+            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeCorrectedBackward, *inputs, *grads)
+        return grad_x, grad_scales, None if inputs[2] is None else grad_offsets, *[None] * 4
 
 
 def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, signed=True, axis=None, correct_axis=0,
@@ -141,8 +146,8 @@ def fake_quantize_corrected(x, scale, offset=None, *, reference=None, bits, sign
     widths, parameters, channel_axis = _checked(x, scale, offset, scale_unit, scale_floor, reference, bits, signed,
                                                 axis, correct_axis)
     check.check_out_dtype(NAME, x, out_dtype)
-    _, *outs = apply(FakeQuantizeCorrected, x, *parameters, reference, widths, signed, channel_axis, grad_factor,
-                     out_dtype)
+    options = (widths, signed, channel_axis, grad_factor, out_dtype)
+    _, *outs = apply(FakeQuantizeCorrected, x, *parameters, reference, options)
     return outs[0] if isinstance(bits, (int, torch.SymInt)) else tuple(outs)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
-from ._function import BackwardFunction, apply
+from ._function import BackwardFunction, apply, needs_gradient
 
 NAME = "fake_quantize_foreach"
 
@@ -38,9 +38,15 @@ def _split(tensors, count, levels, given):
     return parts
 
 
-def _gradients(tensors, given, bits, signed, axes, grad_factor):
+def _values(tensors, options):
+    given, bits, signed, axes, _, out_dtype = options
+    return _forward(*_split(tensors, len(axes), len(bits), given), bits, signed, axes, out_dtype)
+
+
+def _gradients(tensors, options):
     """Return gradients of all xs, scales and offsets, flat as they are in `tensors`, before which come the upstream
     ones."""
+    given, bits, signed, axes, grad_factor, _ = options
     outputs = len(axes) * len(bits)
     return [grad for grads in _backward(tensors[:outputs], *_split(tensors[outputs:], len(axes), len(bits), given),
                                         bits, signed, axes, grad_factor) for grad in grads]
@@ -48,38 +54,38 @@ def _gradients(tensors, given, bits, signed, axes, grad_factor):
 
 class FakeQuantizeForeachBackward(BackwardFunction):
     @staticmethod
-    def forward(given, bits, signed, axes, grad_factor, *tensors):
-        return tuple(_gradients(list(tensors), given, bits, signed, axes, grad_factor))
+    def forward(options, *tensors):
+        return tuple(_gradients(list(tensors), options))
 
 
 class FakeQuantizeForeach(torch.autograd.Function):
+    """Options are (given, bits, signed, axes, grad_factor, out_dtype), given as _split takes it."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(given, bits, signed, axes, grad_factor, out_dtype, *tensors):
-        return tuple(_forward(*_split(list(tensors), len(axes), len(bits), given), bits, signed, axes, out_dtype))
+    def forward(options, *tensors):
+        return tuple(_values(list(tensors), options))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.given, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor, _, *tensors = inputs
+        ctx.options, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        options = (ctx.given, ctx.bits, ctx.signed, ctx.axes, ctx.grad_factor)
         tensors = (*grads, *ctx.saved_tensors)
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
-            found = _gradients(list(tensors), *options)
+            found = _gradients(list(tensors), ctx.options)
         else:
-            found = apply(FakeQuantizeForeachBackward, *options, *tensors)
-        return *[None] * 6, *found, *[None] * (len(tensors) - len(grads) - len(found))  # units and floors are constants
+            found = apply(FakeQuantizeForeachBackward, ctx.options, *tensors)
+        return None, *found, *[None] * (len(tensors) - len(grads) - len(found))  # units and floors are constants
 
 
-def _quantize(given, bits, signed, axes, grad_factor, out_dtype, tensors):
-    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if torch.compiler.is_compiling() and not needs_gradient:  # Dynamo then counts arguments, and *tensors as one
-        return _forward(*_split(tensors, len(axes), len(bits), given), bits, signed, axes, out_dtype)
-    return apply(FakeQuantizeForeach, given, bits, signed, axes, grad_factor, out_dtype, *tensors)
+def _quantize(tensors, options):
+    if torch.compiler.is_compiling() and not needs_gradient(tensors):  # Dynamo then counts arguments, *tensors as one
+        return _values(tensors, options)
+    return apply(FakeQuantizeForeach, options, *tensors)
 
 
 def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
@@ -134,7 +140,7 @@ def fake_quantize_foreach(xs, scales, offsets=None, *, bits, signed=True, axis=N
         if constants is not None:
             flat += map(check.constant, _beside(scales, name, constants, xs, counted, len(bits)))
     given = tuple(parameters is not None for parameters in (offsets, scale_units, scale_floors))
-    outs = _quantize(given, bits, signed, axes, grad_factor, out_dtype, flat)
+    outs = _quantize(flat, (given, bits, signed, axes, grad_factor, out_dtype))
     return [tuple(outs[i:i + len(bits)]) for i in range(0, len(outs), len(bits))]
 
 

@@ -29,30 +29,34 @@ _backward = define(NAME, "fake_quantize_multi_backward",
 
 class FakeQuantizeMultiBackward(BackwardFunction):
     @staticmethod
-    def forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor, *grads):
+    def forward(x, scales, offsets, scale_units, scale_floors, options, *grads):
+        bits, signed, axis, grad_factor, _ = options
         return _backward(list(grads), x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor)
 
 
 class FakeQuantizeMulti(torch.autograd.Function):
+    """Options are (bits, signed, axis, grad_factor, out_dtype)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor, out_dtype):
+    def forward(x, scales, offsets, scale_units, scale_floors, options):
+        bits, signed, axis, _, out_dtype = options
         return tuple(_forward(x, scales, offsets, scale_units, scale_floors, bits, signed, axis, out_dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, offsets, scale_units, scale_floors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor, _ = inputs
-        ctx.save_for_backward(x, scales, offsets, scale_units, scale_floors)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.options = inputs[-1]
 
     @staticmethod
     def backward(ctx, *grads):
-        options = (*ctx.saved_tensors, ctx.bits, ctx.signed, ctx.axis, ctx.grad_factor)
+        inputs = (*ctx.saved_tensors, ctx.options)
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
-            grad_x, grad_scales, grad_offsets = _backward(list(grads), *options)
+            grad_x, grad_scales, grad_offsets = FakeQuantizeMultiBackward.forward(*inputs, *grads)
         else:
-            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, *options, *grads)
-        return grad_x, grad_scales, None if options[2] is None else grad_offsets, *[None] * 7
+            grad_x, grad_scales, grad_offsets = apply(FakeQuantizeMultiBackward, *inputs, *grads)
+        return grad_x, grad_scales, None if inputs[2] is None else grad_offsets, None, None, None
 
 
 def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
@@ -100,5 +104,5 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     scale_units = check.check_stacked_beside(NAME, "scale_units", scale_units, scales, x, axis)
     scale_floors = check.check_stacked_beside(NAME, "scale_floors", scale_floors, scales, x, axis)
     axis = None if scales.shape[1] == 1 else axis
-    return apply(FakeQuantizeMulti, x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor,
-                 out_dtype)
+    options = (bits, signed, axis, grad_factor, out_dtype)
+    return apply(FakeQuantizeMulti, x, scales, offsets, scale_units, scale_floors, options)

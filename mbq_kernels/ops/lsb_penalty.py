@@ -27,29 +27,29 @@ _backward = define(NAME, "lsb_penalty_backward",
 
 class LsbPenaltyBackward(BackwardFunction):
     @staticmethod
-    def forward(grad, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
-        return _backward(grad, x, limit, bits, k, axis, sign_magnitude, unit_gradient)
+    def forward(grad, x, limit, options):
+        return _backward(grad, x, limit, *options)
 
 
 class LsbPenalty(torch.autograd.Function):
+    """Options are (bits, k, axis, sign_magnitude, unit_gradient)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, limit, bits, k, axis, sign_magnitude, unit_gradient):
+    def forward(x, limit, options):
+        bits, k, axis, sign_magnitude, _ = options
         return _forward(x, limit, bits, k, axis, sign_magnitude)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, limit, ctx.bits, ctx.k, ctx.axis, ctx.sign_magnitude, ctx.unit_gradient = inputs
+        x, limit, ctx.options = inputs
         ctx.save_for_backward(x, limit)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx, grad, grad_rate):
-        x, limit = ctx.saved_tensors
-        grad_x = apply(LsbPenaltyBackward, grad, x, limit, ctx.bits, ctx.k, ctx.axis, ctx.sign_magnitude,
-                       ctx.unit_gradient)
-        return grad_x, None, None, None, None, None, None
+        return apply(LsbPenaltyBackward, grad, *ctx.saved_tensors, ctx.options), None, None
 
 
 def lsb_penalty(x, *, bits, k=1, limit=None, axis=None, form="offset", unit_gradient=False):
@@ -83,4 +83,4 @@ def lsb_penalty(x, *, bits, k=1, limit=None, axis=None, form="offset", unit_grad
     sign_magnitude = check.check_form(NAME, form)
     check.check_flag(NAME, "unit_gradient", unit_gradient)
     limit, axis = check.check_limit(NAME, limit, x, axis)
-    return apply(LsbPenalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient)
+    return apply(LsbPenalty, x, limit, (bits, k, axis, sign_magnitude, unit_gradient))

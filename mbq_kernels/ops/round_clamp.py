@@ -24,10 +24,13 @@ class RoundClampBackward(BackwardFunction):
 
 
 class RoundClamp(torch.autograd.Function):
+    """Options are (bits, axis, sign_magnitude)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, limit, bits, axis, sign_magnitude):
+    def forward(x, limit, options):
+        bits, axis, sign_magnitude = options
         return _forward(x, limit, bits, axis, sign_magnitude)
 
     @staticmethod
@@ -36,7 +39,7 @@ class RoundClamp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return apply(RoundClampBackward, grad), None, None, None, None
+        return apply(RoundClampBackward, grad), None, None
 
 
 def round_clamp(x, *, bits, limit=None, axis=None, form="offset"):
@@ -85,4 +88,4 @@ def round_clamp(x, *, bits, limit=None, axis=None, form="offset"):
     check.check_bits(NAME, bits)
     sign_magnitude = check.check_form(NAME, form)
     limit, axis = check.check_limit(NAME, limit, x, axis)
-    return apply(RoundClamp, x, limit, bits, axis, sign_magnitude)
+    return apply(RoundClamp, x, limit, (bits, axis, sign_magnitude))

@@ -4,7 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
-from ._function import BackwardFunction, apply
+from ._function import BackwardFunction, apply, needs_gradient
 
 NAME = "round_clamp_lsb_foreach"
 
@@ -27,43 +27,44 @@ _backward = define(NAME, "round_clamp_lsb_foreach_backward",
                    "int[] axes, bool sign_magnitude, bool unit_gradient) -> Tensor[]", _backward_shape)
 
 
-def _gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, tensors):
+def _gradients(options, grad_penalties, tensors):
     """Return gradients of all xs; `tensors` are the upstream ones, xs and limits."""
-    count = len(bits)
-    return _backward(tensors[:count], grad_penalties, tensors[count:2 * count], tensors[2 * count:], bits, k, axes,
-                     sign_magnitude, unit_gradient)
+    count = len(options[0])
+    return _backward(tensors[:count], grad_penalties, tensors[count:2 * count], tensors[2 * count:], *options)
 
 
 class RoundClampLsbForeachBackward(BackwardFunction):
     @staticmethod
-    def forward(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, *tensors):
-        return tuple(_gradients(bits, k, axes, sign_magnitude, unit_gradient, grad_penalties, list(tensors)))
+    def forward(options, grad_penalties, *tensors):
+        return tuple(_gradients(options, grad_penalties, list(tensors)))
 
 
 class RoundClampLsbForeach(torch.autograd.Function):
+    """Options are (bits, k, axes, sign_magnitude, unit_gradient)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(bits, k, axes, sign_magnitude, unit_gradient, *tensors):
+    def forward(options, *tensors):
+        bits, k, axes, sign_magnitude, _ = options
         count = len(bits)
         values, penalties, rates = _forward(list(tensors[:count]), list(tensors[count:]), bits, k, axes, sign_magnitude)
         return penalties, rates, *values
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.bits, ctx.k, ctx.axes, ctx.sign_magnitude, ctx.unit_gradient, *tensors = inputs
+        ctx.options, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx, grad_penalties, grad_rates, *grads):
-        options = (ctx.bits, ctx.k, ctx.axes, ctx.sign_magnitude, ctx.unit_gradient)
         tensors = (*grads, *ctx.saved_tensors)
         if torch.compiler.is_compiling():  # Dynamo takes neither *tensors in a nested Function nor a double backward
-            grad_xs = _gradients(*options, grad_penalties, list(tensors))
+            grad_xs = _gradients(ctx.options, grad_penalties, list(tensors))
         else:
-            grad_xs = apply(RoundClampLsbForeachBackward, *options, grad_penalties, *tensors)
-        return None, None, None, None, None, *grad_xs, *[None] * (len(tensors) - 2 * len(grads))
+            grad_xs = apply(RoundClampLsbForeachBackward, ctx.options, grad_penalties, *tensors)
+        return None, *grad_xs, *[None] * (len(tensors) - 2 * len(grads))
 
 
 def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, form="offset", unit_gradient=False):
@@ -114,12 +115,11 @@ def round_clamp_lsb_foreach(xs, *, bits, k=1, limits=None, axis=None, form="offs
 
 
 def _call(bits, k, axes, sign_magnitude, unit_gradient, xs, limits):
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
-    if torch.compiler.is_compiling() and not needs_gradient:  # Dynamo then counts arguments, and *tensors as one
+    if torch.compiler.is_compiling() and not needs_gradient(xs):  # Dynamo then counts arguments, and *tensors as one
         values, penalties, rates = _forward(xs, limits, bits, k, axes, sign_magnitude)
     else:
         options = (bits, k, axes, sign_magnitude, unit_gradient)
-        penalties, rates, *values = apply(RoundClampLsbForeach, *options, *xs, *limits)
+        penalties, rates, *values = apply(RoundClampLsbForeach, options, *xs, *limits)
     return list(values), penalties, rates
 
 

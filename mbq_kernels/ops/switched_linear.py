@@ -32,13 +32,13 @@ class SwitchedLinearBackward(BackwardFunction):
     """The gradients of x, scale and bias; of those that are not wanted, no elements."""
 
     @staticmethod
-    def forward(grad, x, store, scale, high_bits, bits, half_up, wanted):
+    def forward(grad, x, store, scale, options, wanted):
         to_x, to_scale, to_bias = wanted
         grad_x = grad_scale = grad_bias = scale.new_empty(0)
         if to_x:
-            grad_x = _backward(grad, store, scale, x.shape[1], high_bits, bits, half_up)
+            grad_x = _backward(grad, store, scale, x.shape[1], *options)
         if to_scale:  # y = unit * scale + bias; float32, because unit is larger than y and rounded to no storage
-            unit = _forward(x.float(), store, torch.ones_like(scale), None, high_bits, bits, half_up)
+            unit = _forward(x.float(), store, torch.ones_like(scale), None, *options)
             terms = grad.double() * unit
             grad_scale = (terms.sum() if scale.numel() == 1 else terms.sum(0)).to(scale.dtype).reshape(scale.shape)
         if to_bias:
@@ -47,24 +47,26 @@ class SwitchedLinearBackward(BackwardFunction):
 
 
 class SwitchedLinear(torch.autograd.Function):
+    """Options are (high_bits, bits, half_up)."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, store, scale, bias, high_bits, bits, half_up):
-        return _forward(x, store, scale, bias, high_bits, bits, half_up)
+    def forward(x, store, scale, bias, options):
+        return _forward(x, store, scale, bias, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, store, scale, _, ctx.high_bits, ctx.bits, ctx.half_up = inputs
+        x, store, scale, _, ctx.options = inputs
         ctx.save_for_backward(x, store, scale)
 
     @staticmethod
     def backward(ctx, grad):
         x, store, scale = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
-        grads = apply(SwitchedLinearBackward, grad, x, store, scale, ctx.high_bits, ctx.bits, ctx.half_up, wanted)
+        grads = apply(SwitchedLinearBackward, grad, x, store, scale, ctx.options, wanted)
         grad_x, grad_scale, grad_bias = (g if want else None for g, want in zip(grads, wanted, strict=True))
-        return grad_x, None, grad_scale, grad_bias, None, None, None
+        return grad_x, None, grad_scale, grad_bias, None
 
 
 def _check_x(x) -> None:
@@ -161,5 +163,5 @@ def switched_linear(x, store, scale, bias=None, *, high_bits=8, bits, rounding="
     scale = _check_vector("scale", scale, x, (1, outputs))
     bias = None if bias is None else _check_vector("bias", bias, x, (outputs,))
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = apply(SwitchedLinear, rows, store, scale, bias, high_bits, bits, rounding == "half_up")
+    y = apply(SwitchedLinear, rows, store, scale, bias, (high_bits, bits, rounding == "half_up"))
     return y.reshape(*x.shape[:-1], outputs)

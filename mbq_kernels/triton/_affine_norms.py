@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._elementwise import OPTIONS
+from ._tiling import OPTIONS
 from .quant_math import from_storage
 
 ALONG = {True: (1, 1024), False: (256, 4)}  # (channels, positions) of a tile: positions or channels lie side by side

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._elementwise import OPTIONS
+from ._tiling import OPTIONS
 
 WORDS = 2048  # of a program: 16 a thread, so that one byte of each is a 16-byte access
 

@@ -3,19 +3,16 @@
 A dense tensor in memory order is (outer, channels, inner). Two views of it as a matrix cover all layouts: by row,
 (outer * channels, inner), where a row has one scale and sums go along it; by column, (outer, channels * inner), for
 short `inner` (channels_last), where a column has one scale and sums go down a tile. One read of x serves every
-bit-width. Tiles leave partial sums, which torch adds in float64: a fixed order, no atomics.
+bit-width. Tiles leave partial sums, which _finish.py adds: a fixed order, no atomics.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..reference._channels import per_unit
+from ._finish import launch_channel_sums
+from ._tiling import aligned, contiguous, dense, tiling_of
 from .quant_math import effective_scale, from_storage, to_storage
-
-TILE = 1024  # elements of a program: 8 a thread, two 16-byte accesses in float32; twice as many where one is a byte
-SHORT_ROW = 32  # shorter `inner` is viewed by column
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of every launch and every ahead-of-time compile
 
 
 @triton.jit
@@ -110,61 +107,6 @@ def backward_kernel(grad_ptrs, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, unit_ptr
     tl.store(grad_x_ptr + offsets, to_storage(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
 
 
-class Tiling:
-    """How a dense x is cut: the matrix, the tiles, and where a channel's partial sums are."""
-
-    def __init__(self, x, axis, other=None):
-        tile = TILE if min(x.element_size(), (other or x.dtype).itemsize) > 1 else 2 * TILE
-        outer, self.channels, self.inner = _layout(x, axis)
-        self.by_row = self.channels <= 1 or self.inner >= SHORT_ROW
-        self.rows, self.cols = ((outer * self.channels, self.inner) if self.by_row
-                                else (outer, self.channels * self.inner))
-        self.block_cols = min(tile if self.by_row else tile // 8, triton.next_power_of_2(max(self.cols, 1)))
-        self.block_rows = tile // self.block_cols if self.rows > 1 else 1
-        self.row_tiles = triton.cdiv(self.rows, self.block_rows)
-        self.col_tiles = triton.cdiv(self.cols, self.block_cols)
-        # (before the channel, after it) in the order of the partial sums
-        self.sums = (outer, self.col_tiles) if self.by_row else (self.row_tiles, self.inner)
-
-    def arguments(self) -> dict:
-        return {"rows": self.rows, "cols": self.cols, "col_tiles": self.col_tiles, "channels": self.channels,
-                "inner": self.inner, "BY_ROW": self.by_row, "BLOCK_ROWS": self.block_rows,
-                "BLOCK_COLS": self.block_cols, **OPTIONS}
-
-    def grid(self) -> tuple[int]:
-        return (self.row_tiles * self.col_tiles,)
-
-
-def _memory_order(x) -> list[int]:
-    """Return dimensions from the slowest to the fastest; those of size 0 and 1 have no place and come first."""
-    return sorted(range(x.dim()), key=lambda d: (x.shape[d] >= 2, -x.stride(d) if x.shape[d] >= 2 else 0))
-
-
-def _layout(x, axis) -> tuple[int, int, int]:
-    """Return (outer, channels, inner) of a dense x"""
-    channels = 1 if axis is None else x.shape[axis]
-    if channels < 2:
-        return 1, channels, x.numel()
-    order = _memory_order(x)
-    sizes, at = [x.shape[d] for d in order], order.index(axis)
-    return torch.Size(sizes[:at]).numel(), sizes[at], torch.Size(sizes[at + 1:]).numel()
-
-
-def dense(x):
-    """Return x, or a copy whose elements fill one block of memory, with the strides of torch.empty_like."""
-    expected = 1
-    for d in reversed(_memory_order(x)):
-        if x.shape[d] >= 2 and x.stride(d) != expected:
-            return torch.empty_like(x).copy_(x)
-        expected *= max(x.shape[d], 1)
-    return x
-
-
-def aligned(grad, x):
-    same = all(size < 2 or a == b for size, a, b in zip(x.shape, grad.stride(), x.stride(), strict=True))
-    return grad if same else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-
-
 def check_dtype(x):
     if x.dtype == torch.float64:
         raise TypeError("mbq_kernels: x must be float32, bfloat16 or float16 for Triton kernels, got torch.float64")
@@ -173,19 +115,19 @@ def check_dtype(x):
 def launch_forward(value, x, scales, shifts, levels, axis, out_dtype, units=None, floors=None):
     """Return one result per entry of `levels`, in x's memory order.
 
-    scales, their units and floors, and shifts: K rows of C, in any shape, of all but shifts also one row for all K;
+    scales, their units and floors, and shifts: K rows of C, in any shape, without shifts also one row for all K;
     levels: what `value` takes, K tuples of as many floats.
     """
     check_dtype(x)
     x = dense(x)
     outs = tuple(torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in levels)
     if x.numel():
-        tiling = Tiling(x, axis, out_dtype)
+        tiling = tiling_of(x, axis, out_dtype)
         with torch.cuda.device_of(x):
-            forward_kernel[tiling.grid()](
+            forward_kernel[tiling.grid](
                 x_ptr=x, out_ptrs=outs, scale_ptr=scales.contiguous(), shift_ptr=contiguous(shifts),
                 unit_ptr=contiguous(units), floor_ptr=contiguous(floors), levels=tuple(levels), VALUE=value,
-                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
+                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments)
     return list(outs)
 
 
@@ -196,33 +138,22 @@ def launch_backward(terms, grads, x, scales, shifts, levels, factors, axis, grad
     """
     check_dtype(x)
     x = dense(x)
-    grad_x, tiling = torch.empty_like(x), Tiling(x, axis)
+    grad_x, tiling = torch.empty_like(x), tiling_of(x, axis)
     before, after = tiling.sums
-    partial = scales.new_empty(before, tiling.channels, after, len(levels))
-    shift_partial = None if shifts is None else torch.empty_like(partial)
-    if x.numel():
-        with torch.cuda.device_of(x):
-            backward_kernel[tiling.grid()](
+    sums = scales.new_empty(before * tiling.channels * after * len(levels))
+    shift_sums = None if shifts is None else torch.empty_like(sums)
+    scales, shifts, units = scales.contiguous(), contiguous(shifts), contiguous(units)
+    with torch.cuda.device_of(x):
+        if x.numel():
+            backward_kernel[tiling.grid](
                 grad_ptrs=tuple(aligned(grad, x) for grad in grads), x_ptr=x, grad_x_ptr=grad_x,
-                scale_ptr=scales.contiguous(), shift_ptr=contiguous(shifts), unit_ptr=contiguous(units),
-                floor_ptr=contiguous(floors), grad_scale_ptr=contiguous(grad_scales), scale_sums_ptr=partial,
-                shift_sums_ptr=shift_partial, levels=tuple(levels), factors=tuple(factors), TERMS=terms,
-                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments())
-    grad_shifts = scales.new_empty(0) if shifts is None else _channel_sum(shift_partial, shifts)
-    return grad_x, _channel_sum(partial, scales, units), grad_shifts
-
-
-def contiguous(parameter):
-    return None if parameter is None else parameter.contiguous()
+                scale_ptr=scales, shift_ptr=shifts, unit_ptr=units,
+                floor_ptr=contiguous(floors), grad_scale_ptr=contiguous(grad_scales), scale_sums_ptr=sums,
+                shift_sums_ptr=shift_sums, levels=tuple(levels), factors=tuple(factors), TERMS=terms,
+                ONE_SCALE=_one_scale(scales, tiling), **tiling.arguments)
+        return grad_x, *launch_channel_sums(tiling, scales, sums, units, shifts, shift_sums, len(levels))
 
 
 def _one_scale(scales, tiling) -> bool:
     """Return whether all levels share one row of scales."""
     return scales.numel() == tiling.channels
-
-
-def _channel_sum(partial, parameter, unit=None):
-    sums = partial.sum(dim=(0, 2), dtype=torch.float64)
-    if parameter.numel() < sums.numel():
-        sums = sums.sum(dim=1, keepdim=True)  # a row for all levels
-    return per_unit(sums.t().reshape(parameter.shape), unit).to(parameter.dtype).contiguous()

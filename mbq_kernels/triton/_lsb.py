@@ -1,6 +1,6 @@
-"""The Triton loop of round_clamp and the ops on its least significant bits, over the tiles of elementwise.py.
+"""The Triton loop of round_clamp and the ops on its least significant bits, over the tiles of _elementwise.py.
 
-Counts are integers, one pair a program, which torch adds in int64: exact in any order.
+Counts are integers, one pair a program, which _finish.py adds: exact in any order.
 """
 
 import torch
@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 
 from ..reference._lsb import form, slope_factor
-from ._elementwise import Tiling, aligned, check_dtype, dense, load_parameter, tile_of
+from ._elementwise import check_dtype, load_parameter, tile_of
+from ._finish import launch_counts
+from ._tiling import aligned, dense, tiling_of
 from .quant_math import (
     from_storage,
     lsb_gradient,
@@ -76,18 +78,15 @@ def forward(x, limit, bits, k, axis, sign_magnitude, *, value=False, residual=Fa
     """Return (value, residual, penalty, rate), None where not asked for"""
     check_dtype(x)
     x = dense(x)
-    tiling = Tiling(x, axis, torch.int8 if residual else None)
+    tiling = tiling_of(x, axis, torch.int8 if residual else None)
     value = torch.empty_like(x) if value else None
     residual = torch.empty_like(x, dtype=torch.int8) if residual else None
-    pairs = x.new_empty((*tiling.grid(), 2), dtype=torch.int32) if counts else None
-    if x.numel():
-        with torch.cuda.device_of(x):
-            round_clamp_kernel[tiling.grid()](x_ptr=x, value_ptr=value, residual_ptr=residual, counts_ptr=pairs,
-                                              **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments())
-    if not counts:
-        return value, residual, None, None
-    penalty, nonzero = pairs.sum(0).unbind()
-    return value, residual, penalty.float(), (nonzero.double() / max(x.numel(), 1)).float()
+    pairs = x.new_empty((*tiling.grid, 2), dtype=torch.int32) if counts else None
+    with torch.cuda.device_of(x):
+        if x.numel():
+            round_clamp_kernel[tiling.grid](x_ptr=x, value_ptr=value, residual_ptr=residual, counts_ptr=pairs,
+                                            **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments)
+        return value, residual, *(launch_counts(pairs, x.numel()) if counts else (None, None))
 
 
 def backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_gradient):
@@ -96,10 +95,10 @@ def backward(grad, grad_penalty, x, limit, bits, k, axis, sign_magnitude, unit_g
     x = dense(x)
     grad_x = torch.empty_like(x)
     if x.numel():
-        tiling = Tiling(x, axis)
+        tiling = tiling_of(x, axis)
         with torch.cuda.device_of(x):
-            lsb_gradient_kernel[tiling.grid()](
+            lsb_gradient_kernel[tiling.grid](
                 grad_ptr=None if grad is None else aligned(grad, x), grad_penalty_ptr=grad_penalty, x_ptr=x,
                 grad_x_ptr=grad_x, factor=slope_factor(limit, bits, sign_magnitude, unit_gradient),
-                **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments())
+                **_numbers(limit, bits, k, sign_magnitude), **tiling.arguments)
     return grad_x

@@ -11,8 +11,8 @@ import torch
 import triton
 
 from .._checks import arithmetic_dtype
-from ._elementwise import OPTIONS
 from ._sample_kernels import bias_kernel, gram_kernel, tiles_kernel
+from ._tiling import OPTIONS
 
 PREFERENCE = 0.9  # Gram products round more: they must be cheaper by this factor
 

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 
 from ..reference._correction import moments_of
-from ._elementwise import Tiling, contiguous, dense, load_parameter, load_scale, tile_of
+from ._elementwise import load_parameter, load_scale, tile_of
+from ._tiling import contiguous, dense, tiling_of
 from .quant_math import encode, from_storage, scaled
 
 
@@ -40,7 +41,7 @@ def sums_kernel(x_ptr, sums_ptr, scale_ptr, shift_ptr, unit_ptr, floor_ptr, pivo
 def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bool, units=None, floors=None):
     """Return moments of the codes of every level, (K, C), and, if asked for, of x itself, (C,), from one read of x."""
     x = dense(x)
-    tiling, count = Tiling(x, axis), len(levels) + with_values
+    tiling, count = tiling_of(x, axis), len(levels) + with_values
     before, after = tiling.sums
     partial = torch.zeros(before, tiling.channels, after, count, 2, dtype=torch.float64, device=x.device)
     pivots = None
@@ -49,10 +50,10 @@ def moments_of_codes_and_values(x, scales, shifts, levels, axis, with_values: bo
             first = x[tuple(slice(None) if d == axis else 0 for d in range(x.dim()))]
             pivots = first.float().contiguous()
         with torch.cuda.device_of(x):
-            sums_kernel[tiling.grid()](
+            sums_kernel[tiling.grid](
                 x_ptr=x, sums_ptr=partial, scale_ptr=contiguous(scales), shift_ptr=contiguous(shifts),
                 unit_ptr=contiguous(units), floor_ptr=contiguous(floors), pivot_ptr=pivots, levels=tuple(levels),
-                LEVELS=len(levels), COUNT=count, **tiling.arguments())
+                LEVELS=len(levels), COUNT=count, **tiling.arguments)
     sums = partial.sum(dim=(0, 2))
     size = x.numel() // max(tiling.channels, 1)
     codes = moments_of(0.0, *sums[:, :len(levels)].unbind(-1), size) if levels else None

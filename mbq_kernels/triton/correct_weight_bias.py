@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 
 from ..reference._correction import correction_rows
-from ._elementwise import Tiling, dense, load_parameter, tile_of
+from ._elementwise import load_parameter, tile_of
 from ._sums import moments_of_codes_and_values
+from ._tiling import dense, tiling_of
 from .quant_math import from_storage, to_storage
 
 
@@ -33,7 +34,7 @@ def correct_weight_bias_forward(w_quant, w_ref, axis, eps):
     x = dense(w_quant)
     out = torch.empty_like(x)
     if x.numel():
-        tiling = Tiling(x, axis)
+        tiling = tiling_of(x, axis)
         with torch.cuda.device_of(x):
-            correct_kernel[tiling.grid()](x_ptr=x, out_ptr=out, rows_ptr=rows, **tiling.arguments())
+            correct_kernel[tiling.grid](x_ptr=x, out_ptr=out, rows_ptr=rows, **tiling.arguments)
     return out, rows

@@ -1,11 +1,12 @@
-"""dequantize_codes in Triton: the tiles of elementwise.py, the integers of switch_bits."""
+"""dequantize_codes in Triton: the tiles of _elementwise.py, the integers of switch_bits."""
 
 import torch
 import triton
 import triton.language as tl
 
 from ..reference.quant_math import bounds, switching
-from ._elementwise import Tiling, dense, load_parameter, tile_of
+from ._elementwise import load_parameter, tile_of
+from ._tiling import dense, tiling_of
 from .quant_math import clamp, switch_code, to_storage
 
 
@@ -29,11 +30,11 @@ def dequantize_codes_forward(codes, scale, from_bits, to_bits, axis, dtype, half
     codes = dense(codes)
     out = torch.empty_like(codes, dtype=dtype)
     if codes.numel():
-        tiling = Tiling(codes, axis)
+        tiling = tiling_of(codes, axis)
         switch = switching(from_bits, to_bits, half_even)
         from_lo, from_hi = (int(bound) for bound in bounds(from_bits, True))
         with torch.cuda.device_of(codes):
-            dequantize_codes_kernel[tiling.grid()](
+            dequantize_codes_kernel[tiling.grid](
                 codes_ptr=codes, out_ptr=out, scale_ptr=scale.contiguous(), from_lo=from_lo, from_hi=from_hi,
-                switch=switch, step=2.0 ** (from_bits - to_bits), **tiling.arguments())
+                switch=switch, step=2.0 ** (from_bits - to_bits), **tiling.arguments)
     return out

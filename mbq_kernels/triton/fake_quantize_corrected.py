@@ -7,8 +7,9 @@ import triton.language as tl
 from ..reference._channels import effective
 from ..reference._correction import fold
 from ..reference.quant_math import bounds, default_grad_factor
-from ._elementwise import Tiling, contiguous, dense, launch_backward, load_parameter, load_scale, tile_of
+from ._elementwise import launch_backward, load_parameter, load_scale, tile_of
 from ._sums import moments_of_codes_and_values
+from ._tiling import contiguous, dense, tiling_of
 from .quant_math import decode, encode, fake_quantize_terms, from_storage, scaled, to_storage
 
 
@@ -51,13 +52,13 @@ def fake_quantize_corrected_forward(x, scales, offsets, scale_units, scale_floor
     x = dense(x)
     outs = [torch.empty_like(x, dtype=out_dtype or x.dtype) for _ in bits]
     if x.numel():
-        tiling = Tiling(x, axis, out_dtype)
+        tiling = tiling_of(x, axis, out_dtype)
         with torch.cuda.device_of(x):
-            corrected_forward_kernel[tiling.grid()](
+            corrected_forward_kernel[tiling.grid](
                 x_ptr=x, out_ptrs=tuple(outs), scale_ptr=scales.contiguous(), shift_ptr=contiguous(offsets),
                 unit_ptr=contiguous(scale_units), floor_ptr=contiguous(scale_floors),
                 new_scale_ptr=folded[1].contiguous(), new_shift_ptr=folded[2].contiguous(),
-                levels=tuple(_ranges(bits, signed)), **tiling.arguments())
+                levels=tuple(_ranges(bits, signed)), **tiling.arguments)
     return outs
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._elementwise import OPTIONS
+from ._tiling import OPTIONS
 from .quant_math import from_storage
 
 BLOCK_D = 256

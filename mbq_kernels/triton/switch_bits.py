@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..reference.quant_math import bounds, switching
-from ._elementwise import OPTIONS, TILE, dense
+from ._tiling import OPTIONS, TILE, dense
 from .quant_math import clamp, switch_code
 
 CODES = 2 * TILE  # of a program: 16 a thread

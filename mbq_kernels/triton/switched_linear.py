@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ._elementwise import OPTIONS
 from ._exact_dot import exact_dot
 from ._stored_codes import codes_at, float_of, levels_of_codes, levels_of_planes
+from ._tiling import OPTIONS
 from .quant_math import INTERPRETED, from_storage, to_storage
 
 PROGRAMS = 512  # wanted at least, by splitting rows

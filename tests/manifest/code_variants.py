@@ -10,14 +10,14 @@ STORAGE = {"*fp32": 4, "*bf16": 2}
 
 
 def _tiles():
-    from mbq_kernels.triton._elementwise import TILE
+    from mbq_kernels.triton._tiling import TILE
 
     return ({"BLOCK_ROWS": 1, "BLOCK_COLS": 2 * TILE, "BY_ROW": True},
             {"BLOCK_ROWS": 8, "BLOCK_COLS": TILE // 4, "BY_ROW": False})
 
 
 def switch_bits():
-    from mbq_kernels.triton._elementwise import OPTIONS
+    from mbq_kernels.triton._tiling import OPTIONS
     from mbq_kernels.triton.switch_bits import CODES, switch_bits_kernel
 
     yield Variant(name="int8", kernel=switch_bits_kernel, reads=CODES // THREADS, writes=CODES // THREADS,
@@ -26,7 +26,7 @@ def switch_bits():
 
 
 def dequantize_codes():
-    from mbq_kernels.triton._elementwise import OPTIONS, TILE
+    from mbq_kernels.triton._tiling import OPTIONS, TILE
     from mbq_kernels.triton.dequantize_codes import dequantize_codes_kernel
 
     codes = 2 * TILE // THREADS
@@ -38,7 +38,8 @@ def dequantize_codes():
 
 def quantize_codes():
     from mbq_kernels.triton import quant_math
-    from mbq_kernels.triton._elementwise import OPTIONS, TILE, forward_kernel
+    from mbq_kernels.triton._elementwise import forward_kernel
+    from mbq_kernels.triton._tiling import OPTIONS, TILE
 
     codes, absent = 2 * TILE // THREADS, dict.fromkeys(("shift_ptr", "unit_ptr", "floor_ptr"))
     for tile, (x, size) in itertools.product(_tiles(), STORAGE.items()):
@@ -50,7 +51,7 @@ def quantize_codes():
 
 def pack_codes():
     from mbq_kernels.triton._bytes import WORDS
-    from mbq_kernels.triton._elementwise import OPTIONS
+    from mbq_kernels.triton._tiling import OPTIONS
     from mbq_kernels.triton.pack_codes import pack_codes_kernel, unpack_codes_kernel
 
     words = WORDS // THREADS
@@ -65,7 +66,7 @@ def pack_codes():
 
 def to_planes():
     from mbq_kernels.triton._bytes import WORDS
-    from mbq_kernels.triton._elementwise import OPTIONS
+    from mbq_kernels.triton._tiling import OPTIONS
     from mbq_kernels.triton.to_planes import from_planes_kernel, to_planes_kernel
 
     words, types = WORDS // THREADS, {"planes_ptr": "*u8", "codes_ptr": "*i64", "plane_bytes": "i32", "count": "i32"}

@@ -26,7 +26,7 @@ def logit_variants():
 
 def affine_norm_variants(positions_last):
     from mbq_kernels.triton._affine_norms import ALONG, affine_norms_kernel
-    from mbq_kernels.triton._elementwise import OPTIONS
+    from mbq_kernels.triton._tiling import OPTIONS
 
     channels, positions = ALONG[positions_last]
     for x in STORAGE:
@@ -38,7 +38,7 @@ def affine_norm_variants(positions_last):
 
 
 def embedding_variants():
-    from mbq_kernels.triton._elementwise import OPTIONS
+    from mbq_kernels.triton._tiling import OPTIONS
     from mbq_kernels.triton.sample_grad_norm_embedding import BLOCK_D, embedding_norms_kernel
 
     for x in STORAGE:

@@ -6,7 +6,7 @@ import mbq_kernels as mbq
 
 from .entry import CODES, FLOATS, Op, row
 from .sweeps import over_weights
-from .variants import lsb_forward_variants, lsb_gradient_variants
+from .variants import count_variants, lsb_forward_variants, lsb_gradient_variants
 
 X, LIMIT = torch.randn(4, 33), torch.ones(4)
 ONE = torch.ones(1)
@@ -77,7 +77,7 @@ LSB_PENALTY = Op(
         "k": ("lsb_penalty_forward", {"k": 4}),
         "too few limits": ("lsb_penalty_forward", {"limit": LIMIT[:2]}),
         "bfloat16 gradient": ("lsb_penalty_backward", {"grad": ONE[0].bfloat16()})},
-    aot=lambda: (*lsb_forward_variants("counts_ptr")(), *lsb_gradient_variants(with_task=False)()),
+    aot=lambda: (*lsb_forward_variants("counts_ptr")(), *lsb_gradient_variants(with_task=False)(), *count_variants()),
     on_host="test_cuda_lsb_on_host.test_gradients",
     sanitize=over_weights(lambda x, axis, limit: [
         mbq.lsb_penalty(x, bits=4, limit=limit, axis=axis, form="sign-magnitude")[0]]))

@@ -6,7 +6,7 @@ import mbq_kernels as mbq
 
 from .entry import FLOATS, Op
 from .sweeps import over_tensors
-from .variants import PAIR, quantizer_variants
+from .variants import PAIR, channel_sum_variants, quantizer_variants
 
 S, ONE, HALF = torch.ones(4), torch.ones(1), torch.ones(4).bfloat16()
 X = torch.randn(4, 33)
@@ -79,7 +79,8 @@ FAKE_QUANTIZE_MULTI = Op(
     malformed={
         "gradients of two dtypes": ("fake_quantize_multi_backward", {"grads": [X, X.bfloat16()]}),
         "a gradient too few": ("fake_quantize_multi_backward", {"grads": [X]})},
-    aot=quantizer_variants("fake_quantize", levels=(4,), shifts=(False, True), in_units=(True,)),
+    aot=lambda: (*quantizer_variants("fake_quantize", levels=(4,), shifts=(False, True), in_units=(True,))(),
+                 *channel_sum_variants()),
     on_host="test_cuda_on_host.test_fake_quantize",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor:
                           mbq.fake_quantize_multi(x, [scale] * 3, bits=(8, 4, 2), axis=axis)))

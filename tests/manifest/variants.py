@@ -21,6 +21,7 @@ def tiles(elements):
 def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     """Give the forward and the backward of `levels` quantizers; x_bytes, y_bytes: of a thread's eight elements."""
     from mbq_kernels.triton import _elementwise as elementwise
+    from mbq_kernels.triton import _tiling as tiling
     from mbq_kernels.triton import quant_math
 
     x_bytes, y_bytes = 8 * BYTES[x], levels * 8 * BYTES[y]
@@ -30,7 +31,7 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     constants = {**dict.fromkeys(optional.keys() - present), "ONE_SCALE": one_scale, **shape}
     inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": (level,) * levels, **SIZES, **present}
     what = f"{x} {y} levels={levels} shift={shift} units={units} by_row={shape['BY_ROW']}"
-    common = {"options": elementwise.OPTIONS, "no_loads": NARROW}
+    common = {"options": tiling.OPTIONS, "no_loads": NARROW}
     yield Variant(name=f"forward {what}", kernel=elementwise.forward_kernel, reads=x_bytes, writes=y_bytes, **common,
                   types={**inputs, "out_ptrs": (y,) * levels},
                   constants={"VALUE": getattr(quant_math, f"{name}_value"), **constants})
@@ -41,19 +42,50 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
 
 
 def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), mixed=True, one_scale=False):
-    """Compile elementwise.py's kernels with <name>_value and <name>_terms of quant_math.
+    """Compile _elementwise.py's kernels with <name>_value and <name>_terms of quant_math.
 
     levels: bit-widths in one launch; level: types of one's numbers; shifts: with a shift, without, or both; in_units:
     shifts with which units and floors are compiled too, of one storage type; mixed: x_hat may have a type of its own.
     """
     def variants():
-        from mbq_kernels.triton import _elementwise as elementwise
+        from mbq_kernels.triton import _tiling as tiling
 
-        for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(elementwise.TILE)):
+        for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(tiling.TILE)):
             for shift, units in itertools.product(shifts, (False, True)):
                 if not units or (shift in in_units and count > 1 and x == y != "*fp16"):
                     yield from _quantizer(name, x, y, count, shift, units, shape, level, one_scale)
     return variants
+
+
+def channel_sum_variants():
+    """Compile what adds the partial sums of channels: few of them, many along a row, many of channels side by side."""
+    from mbq_kernels.triton._finish import block_of, channel_sums_kernel
+
+    sizes = dict.fromkeys(("rows", "channels", "parts", "after", "levels"), "i32")
+    scales = dict.fromkeys(("grad_scale_ptr", "scale_sums_ptr", "unit_ptr"), "*fp32")
+    shifts = dict.fromkeys(("grad_shift_ptr", "shift_sums_ptr"), "*fp32")
+    for parts, by_row, together in ((4, True, 1), (65536, True, 1), (65536, False, 1), (65536, True, 4)):
+        given, absent = (shifts, {}) if together == 1 else ({}, dict.fromkeys(shifts))
+        yield Variant(name=f"channel sums {parts} {by_row} {together}", kernel=channel_sums_kernel,
+                      types={**scales, **given, **sizes},
+                      **_apart(channel_sums_kernel, {"TOGETHER": together, **absent, **block_of(parts, by_row)}))
+
+
+def count_variants():
+    """Compile what adds the counts of tiles, few and many."""
+    from mbq_kernels.triton._finish import counts_kernel, steps_of
+
+    types = {"penalty_ptr": "*fp32", "rate_ptr": "*fp32", "counts_ptr": "*i32", "tiles": "i32", "numel": "i64"}
+    for tiles_ in (100, 100_000):
+        yield Variant(name=f"counts {tiles_}", kernel=counts_kernel, types=types,
+                      **_apart(counts_kernel, steps_of(tiles_)))
+
+
+def _apart(kernel, arguments):
+    """Give the constants and the options among the arguments of a launch."""
+    constants = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+    return {"constants": constants,
+            "options": {name: value for name, value in arguments.items() if name not in constants}}
 
 
 NUMBERS = {"form": ("fp32",) * 4, **dict.fromkeys(("steps", "coarse", "ratio"), "fp32")}
@@ -63,17 +95,17 @@ LIMITS = ({"limit_ptr": "*fp32"}, {})
 def lsb_forward_variants(*outputs):
     """Compile round_clamp_kernel so that it writes `outputs`."""
     def variants():
-        from mbq_kernels.triton import _elementwise as elementwise
         from mbq_kernels.triton import _lsb
+        from mbq_kernels.triton import _tiling as tiling
 
         for (x, size), limit in itertools.product(BYTES.items(), LIMITS):
             kinds = {"value_ptr": x, "residual_ptr": "*i8", "counts_ptr": "*i32"}
             written = {"value_ptr": size, "residual_ptr": 1, "counts_ptr": 0}  # a count is a number per program
-            for tile in tiles(elementwise.TILE * (2 if outputs == ("residual_ptr",) else 1)):
+            for tile in tiles(tiling.TILE * (2 if outputs == ("residual_ptr",) else 1)):
                 each = tile["BLOCK_ROWS"] * tile["BLOCK_COLS"] // THREADS
                 yield Variant(
                     name=f"forward {outputs} {x} {limit} {tile}", kernel=_lsb.round_clamp_kernel, reads=size * each,
-                    writes=each * sum(written[name] for name in outputs), options=elementwise.OPTIONS,
+                    writes=each * sum(written[name] for name in outputs), options=tiling.OPTIONS,
                     types={"x_ptr": x, **{name: kinds[name] for name in outputs}, **limit, **NUMBERS, **SIZES},
                     constants={**tile, **dict.fromkeys({*kinds, "limit_ptr"} - {*outputs, *limit})})
     return variants
@@ -82,14 +114,14 @@ def lsb_forward_variants(*outputs):
 def lsb_gradient_variants(with_task):
     """Compile lsb_gradient_kernel with the gradient of a value, or with that of the penalty alone."""
     def variants():
-        from mbq_kernels.triton import _elementwise as elementwise
         from mbq_kernels.triton import _lsb
+        from mbq_kernels.triton import _tiling as tiling
 
-        for (x, size), limit, tile in itertools.product(BYTES.items(), LIMITS, tiles(elementwise.TILE)):
-            each, grad = elementwise.TILE // THREADS, {"grad_ptr": x} if with_task else {}
+        for (x, size), limit, tile in itertools.product(BYTES.items(), LIMITS, tiles(tiling.TILE)):
+            each, grad = tiling.TILE // THREADS, {"grad_ptr": x} if with_task else {}
             yield Variant(
                 name=f"backward {x} {limit} {tile}", kernel=_lsb.lsb_gradient_kernel,
-                reads=(1 + len(grad)) * size * each, writes=size * each, options=elementwise.OPTIONS,
+                reads=(1 + len(grad)) * size * each, writes=size * each, options=tiling.OPTIONS,
                 types={"x_ptr": x, "grad_x_ptr": x, "grad_penalty_ptr": "*fp32", **grad, **limit, **NUMBERS,
                        "factor": "fp32", **SIZES},
                 constants={**tile, **dict.fromkeys({"grad_ptr", "limit_ptr"} - {*grad, *limit})})
@@ -101,14 +133,14 @@ LEVELS = (("fp32", "fp32"),) * 4
 
 def _moments():
     """Give the storage of x, the tile, the types and constants of scales and shifts; 16-bit x has units and floors."""
-    from mbq_kernels.triton import _elementwise as elementwise
+    from mbq_kernels.triton import _tiling as tiling
 
-    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):
+    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(tiling.TILE)):
         given = dict.fromkeys(("scale_ptr", "shift_ptr", "new_scale_ptr", "new_shift_ptr", "grad_scale_ptr"), "*fp32")
         optional = dict.fromkeys(("unit_ptr", "floor_ptr"), "*fp32" if x == "*bf16" else None)
         types, constants = ({**given, **optional}, tile) if x == "*bf16" else (given, {**tile, **optional})
         yield x, f"{x} {tile}", {"levels": LEVELS, **types, **SIZES}, constants, {
-            "options": elementwise.OPTIONS, "at_least": True}
+            "options": tiling.OPTIONS, "at_least": True}
 
 
 def corrected_variants():
@@ -131,10 +163,10 @@ def corrected_variants():
 
 
 def correction_variants():
-    from mbq_kernels.triton import _elementwise as elementwise
+    from mbq_kernels.triton import _tiling as tiling
     from mbq_kernels.triton.correct_weight_bias import correct_kernel
 
-    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(elementwise.TILE)):
+    for x, tile in itertools.product(("*fp32", "*bf16"), tiles(tiling.TILE)):
         yield Variant(name=f"forward {x} {tile}", kernel=correct_kernel, reads=8 * BYTES[x], writes=8 * BYTES[x],
                       types={"x_ptr": x, "out_ptr": x, "rows_ptr": "*fp32", **SIZES}, constants=tile,
-                      options=elementwise.OPTIONS, at_least=True, contracts=True)
+                      options=tiling.OPTIONS, at_least=True, contracts=True)
