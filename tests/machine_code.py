@@ -67,8 +67,8 @@ def facts(path, launched: list, way: sass.Way, used: tuple[int, ...]) -> dict:
     elements = writes / path.writes if path.writes and writes else reads / path.reads
     names = [i.name for i in way.steps]
     held = resident(registers, shared + dynamic, threads)
-    return {"instructions": round(len(names) / elements, 2), "elements": elements, "registers": registers,
-            "shared": shared + dynamic, "occupancy": held * threads / THREADS,
+    return {"instructions": round(len(names) / elements, 2), "elements": elements, "bytes": path.reads + path.writes,
+            "registers": registers, "shared": shared + dynamic, "occupancy": held * threads / THREADS,
             "in_flight": sass.loaded_first(way) * held * threads, "wide_reads": reads / elements,
             "wide_writes": writes / elements, "divisions": names.count("FCHK"),
             "calls": sum(name.startswith("CALL") for name in names), "local": stack + local, "launches": len(launched)}
