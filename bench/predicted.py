@@ -45,7 +45,8 @@ def paths_of(case) -> tuple[str, ...]:
     """Return the names in machine_code.json of what a case launches; none where nothing was counted."""
     dtype, levels = str(case.dtype).removeprefix("torch."), f" x{len(case.bits)}" if case.op in MANY_BITS else ""
     if case.op == "switched_linear":
-        names = [f"{case.op}_forward bfloat16 {case.layout}"] if case.rows == 1 else []
+        layout = case.layout if case.layout == "codes" else f"{case.bits[0]} planes"
+        names = [f"{case.op}_forward bfloat16 {layout}"] if case.rows == 1 else []
     elif name := CODES.get(case.shape.rpartition("-")[0]):
         names = [name]
     else:

@@ -36,6 +36,8 @@ def main():
     found = {}
     for op in MANIFEST.values():
         for path in op.paths:
+            call(path)  # the first one may also clear memory that later ones find cleared
+            library.take_launches()
             call(path)
             lines = library.take_launches().decode().splitlines()
             found[path.name] = [[name, *map(int, numbers)] for name, *numbers in map(str.split, lines)]

@@ -79,6 +79,7 @@ int cudaMemsetAsync(void*, int, size_t, void*) {
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorString(int) { return ""; }
 int cudaStreamIsCapturing(void*, int* status) { return *status = 0; }
+int cudaStreamGetId(void*, unsigned long long* id) { return *id = 0; }
 
 int aoti_torch_create_device_guard(int32_t, void** guard) {
   static char one;

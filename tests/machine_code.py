@@ -64,7 +64,7 @@ def facts(path, launched: list, way: sass.Way, used: tuple[int, ...]) -> dict:
     registers, stack, shared, local = used
     moved = sass.accesses(way)
     reads, writes = (16 * moved[op, 16] for op in ("LDG", "STG"))
-    elements = writes / path.writes if path.writes and writes else reads / path.reads
+    elements = writes / path.writes if path.writes and writes else reads / path.wide["reads"]
     names = [i.name for i in way.steps]
     held = resident(registers, shared + dynamic, threads)
     return {"instructions": round(len(names) / elements, 2), "elements": elements, "bytes": path.reads + path.writes,

@@ -38,10 +38,10 @@ class Path:
     """A call on CUDA whose machine code is counted, of tensors that fill whole tiles, and what must be found in it.
 
     arguments: of the raw operator by name, without elements; what is not named is absent or False. reads, writes: bytes
-    an element that must move, in accesses of 16 but where `narrow` names them; levels: bit-widths that a loop may go
-    over. Wanted: instructions per element at most `share` of those in tests/machine_code_before.json, at least
-    `occupancy` of the threads that a multiprocessor can hold, `in_flight` bytes asked for there before the first of
-    them is needed, at most `launches`.
+    an element that must move, in accesses of 16 but where `narrow` names them; again: bytes read of what others have
+    read, so that a cache has them; levels: bit-widths that a loop may go over. Wanted: instructions per element at most
+    `share` of those in tests/machine_code_before.json, at least `occupancy` of the threads that a multiprocessor can
+    hold, `in_flight` bytes asked for there before the first of them is needed, at most `launches`.
     """
     operator: str
     what: str  # the rest of its name
@@ -49,6 +49,7 @@ class Path:
     reads: float
     writes: float
     narrow: tuple[str, ...] = ()
+    again: float = 0
     levels: int = 1
     share: float = 1.02  # compilers differ
     occupancy: float = 0.6
@@ -58,6 +59,12 @@ class Path:
     @property
     def name(self) -> str:
         return f"{self.operator} {self.what}"
+
+    @property
+    def wide(self) -> dict[str, float]:
+        """Return the bytes an element that must be in accesses of 16, of reads and of writes, where there are any."""
+        every = {"reads": self.again + self.reads * ("reads" not in self.narrow), "writes": self.writes}
+        return {name: size for name, size in every.items() if size and (name == "reads" or name not in self.narrow)}
 
 
 @dataclass(frozen=True, kw_only=True)

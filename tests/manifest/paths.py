@@ -94,6 +94,12 @@ def dequantize(dtype, in_flight):
 PLANES = empty(8, SIDE, SIDE // 8, dtype=BYTES)
 
 
+def linear(layout, reads, store, **wanted):
+    """Two rows of the weight share a read of x."""
+    arguments = {"x": FULL[BF16][:1], "store": store, "scale": ROWS, "bits": 4, "high_bits": 8, "half_up": True}
+    return codes("switched_linear", f"bfloat16 {layout}", reads, 0, arguments, again=1, **wanted)
+
+
 def logits(dtype):
     targets = empty(SIDE, dtype=torch.int64)
     return {"logits": empty(SIDE, CLASSES, dtype=dtype), "targets": targets, "ignore_index": -100}
@@ -128,8 +134,7 @@ PATHS = {
         codes("to_planes", "8 bits", 1, 1, {"codes": FULL[CODES], "bits": 8}, occupancy=0.5),
         codes("from_planes", "8 to 4 bits", 5 / 8, 1, {"planes": PLANES, "high_bits": 8, "bits": 4,
                                                        "shape": [SIDE, SIDE]}, narrow=("reads",), in_flight=15 * 1024)],
-    "switched_linear": [codes("switched_linear", "bfloat16 codes", 1, 0, {
-        "x": FULL[BF16][:1], "store": FULL[CODES], "scale": ROWS, "bits": 4, "high_bits": 8, "half_up": True})],
+    "switched_linear": [linear("codes", 1, FULL[CODES]), linear("4 planes", 5 / 8, PLANES, narrow=("reads",))],
     "el2n": [Path(operator="el2n_forward", what=name_of(dtype), arguments=logits(dtype), reads=dtype.itemsize, writes=0)
              for dtype in (F32, BF16)],
     "cross_entropy_el2n": [
