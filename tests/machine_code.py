@@ -59,15 +59,19 @@ def resident(registers: int, shared: int, threads: int) -> int:
 
 
 def facts(path, launched: list, way: sass.Way, used: tuple[int, ...]) -> dict:
-    """Return the counts of a path whose kernel's fast path is `way`."""
-    _, _, threads, dynamic = widest(launched)
+    """Return the counts of a path whose kernel's fast path is `way`.
+
+    covers: of all elements, what the threads work on if each goes that way once; None of the round of a loop.
+    """
+    _, blocks, threads, dynamic = widest(launched)
     registers, stack, shared, local = used
     moved = sass.accesses(way)
     reads, writes = (16 * moved[op, 16] for op in ("LDG", "STG"))
     elements = writes / path.writes if path.writes and writes else reads / path.wide["reads"]
     names = [i.name for i in way.steps]
     held = resident(registers, shared + dynamic, threads)
-    return {"instructions": round(len(names) / elements, 2), "elements": elements, "bytes": path.reads + path.writes,
+    return {"instructions": round(len(names) / elements, 2), "bytes": path.reads + path.writes, "elements": elements,
+            "covers": None if way.steps[0].address else elements * blocks * threads / path.numel,
             "registers": registers, "shared": shared + dynamic, "occupancy": held * threads / THREADS,
             "in_flight": sass.loaded_first(way) * held * threads, "wide_reads": reads / elements,
             "wide_writes": writes / elements, "divisions": names.count("FCHK"),

@@ -136,8 +136,20 @@ def fast_path(text: str, rounds: int) -> Way:
     loops = [loop for loop in graph.loops(graph.edges) if loop & reading]
     outside = graph.edges.subgraph(set(graph.blocks).difference(*loops))
     straight = graph.best(outside, graph.entry, graph.exits & set(outside), rounds) if graph.entry in outside else None
-    ways = [*([straight] if straight else []), *(graph.round(loop, rounds) for loop in loops)]
-    return min(ways, key=lambda way: -way.wide)
+    rounds_of = [(loop, graph.round(loop, rounds)) for loop in loops]
+    most = max([way.wide for _, way in rounds_of], default=-1)
+    if straight and straight.wide >= most:
+        return straight
+    return shortest(graph.edges, [(loop, way) for loop, way in rounds_of if way.wide == most])
+
+
+def shortest(edges: networkx.DiGraph, ways: list[tuple[set[int], Way]]) -> Way:
+    """Return the shortest of ways round loops; where one loop follows another, only the longer of the two counts."""
+    def hidden(loop, way):
+        return any(len(other.steps) > len(way.steps) and not loop & nodes and
+                   (networkx.has_path(edges, min(loop), min(nodes)) or networkx.has_path(edges, min(nodes), min(loop)))
+                   for nodes, other in ways)
+    return min((way for loop, way in ways if not hidden(loop, way)), key=lambda way: len(way.steps))
 
 
 def accesses(way: Way) -> Counter:

@@ -131,6 +131,12 @@ def test_instructions_per_element(path, facts):
 
 
 @every_path
+def test_fast_path_is_that_of_the_whole_tensor(path, facts):
+    """Nobody counted another one: threads that go straight through have all elements between them."""
+    assert facts["covers"] in (None, 1)
+
+
+@every_path
 def test_fast_path_has_no_slow_division(path, facts):
     assert (facts["divisions"], facts["calls"]) == (0, 0)
 

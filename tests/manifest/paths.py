@@ -46,7 +46,8 @@ def foreach(bits, **wanted):
     xs, levels = [FULL[F32][:1024]] * 3, len(bits)
     return forward_and_backward(
         "fake_quantize_foreach", F32, {"xs": xs, "scales": [ONE] * levels * 3, "bits": bits, "axes": [-1] * 3},
-        {"grads": [xs[0]] * levels * 3}, f"x{levels}", levels=levels, share=0.6, **wanted)
+        {"grads": [xs[0]] * levels * 3}, f"x{levels}", levels=levels, numel=3 * xs[0].numel(), share=0.6,
+        **wanted)
 
 
 def double(dtype):
@@ -97,7 +98,8 @@ PLANES = empty(8, SIDE, SIDE // 8, dtype=BYTES)
 def linear(layout, reads, store, **wanted):
     """Two rows of the weight share a read of x."""
     arguments = {"x": FULL[BF16][:1], "store": store, "scale": ROWS, "bits": 4, "high_bits": 8, "half_up": True}
-    return codes("switched_linear", f"bfloat16 {layout}", reads, 0, arguments, again=1, **wanted)
+    return codes("switched_linear", f"bfloat16 {layout}", reads, 0, arguments, again=1, occupancy=0.25,
+                 in_flight=32 * 1024, **wanted)
 
 
 def logits(dtype):
@@ -121,7 +123,7 @@ PATHS = {
         lsb("round_clamp_lsb", dtype, dtype.itemsize),
         lsb_gradient("round_clamp_lsb", dtype, 2, grad=FULL[dtype], grad_penalty=ONE[0]))],
     "round_clamp_lsb_foreach": [*forward_and_backward("round_clamp_lsb_foreach", F32, WEIGHTS, {
-        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)})],
+        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE)],
     "quantize_codes": [quantize(F32), quantize(BF16)],
     "switch_bits": [codes("switch_bits", "int8", 1, 1, {"codes": FULL[CODES], "from_bits": 8, "to_bits": 4},
                           in_flight=24 * 1024)],
@@ -135,10 +137,11 @@ PATHS = {
         codes("from_planes", "8 to 4 bits", 5 / 8, 1, {"planes": PLANES, "high_bits": 8, "bits": 4,
                                                        "shape": [SIDE, SIDE]}, narrow=("reads",), in_flight=15 * 1024)],
     "switched_linear": [linear("codes", 1, FULL[CODES]), linear("4 planes", 5 / 8, PLANES, narrow=("reads",))],
-    "el2n": [Path(operator="el2n_forward", what=name_of(dtype), arguments=logits(dtype), reads=dtype.itemsize, writes=0)
-             for dtype in (F32, BF16)],
+    "el2n": [Path(operator="el2n_forward", what=name_of(dtype), arguments=logits(dtype), reads=dtype.itemsize, writes=0,
+                  numel=SIDE * CLASSES) for dtype in (F32, BF16)],
     "cross_entropy_el2n": [
-        Path(operator="cross_entropy_el2n_forward", what="float32", arguments=LOSS, reads=4, writes=0),
-        Path(operator="cross_entropy_el2n_backward", what="float32", reads=4, writes=4,
+        Path(operator="cross_entropy_el2n_forward", what="float32", arguments=LOSS, reads=4, writes=0,
+             numel=SIDE * CLASSES),
+        Path(operator="cross_entropy_el2n_backward", what="float32", reads=4, writes=4, numel=SIDE * CLASSES,
              arguments=LOSS | {"grad": ROWS, "rows": empty(SIDE, 2)})],
 }
