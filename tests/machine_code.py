@@ -75,7 +75,7 @@ def facts(path, launched: list, way: sass.Way, used: tuple[int, ...]) -> dict:
             "registers": registers, "shared": shared + dynamic, "occupancy": held * threads / THREADS,
             "in_flight": sass.loaded_first(way) * held * threads, "wide_reads": reads / elements,
             "wide_writes": writes / elements, "divisions": names.count("FCHK"),
-            "calls": sum(name.startswith("CALL") for name in names), "local": stack + local, "launches": len(launched)}
+            "calls": way.calls, "local": stack + local, "launches": len(launched)}
 
 
 def widest(launched: list) -> list:

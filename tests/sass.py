@@ -2,8 +2,8 @@
 
 The fast path is what a thread executes of a full, aligned piece of a tensor: the round of a loop, or, where a kernel
 takes its piece in one go, all from the first instruction to the last. Of all ways through it is the one that moves most
-in accesses of 16 bytes, and of those the shortest: subroutines for rare values, such as the slow division, are ways
-round it.
+in accesses of 16 bytes, and of those the one that calls no subroutine, which are for rare values such as subnormal
+quotients, and the shortest.
 """
 
 import functools
@@ -58,7 +58,8 @@ def instructions(text: str) -> list[Instruction]:
 
 @dataclass(frozen=True)
 class Way:
-    """Instructions from somewhere to somewhere. A better one moves more in wide accesses, then is shorter."""
+    """Instructions from somewhere to somewhere. A better one moves more in wide accesses, then calls less, whose
+    instructions are not here, then is shorter."""
     wide: int
     steps: tuple[Instruction, ...]
 
@@ -66,8 +67,12 @@ class Way:
         return Way(self.wide + other.wide, self.steps + other.steps)
 
     @property
-    def rank(self) -> tuple[int, int]:
-        return -self.wide, len(self.steps)
+    def rank(self) -> tuple[int, int, int]:
+        return -self.wide, self.calls, len(self.steps)
+
+    @functools.cached_property
+    def calls(self) -> int:
+        return sum(i.name.startswith("CALL") for i in self.steps)
 
 
 class Graph:

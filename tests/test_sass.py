@@ -57,6 +57,12 @@ def test_a_piece_in_one_go_with_a_loop_over_bit_widths(rounds):
     assert sass.accesses(way)["STG", 16] == rounds
 
 
+def test_a_subroutine_is_no_short_cut():
+    way = sass.fast_path(listing("LDG.E.128 R4, desc[UR4][R2.64] ;\n@P0 BRA 0x040 ;\nCALL.REL.NOINC 0x900 ;\n"
+                                 "BRA 0x070 ;\nFADD R4, R4, R4 ;\nFADD R5, R4, R4 ;\nFADD R6, R4, R4 ;\nEXIT ;\n"), 1)
+    assert [i.address // 16 for i in way.steps] == [0, 1, 4, 5, 6, 7]
+
+
 def test_a_piece_in_one_go_goes_before_a_loop_that_moves_as_much():
     way = sass.fast_path(listing("@P0 BRA 0x040 ;\nLDG.E.128 R4, desc[UR4][R2.64] ;\nMOV R1, R4 ;\nEXIT ;\n"
                                  "LDG.E.128 R4, desc[UR4][R2.64] ;\n@P1 BRA 0x040 ;\nEXIT ;\n"), rounds=1)

@@ -71,10 +71,10 @@ def lsb(op, dtype, writes, **wanted):
                 reads=dtype.itemsize, writes=writes, **wanted)
 
 
-def lsb_gradient(op, dtype, reads, **arguments):
+def lsb_gradient(op, dtype, reads, arguments, **wanted):
     x = FULL[dtype]
     return Path(operator=f"{op}_backward", what=name_of(dtype), reads=reads * dtype.itemsize, writes=dtype.itemsize,
-                arguments={"x": x, **LSB, **arguments})
+                arguments={"x": x, **LSB, **arguments}, **wanted)
 
 
 def codes(operator, what, reads, writes, arguments, **wanted):
@@ -98,7 +98,7 @@ PLANES = empty(8, SIDE, SIDE // 8, dtype=BYTES)
 def linear(layout, reads, store, **wanted):
     """Two rows of the weight share a read of x."""
     arguments = {"x": FULL[BF16][:1], "store": store, "scale": ROWS, "bits": 4, "high_bits": 8, "half_up": True}
-    return codes("switched_linear", f"bfloat16 {layout}", reads, 0, arguments, again=1, occupancy=0.25,
+    return codes("switched_linear", f"bfloat16 {layout}", reads, 0, arguments, again=1, share=0.35, occupancy=0.25,
                  in_flight=32 * 1024, **wanted)
 
 
@@ -115,15 +115,16 @@ PATHS = {
     "fake_quantize_foreach": [*foreach([4]), *foreach(FOUR, occupancy=0.5)],
     "double_round": [*double(F32), *double(BF16)],
     "fake_quantize_affine": [*affine(F32), *affine(BF16)],
-    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize) for dtype in (F32, BF16)],
-    "extract_lsb": [lsb("extract_lsb", dtype, 1, narrow=("writes",)) for dtype in (F32, BF16)],
+    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize, share=0.65) for dtype in (F32, BF16)],
+    "extract_lsb": [lsb("extract_lsb", dtype, 1, share=0.6, narrow=("writes",)) for dtype in (F32, BF16)],
     "lsb_penalty": [path for dtype in (F32, BF16) for path in (
-        lsb("lsb_penalty", dtype, 0, share=0.6), lsb_gradient("lsb_penalty", dtype, 1, grad=ONE[0]))],
+        lsb("lsb_penalty", dtype, 0, share=0.6),
+        lsb_gradient("lsb_penalty", dtype, 1, {"grad": ONE[0]}, share=0.6))],
     "round_clamp_lsb": [path for dtype in (F32, BF16) for path in (
-        lsb("round_clamp_lsb", dtype, dtype.itemsize),
-        lsb_gradient("round_clamp_lsb", dtype, 2, grad=FULL[dtype], grad_penalty=ONE[0]))],
+        lsb("round_clamp_lsb", dtype, dtype.itemsize, share=0.75),
+        lsb_gradient("round_clamp_lsb", dtype, 2, {"grad": FULL[dtype], "grad_penalty": ONE[0]}, share=0.75))],
     "round_clamp_lsb_foreach": [*forward_and_backward("round_clamp_lsb_foreach", F32, WEIGHTS, {
-        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE)],
+        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE, share=0.75)],
     "quantize_codes": [quantize(F32), quantize(BF16)],
     "switch_bits": [codes("switch_bits", "int8", 1, 1, {"codes": FULL[CODES], "from_bits": 8, "to_bits": 4},
                           in_flight=24 * 1024)],
