@@ -58,24 +58,23 @@ def resident(registers: int, shared: int, threads: int) -> int:
     return min(warps * 32 // threads, SHARED // (shared + RESERVED), THREADS // threads, BLOCKS)
 
 
-def facts(path, launched: list, way: sass.Way, used: tuple[int, ...]) -> dict:
-    """Return the counts of a path whose kernel's fast path is `way`.
-
-    covers: of all elements, what the threads work on if each goes that way once; None of the round of a loop.
-    """
+def facts(path, launched: list, fast: sass.FastPath, used: tuple[int, ...]) -> dict:
+    """Return the counts of a path. instructions: of a call, an element; round: of the round of a loop alone."""
     _, blocks, threads, dynamic = widest(launched)
     registers, stack, shared, local = used
-    moved = sass.accesses(way)
+    moved = sass.accesses(fast.way)
     reads, writes = (16 * moved[op, 16] for op in ("LDG", "STG"))
     elements = writes / path.writes if path.writes and writes else reads / path.wide["reads"]
-    names = [i.name for i in way.steps]
+    share = path.numel / (blocks * threads)
+    names = [i.name for i in fast.way.steps]
     held = resident(registers, shared + dynamic, threads)
-    return {"instructions": round(len(names) / elements, 2), "bytes": path.reads + path.writes, "elements": elements,
-            "covers": None if way.steps[0].address else elements * blocks * threads / path.numel,
+    return {"instructions": round(len(names) / elements + fast.around / share, 2),
+            "round": round(len(names) / elements, 2), "bytes": path.reads + path.writes, "elements": elements,
+            "rounds": share / elements if fast.around else 1, "share": share,
             "registers": registers, "shared": shared + dynamic, "occupancy": held * threads / THREADS,
-            "in_flight": sass.loaded_first(way) * held * threads, "wide_reads": reads / elements,
-            "wide_writes": writes / elements, "divisions": names.count("FCHK"),
-            "calls": way.calls, "local": stack + local, "launches": len(launched)}
+            "in_flight": sass.loaded_first(fast.way) * held * threads, "wide_reads": reads / elements,
+            "wide_writes": writes / elements, "divisions": names.count("FCHK"), "calls": fast.way.calls,
+            "local": stack + local, "launches": len(launched)}
 
 
 def widest(launched: list) -> list:
@@ -88,12 +87,12 @@ def count(objects: tuple[Path, ...]) -> dict:
     launched = launches(build_library(objects, objects[0].parent / "launches.so"))
     code = cuda_objects.functions("--dump-sass", "Function : ", objects)
     used = cuda_objects.functions("--dump-resource-usage", "Function ", objects)
-    ways = functools.cache(lambda kernel, levels: sass.fast_path(code[ARCHITECTURE, kernel], levels))
+    fast = functools.cache(lambda kernel, *given: sass.fast_path(code[ARCHITECTURE, kernel], *given))
     found = {}
     for path in (path for op in MANIFEST.values() for path in op.paths):
-        launch = launched[path.name]
-        usage = USAGE.search(used[ARCHITECTURE, widest(launch)[0]])
-        found[path.name] = facts(path, launch, ways(widest(launch)[0], path.levels), tuple(map(int, usage.groups())))
+        kernel = widest(launched[path.name])[0]
+        usage = tuple(map(int, USAGE.search(used[ARCHITECTURE, kernel]).groups()))
+        found[path.name] = facts(path, launched[path.name], fast(kernel, path.levels, path.longest), usage)
     return found
 
 

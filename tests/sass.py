@@ -1,15 +1,16 @@
 """Read a kernel's machine code: the way of the many through it, counted.
 
-The fast path is what a thread executes of a full, aligned piece of a tensor: the round of a loop, or, where a kernel
-takes its piece in one go, all from the first instruction to the last. Of all ways through it is the one that moves most
-in accesses of 16 bytes, and of those the one that calls no subroutine, which are for rare values such as subnormal
-quotients, and the shortest.
+The fast path is what a thread executes of a full, aligned piece of a tensor: the round of a loop and what stands around
+it, or, where a kernel takes its piece in one go, all from the first instruction to the last. Of all ways it is the one
+that moves most in accesses of 16 bytes, of those one that calls no subroutine, because these are for rare values such
+as subnormal quotients, and of those the shortest.
 """
 
 import functools
+import operator
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import networkx
@@ -58,17 +59,16 @@ def instructions(text: str) -> list[Instruction]:
 
 @dataclass(frozen=True)
 class Way:
-    """Instructions from somewhere to somewhere. A better one moves more in wide accesses, then calls less, whose
-    instructions are not here, then is shorter."""
+    """Instructions from somewhere to somewhere. A better one moves more in wide accesses, then calls less, because what
+    it calls is not in it; then the shorter one is better, or the longer one."""
     wide: int
     steps: tuple[Instruction, ...]
 
     def __add__(self, other: "Way") -> "Way":
         return Way(self.wide + other.wide, self.steps + other.steps)
 
-    @property
-    def rank(self) -> tuple[int, int, int]:
-        return -self.wide, self.calls, len(self.steps)
+    def rank(self, longest: bool) -> tuple[int, int, int]:
+        return -self.wide, self.calls, -len(self.steps) if longest else len(self.steps)
 
     @functools.cached_property
     def calls(self) -> int:
@@ -76,10 +76,13 @@ class Way:
 
 
 class Graph:
-    """Basic blocks by the address of their first instruction, and which may follow which."""
+    """Basic blocks by the address of their first instruction, and which may follow which.
 
-    def __init__(self, code: list[Instruction]):
-        self.entry, self.blocks, follows = code[0].address, {}, []
+    levels: rounds of loops over bit-widths, which move something and do not read x; other loops are counted once.
+    """
+
+    def __init__(self, code: list[Instruction], levels: int, longest: bool = False):
+        self.entry, self.levels, self.longest, self.blocks, follows = code[0].address, levels, longest, {}, []
         targets, begins = {i.target for i in code}, True
         for i, other in zip(code, [*code[1:], None], strict=True):
             if begins or i.address in targets:
@@ -92,69 +95,79 @@ class Graph:
         self.edges = networkx.DiGraph(follows)
         self.edges.add_nodes_from(self.blocks)
         self.exits = {start for start, block in self.blocks.items() if block[-1].name == "EXIT"}
+        stream = "LDG", max((i.access[1] for i in code if i.access and i.access[0] == "LDG"), default=0)
+        self.reads = {start for start, block in self.blocks.items() if any(i.access == stream for i in block)}
 
-    def way(self, start: int) -> Way:
-        steps = tuple(self.blocks[start])
-        return Way(sum(i.access[1] for i in steps if i.access and i.access[1] == 16), steps)
-
-    def loops(self, edges: networkx.DiGraph) -> Iterator[set[int]]:
-        """Yield every loop, and those inside it."""
+    def reading_loops(self, edges: networkx.DiGraph) -> Iterator[frozenset[int]]:
+        """Yield the loops that read x, and those inside them."""
         for loop in networkx.strongly_connected_components(edges):
-            header = min(loop)
-            if len(loop) > 1 or edges.has_edge(header, header):
-                yield loop
-                yield from self.loops(self.inside(loop))
+            if loop & self.reads and (len(loop) > 1 or edges.has_edge(min(loop), min(loop))):
+                yield frozenset(loop)
+                yield from self.reading_loops(self.inside(loop))
 
-    def inside(self, loop: set[int]) -> networkx.DiGraph:
+    def inside(self, loop: Set[int]) -> networkx.DiGraph:
         """Return what a round of a loop may do: its edges but those back to its header."""
         edges = networkx.DiGraph(self.edges.subgraph(loop))
         edges.remove_edges_from(list(edges.in_edges(min(loop))))
         return edges
 
-    def round(self, loop: set[int], rounds: int) -> Way:
-        """Return the best way round a loop."""
-        return self.best(self.inside(loop), min(loop), set(self.edges.predecessors(min(loop))) & loop, rounds)
+    def round(self, loop: Set[int], through: Set[int] = frozenset()) -> Way | None:
+        """Return the best way round a loop, and round the loop `through` inside it."""
+        return self.best(self.inside(loop), min(loop), set(self.edges.predecessors(min(loop))) & loop, through)
 
-    def best(self, edges: networkx.DiGraph, start: int, ends: set[int], rounds: int) -> Way | None:
-        """Return the best way from `start` to one of `ends`. Loops inside take `rounds` rounds where they move
-        anything, else one."""
-        order = networkx.condensation(edges)
+    def straight(self, through: Set[int] = frozenset()) -> Way | None:
+        """Return the best way through the kernel, with one round of the loop `through`."""
+        return self.best(self.edges, self.entry, self.exits, through)
+
+    def best(self, edges: networkx.DiGraph, start: int, ends: Set[int], through: Set[int]) -> Way | None:
+        """Return the best way from `start` to one of `ends`. Of loops that read x it enters `through` alone."""
+        order, rank = networkx.condensation(edges), operator.methodcaller("rank", self.longest)
         best = {}
         for place in reversed(list(networkx.topological_sort(order))):
             group = order.nodes[place]["members"]
-            ways = [Way(0, ())] if group & ends else []
-            ways += [best[at] for at in order.successors(place) if best[at]]
-            own = self.way(min(group))
-            if len(group) > 1 or edges.has_edge(min(group), min(group)):
-                own = self.round(group, rounds)
-                own = Way(own.wide * rounds, own.steps * rounds) if own.wide else own
-            best[place] = min((own + way for way in ways), key=lambda way: way.rank, default=None)
+            own = self.loop(group, through) if len(group) > 1 or edges.has_edge(*group, *group) else self.block(*group)
+            rest = [Way(0, ())] if group & ends else []
+            rest += [best[at] for at in order.successors(place) if best[at]]
+            best[place] = min((own + way for way in rest), key=rank, default=None) if own else None
         return best[order.graph["mapping"][start]]
 
+    def block(self, start: int) -> Way:
+        steps = tuple(self.blocks[start])
+        return Way(sum(i.access[1] for i in steps if i.access and i.access[1] == 16), steps)
 
-def fast_path(text: str, rounds: int) -> Way:
-    """Return the fast path of a kernel whose loops inside it, over bit-widths, take `rounds` rounds."""
+    def loop(self, group: Set[int], through: Set[int]) -> Way | None:
+        """Return what a loop inside a way adds to it; None where no way leads."""
+        if group & self.reads and not group & through:
+            return None
+        way = self.round(group, through if through < group else frozenset())
+        times = self.levels if way and way.wide and not group & self.reads else 1
+        return way and Way(way.wide * times, way.steps * times)
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """A way, and how many instructions stand around it where it is the round of a loop: 0 if it is all."""
+    way: Way
+    around: int
+
+
+def fast_path(text: str, levels: int = 1, longest: bool = False) -> FastPath:
+    """Return the fast path of a kernel.
+
+    Args:
+        text: the kernel, as cuobjdump prints it.
+        levels: bit-widths.
+        longest: of loops, and of ways round one, that move as much the longest is meant, not the shortest.
+    """
     code = instructions(text)
-    stream = "LDG", max((i.access[1] for i in code if i.access and i.access[0] == "LDG"), default=0)
-    graph = Graph(code)
-    reading = {node for node, block in graph.blocks.items() if any(i.access == stream for i in block)}
-    loops = [loop for loop in graph.loops(graph.edges) if loop & reading]
-    outside = graph.edges.subgraph(set(graph.blocks).difference(*loops))
-    straight = graph.best(outside, graph.entry, graph.exits & set(outside), rounds) if graph.entry in outside else None
-    rounds_of = [(loop, graph.round(loop, rounds)) for loop in loops]
-    most = max([way.wide for _, way in rounds_of], default=-1)
+    shortest, graph = Graph(code, levels), Graph(code, levels, longest)
+    straight = shortest.straight()
+    rounds = [(loop, way) for loop in graph.reading_loops(graph.edges) if (way := graph.round(loop))]
+    most = max([way.wide for _, way in rounds], default=-1)
     if straight and straight.wide >= most:
-        return straight
-    return shortest(graph.edges, [(loop, way) for loop, way in rounds_of if way.wide == most])
-
-
-def shortest(edges: networkx.DiGraph, ways: list[tuple[set[int], Way]]) -> Way:
-    """Return the shortest of ways round loops; where one loop follows another, only the longer of the two counts."""
-    def hidden(loop, way):
-        return any(len(other.steps) > len(way.steps) and not loop & nodes and
-                   (networkx.has_path(edges, min(loop), min(nodes)) or networkx.has_path(edges, min(nodes), min(loop)))
-                   for nodes, other in ways)
-    return min((way for loop, way in ways if not hidden(loop, way)), key=lambda way: len(way.steps))
+        return FastPath(straight, 0)
+    loop, way = min(rounds, key=lambda pair: pair[1].rank(longest))
+    return FastPath(way, len(shortest.straight(loop).steps) - len(shortest.round(loop).steps))
 
 
 def accesses(way: Way) -> Counter:

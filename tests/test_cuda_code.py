@@ -125,21 +125,23 @@ def test_no_two_paths_have_one_name_and_each_operator_has_one():
 
 @every_path
 def test_instructions_per_element(path, facts):
-    """Of the fast path, against those of the code before it went straight through a tile."""
-    before = json.loads(BEFORE.read_text())["paths"][path.name]["instructions"]
-    assert facts["instructions"] <= path.share * before, f"{path.share} of {before}"
+    """Of a round of the loop, or of all where there is none, against the code before; and of the whole call."""
+    before = json.loads(BEFORE.read_text())["paths"][path.name]
+    assert facts["round"] <= path.share * before["round"]
+    assert facts["instructions"] <= 1.02 * before["instructions"]  # compilers differ
 
 
 @every_path
 def test_fast_path_is_that_of_the_whole_tensor(path, facts):
-    """Nobody counted another one: threads that go straight through have all elements between them."""
-    assert facts["covers"] in (None, 1)
+    """Nobody counted another one: threads have all elements between them."""
+    assert facts["elements"] * facts["rounds"] == facts["share"]
 
 
 @every_path
 def test_no_element_is_divided_or_needs_a_subroutine(path, facts):
     """A thread that goes straight through may divide once for a bit-width: its scale."""
-    assert facts["divisions"] <= (0 if facts["covers"] is None else path.levels) and facts["calls"] == 0
+    assert facts["divisions"] <= (path.levels if facts["round"] == facts["instructions"] else 0)
+    assert facts["calls"] == 0
 
 
 @every_path

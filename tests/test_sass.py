@@ -43,29 +43,30 @@ def listing(code):
 
 
 def test_the_round_of_a_loop_without_its_subroutine():
-    way = sass.fast_path(listing(LOOP), rounds=1)
+    fast = sass.fast_path(listing(LOOP))
+    way = fast.way
     assert [i.address // 16 for i in way.steps] == [2, 3, 4, 5, 6, 7, 10, 11, 12]
     assert sass.accesses(way) == {("LDG", 16): 2, ("STG", 16): 2}
-    assert sass.loaded_first(way) == 32
+    assert sass.loaded_first(way) == 32 and fast.around == 5
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
-def test_a_piece_in_one_go_with_a_loop_over_bit_widths(rounds):
+@pytest.mark.parametrize("levels", [1, 4])
+def test_a_piece_in_one_go_with_a_loop_over_bit_widths(levels):
     """The sums of the last block, for which others wait, are no part of it."""
-    way = sass.fast_path(listing(LEVELS), rounds)
-    assert [i.address // 16 for i in way.steps] == [0, *[1, 2, 3] * rounds, 4]
-    assert sass.accesses(way)["STG", 16] == rounds
+    way, around = vars(sass.fast_path(listing(LEVELS), levels)).values()
+    assert [i.address // 16 for i in way.steps] == [0, *[1, 2, 3] * levels, 4] and around == 0
+    assert sass.accesses(way)["STG", 16] == levels
 
 
 def test_a_subroutine_is_no_short_cut():
     way = sass.fast_path(listing("LDG.E.128 R4, desc[UR4][R2.64] ;\n@P0 BRA 0x040 ;\nCALL.REL.NOINC 0x900 ;\n"
-                                 "BRA 0x070 ;\nFADD R4, R4, R4 ;\nFADD R5, R4, R4 ;\nFADD R6, R4, R4 ;\nEXIT ;\n"), 1)
+                                 "BRA 0x070 ;\nFADD R4, R4, R4 ;\nFADD R5, R4, R4 ;\nFADD R6, R4, R4 ;\nEXIT ;\n")).way
     assert [i.address // 16 for i in way.steps] == [0, 1, 4, 5, 6, 7]
 
 
 def test_a_piece_in_one_go_goes_before_a_loop_that_moves_as_much():
     way = sass.fast_path(listing("@P0 BRA 0x040 ;\nLDG.E.128 R4, desc[UR4][R2.64] ;\nMOV R1, R4 ;\nEXIT ;\n"
-                                 "LDG.E.128 R4, desc[UR4][R2.64] ;\n@P1 BRA 0x040 ;\nEXIT ;\n"), rounds=1)
+                                 "LDG.E.128 R4, desc[UR4][R2.64] ;\n@P1 BRA 0x040 ;\nEXIT ;\n")).way
     assert [i.address // 16 for i in way.steps] == [0, 1, 2, 3]
 
 

@@ -39,10 +39,11 @@ class Path:
 
     arguments: of the raw operator by name, without elements; what is not named is absent or False. reads, writes: bytes
     an element that must move, in accesses of 16 but where `narrow` names them; again: bytes read of what others have
-    read, so that a cache has them; numel: elements of the call; levels: bit-widths that a loop may go over. Wanted:
-    instructions per element at most `share` of those in tests/machine_code_before.json, at least `occupancy` of the
-    threads that a multiprocessor can hold, `in_flight` bytes asked for there before the first of them is needed, at
-    most `launches`.
+    read, so that a cache has them; numel: elements of the call; levels: bit-widths that a loop may go over; longest:
+    the longest of loops, and of ways round one, is meant, because what shorter ones leave out is done. Wanted:
+    instructions per element of a round at most `share` of those in tests/machine_code_before.json, at least `occupancy`
+    of the threads that a multiprocessor can hold, `in_flight` bytes asked for there before the first of them is needed,
+    at most `launches`.
     """
     operator: str
     what: str  # the rest of its name
@@ -53,6 +54,7 @@ class Path:
     again: float = 0
     numel: int = 4096 * 4096
     levels: int = 1
+    longest: bool = False
     share: float = 1.02  # compilers differ
     occupancy: float = 0.6
     in_flight: int = 48 * 1024

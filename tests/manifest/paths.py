@@ -27,7 +27,7 @@ def forward_and_backward(op, dtype, arguments, gradients, what="", levels=1, **w
     common = {"what": name, "levels": levels, **wanted}
     return (Path(operator=f"{op}_forward", arguments=arguments, reads=size, writes=levels * size, **common),
             Path(operator=f"{op}_backward", arguments=arguments | gradients, reads=(1 + levels) * size, writes=size,
-                 **common))
+                 longest=levels > 1, **common))
 
 
 def single(dtype, axis):
@@ -139,10 +139,10 @@ PATHS = {
                                                        "shape": [SIDE, SIDE]}, narrow=("reads",), in_flight=15 * 1024)],
     "switched_linear": [linear("codes", 1, FULL[CODES]), linear("4 planes", 5 / 8, PLANES, narrow=("reads",))],
     "el2n": [Path(operator="el2n_forward", what=name_of(dtype), arguments=logits(dtype), reads=dtype.itemsize, writes=0,
-                  numel=SIDE * CLASSES) for dtype in (F32, BF16)],
+                  numel=SIDE * CLASSES, longest=True) for dtype in (F32, BF16)],
     "cross_entropy_el2n": [
         Path(operator="cross_entropy_el2n_forward", what="float32", arguments=LOSS, reads=4, writes=0,
-             numel=SIDE * CLASSES),
+             numel=SIDE * CLASSES, longest=True),
         Path(operator="cross_entropy_el2n_backward", what="float32", reads=4, writes=4, numel=SIDE * CLASSES,
              arguments=LOSS | {"grad": ROWS, "rows": empty(SIDE, 2)})],
 }
