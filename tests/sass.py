@@ -6,6 +6,7 @@ that moves most in accesses of 16 bytes, of those one that calls no subroutine, 
 as subnormal quotients, and of those the shortest.
 """
 
+import copy
 import functools
 import operator
 import re
@@ -61,18 +62,22 @@ def instructions(text: str) -> list[Instruction]:
 class Way:
     """Instructions from somewhere to somewhere. A better one moves more in wide accesses, then calls less, because what
     it calls is not in it; then the shorter one is better, or the longer one."""
-    wide: int
-    steps: tuple[Instruction, ...]
+    wide: int = 0
+    calls: int = 0
+    steps: tuple[Instruction, ...] = ()
 
     def __add__(self, other: "Way") -> "Way":
-        return Way(self.wide + other.wide, self.steps + other.steps)
+        return Way(self.wide + other.wide, self.calls + other.calls, self.steps + other.steps)
+
+    def __mul__(self, times: int) -> "Way":
+        return Way(self.wide * times, self.calls * times, self.steps * times)
 
     def rank(self, longest: bool) -> tuple[int, int, int]:
         return -self.wide, self.calls, -len(self.steps) if longest else len(self.steps)
 
-    @functools.cached_property
-    def calls(self) -> int:
-        return sum(i.name.startswith("CALL") for i in self.steps)
+
+def is_loop(edges: networkx.DiGraph, group: Set[int]) -> bool:
+    return len(group) > 1 or edges.has_edge(min(group), min(group))
 
 
 class Graph:
@@ -81,8 +86,8 @@ class Graph:
     levels: rounds of loops over bit-widths, which move something and do not read x; other loops are counted once.
     """
 
-    def __init__(self, code: list[Instruction], levels: int, longest: bool = False):
-        self.entry, self.levels, self.longest, self.blocks, follows = code[0].address, levels, longest, {}, []
+    def __init__(self, code: list[Instruction], levels: int):
+        self.entry, self.levels, self.longest, self.blocks, follows = code[0].address, levels, False, {}, []
         targets, begins = {i.target for i in code}, True
         for i, other in zip(code, [*code[1:], None], strict=True):
             if begins or i.address in targets:
@@ -94,6 +99,9 @@ class Graph:
             follows += [(start, i.target)] if i.target is not None else []
         self.edges = networkx.DiGraph(follows)
         self.edges.add_nodes_from(self.blocks)
+        self.ways = {start: Way(sum(i.access[1] for i in block if i.access and i.access[1] == 16),
+                                sum(i.name.startswith("CALL") for i in block), tuple(block))
+                     for start, block in self.blocks.items()}
         self.exits = {start for start, block in self.blocks.items() if block[-1].name == "EXIT"}
         stream = "LDG", max((i.access[1] for i in code if i.access and i.access[0] == "LDG"), default=0)
         self.reads = {start for start, block in self.blocks.items() if any(i.access == stream for i in block)}
@@ -101,7 +109,7 @@ class Graph:
     def reading_loops(self, edges: networkx.DiGraph) -> Iterator[frozenset[int]]:
         """Yield the loops that read x, and those inside them."""
         for loop in networkx.strongly_connected_components(edges):
-            if loop & self.reads and (len(loop) > 1 or edges.has_edge(min(loop), min(loop))):
+            if loop & self.reads and is_loop(edges, loop):
                 yield frozenset(loop)
                 yield from self.reading_loops(self.inside(loop))
 
@@ -125,15 +133,11 @@ class Graph:
         best = {}
         for place in reversed(list(networkx.topological_sort(order))):
             group = order.nodes[place]["members"]
-            own = self.loop(group, through) if len(group) > 1 or edges.has_edge(*group, *group) else self.block(*group)
-            rest = [Way(0, ())] if group & ends else []
+            own = self.loop(group, through) if is_loop(edges, group) else self.ways[min(group)]
+            rest = [Way()] if group & ends else []
             rest += [best[at] for at in order.successors(place) if best[at]]
             best[place] = min((own + way for way in rest), key=rank, default=None) if own else None
         return best[order.graph["mapping"][start]]
-
-    def block(self, start: int) -> Way:
-        steps = tuple(self.blocks[start])
-        return Way(sum(i.access[1] for i in steps if i.access and i.access[1] == 16), steps)
 
     def loop(self, group: Set[int], through: Set[int]) -> Way | None:
         """Return what a loop inside a way adds to it; None where no way leads."""
@@ -141,7 +145,7 @@ class Graph:
             return None
         way = self.round(group, through if through < group else frozenset())
         times = self.levels if way and way.wide and not group & self.reads else 1
-        return way and Way(way.wide * times, way.steps * times)
+        return way and way * times
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,9 @@ def fast_path(text: str, levels: int = 1, longest: bool = False) -> FastPath:
         levels: bit-widths.
         longest: of loops, and of ways round one, that move as much the longest is meant, not the shortest.
     """
-    code = instructions(text)
-    shortest, graph = Graph(code, levels), Graph(code, levels, longest)
+    shortest = Graph(instructions(text), levels)
+    graph = copy.copy(shortest)
+    graph.longest = longest
     straight = shortest.straight()
     rounds = [(loop, way) for loop in graph.reading_loops(graph.edges) if (way := graph.round(loop))]
     most = max([way.wide for _, way in rounds], default=-1)
