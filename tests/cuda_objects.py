@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90")
 
 
-def has_nvcc() -> bool:
+def nvcc() -> str | None:
+    """Return where the CUDA compiler is, if anywhere."""
     path = os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ.get("PATH", os.defpath)])
-    return shutil.which("nvcc", path=path) is not None
+    return shutil.which("nvcc", path=path)
 
 
 @functools.cache
@@ -58,5 +59,5 @@ def functions(kind: str, marker: str, paths: tuple[Path, ...]) -> dict[tuple[str
     return found
 
 
-if __name__ == "__main__" and has_nvcc():
+if __name__ == "__main__" and nvcc():
     objects()

@@ -109,7 +109,7 @@ def run(*command: str) -> str:
 def write(paths: dict, to: Path) -> None:
     commit = run("git", "log", "-1", "--format=%h", "--", "../csrc")
     changed = "-dirty" if run("git", "status", "--porcelain", "--", "../csrc") else ""
-    compiler = re.search(r"release [\d.]+, V[\d.]+", run("nvcc", "--version"))[0]
+    compiler = re.search(r"release [\d.]+, V[\d.]+", run(cuda_objects.nvcc(), "--version"))[0]
     head = {"commit": commit + changed, "nvcc": compiler, "architecture": ARCHITECTURE}
     rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in paths.items())
     to.write_text(f"{json.dumps(head)[:-1]},\n \"paths\": {{\n{rows}\n }}}}\n")

@@ -8,11 +8,11 @@ import json
 import re
 
 import pytest
-from cuda_objects import ARCHITECTURES, dump, functions, has_nvcc, objects
+from cuda_objects import ARCHITECTURES, dump, functions, nvcc, objects
 from machine_code import BEFORE, COUNTS, counted
 from manifest import MANIFEST
 
-pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc")
+pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc")
 QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
     r"(?:round_clamp|lsb_gradient)_kernel"
 NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
