@@ -11,7 +11,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py cmake_build.py pyp
 	$(wildcard python/mbq_store/*.py python/mbq_store/*.t*)
 FORMATTED := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all counts lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mbq train --data digits --bits 8,4,2 --out runs/digits --overwrite
@@ -25,6 +25,11 @@ test-all: export MBQ_EXAMPLES ?= 2000
 test-all: $(VENV)/tests-installed
 	PYTHONPATH=. $(BIN)/python tests/cuda_objects.py
 	$(BIN)/python -m pytest -n auto --dist loadscope
+
+# What tests and benchmarks say of the machine code of CUDA kernels, after these have changed.
+counts: $(VENV)/tests-installed
+	PYTHONPATH=. $(BIN)/python tests/machine_code.py
+	$(BIN)/python bench/report.py bench/results/h*.json --into README.md
 
 lint: $(VENV)/lint-installed
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""Tables and pictures of measured rows.   python bench/report.py RESULTS.json... --out DIR
+"""Tables and pictures of measured rows, and what GPUs are predicted to take at best.
 
-Writes report.md, roofline.png and ratios.png for every results file, and prints the tables.
+    python bench/report.py RESULTS.json... --out DIR      report.md, roofline.png and ratios.png for every results file
+    python bench/report.py RESULTS.json... --into FILE    the table of every op on GPUs, which measured the results,
+                                                          between its marks in a Markdown file
 """
 
 import argparse
@@ -8,6 +10,7 @@ import json
 from pathlib import Path
 
 import matplotlib
+import predicted
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -16,6 +19,7 @@ from rich.markdown import Markdown  # noqa: E402
 
 HEAD = ("candidate", "ms p50 [p20, p80]", "GB/s", "of copy", "time / ours", "agreement")
 NOT_RIVALS = ("copy", "mbq")
+MARK = "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->"
 
 
 def cases_of(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -63,8 +67,11 @@ def markdown(result: dict) -> str:
     if result["small"]:
         parts.append("**Tiny shapes: a check that everything runs, not a measurement.**")
     parts += ["## Targets", _targets(result["targets"]), "## Rows we lose", _losses(result["rows"]), "## Every row"]
+    on_gpu = predicted.cases() if facts["device"] == "cuda" and not result["small"] else {}
     for (case, timer), rows in groups.items():
         size = f", {rows[0]['bytes'] / 1e6:.4g} MB by the formula" if "bytes" in rows[0] else ""
+        size += "".join(f", predicted at best on {gpu.name} {1e3 * predicted.predict(on_gpu[case], gpu).seconds:.4g} ms"
+                        for gpu in predicted.GPUS if case in on_gpu and gpu.name in facts["gpu"]["name"])
         parts += [f"### {case} ({timer}{size})", table(HEAD, [cells(row) for row in rows])]
     return "\n\n".join(parts) + "\n"
 
@@ -122,16 +129,60 @@ def ratios(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def gpu_table(results: list[dict]) -> str:
+    """Return the largest case of everything an op launches, and what was measured: predicted and measured times."""
+    measured = {}
+    for result in results:
+        gpu = next((gpu.name for gpu in predicted.GPUS if gpu.name in result["machine"]["gpu"]["name"]), None)
+        measured |= {(gpu, row["case"]): row for row in result["rows"]
+                     if row.get("ratio_to_ours") == 1.0 and row.get("timer") == "CUDA events"}
+    cases, largest = predicted.cases(), {}
+    for case in cases.values():
+        work = case.op, predicted.paths_of(case) or (case.dtype, case.what)
+        largest[work] = max(largest.get(work, case), case, key=lambda case: case.numel)
+    chosen = {case.name for case in largest.values()} | {name for _, name in measured}
+    head = ("case", "MB", *(f"{gpu.name} {what}" for gpu in predicted.GPUS
+                            for what in ("predicted, ms (of copy)", "measured, ms (of copy)")), "limited by")
+    lines = []
+    for case in (case for name, case in cases.items() if name in chosen):
+        line, limits = [case.name, f"{case.bytes / 1e6:.1f}"], []
+        for gpu in predicted.GPUS:
+            best, row = predicted.predict(case, gpu), measured.get((gpu.name, case.name))
+            limits.append(best.limit)
+            line += [_time(1e3 * best.seconds, best.share),
+                     _time(row["ms_p50"], row["copy_fraction"]) if row else "not measured"]
+        lines.append([*line, " / ".join(dict.fromkeys(limits))])
+    return table(head, lines)
+
+
+def _time(milliseconds: float, share: float | None) -> str:
+    return f"{milliseconds:.4f}" + ("" if share is None else f" ({share:.2f})")
+
+
+def replaced(text: str, new: str) -> str:
+    """Return a Markdown text with `new` between its marks."""
+    before, begin, rest = text.partition(MARK)
+    _, end, after = rest.partition("<!-- end -->")
+    if not begin or not end:
+        raise ValueError("report.py: the file must have the two marks of the GPU table")
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    to = parser.add_mutually_exclusive_group(required=True)
+    to.add_argument("--out", type=Path, metavar="DIR")
+    to.add_argument("--into", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    results = [json.loads(source.read_text()) for source in arguments.results]
+    if arguments.into:
+        arguments.into.write_text(replaced(arguments.into.read_text(), gpu_table(results)))
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    for source in arguments.results:
-        result = json.loads(source.read_text())
-        prefix = f"{source.stem}_" if len(arguments.results) > 1 else ""
+    for source, result in zip(arguments.results, results, strict=True):
+        prefix = f"{source.stem}_" if len(results) > 1 else ""
         text = markdown(result)
         roofline(result, arguments.out / f"{prefix}roofline.png")
         ratios(result, arguments.out / f"{prefix}ratios.png")

@@ -5,6 +5,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90")
 
 
-def has_nvcc() -> bool:
+def nvcc() -> str | None:
+    """Return where the CUDA compiler is, if anywhere."""
     path = os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ.get("PATH", os.defpath)])
-    return shutil.which("nvcc", path=path) is not None
+    return shutil.which("nvcc", path=path)
 
 
 @functools.cache
@@ -34,8 +36,8 @@ def objects() -> tuple[Path, ...]:
 
 
 @functools.cache
-def dump(kind: str) -> str:
-    """Return what cuobjdump, which comes with Triton, prints of all objects."""
+def dump(kind: str, paths: tuple[Path, ...]) -> str:
+    """Return what cuobjdump, which comes with Triton, prints of object files."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -43,8 +45,19 @@ def dump(kind: str) -> str:
     def one(path):
         return subprocess.run([tool, kind, path], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return "".join(pool.map(one, objects()))
+        return "".join(pool.map(one, paths))
 
 
-if __name__ == "__main__" and has_nvcc():
+@functools.cache
+def functions(kind: str, marker: str, paths: tuple[Path, ...]) -> dict[tuple[str, str], str]:
+    """Return {(architecture, function): its part of the dump}; `marker` is what stands before a function's name."""
+    _, *by_arch = re.split(r"arch = sm_(\d+)", dump(kind, paths))
+    found = {}
+    for arch, text in zip(by_arch[::2], by_arch[1::2], strict=True):
+        _, *parts = re.split(marker + r"([^\s(:]+)", text)
+        found |= {(arch, name): body for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    return found
+
+
+if __name__ == "__main__" and nvcc():
     objects()

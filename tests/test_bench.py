@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from manifest import MANIFEST
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -93,3 +94,37 @@ def test_benchmarks_and_report_in_small(tmp_path):
                           text=True)
     assert done.returncode == 0, done.stderr
     assert "mbq cpu" in (tmp_path / "report.md").read_text() and (tmp_path / "roofline.png").stat().st_size > 1000
+
+
+def test_predictions_are_of_the_bytes_that_the_cases_count():
+    import predicted
+
+    counted = {case.op for case in predicted.cases().values() if predicted.paths_of(case)}
+    assert counted == {op.name for op in MANIFEST.values() if op.cuda}
+    for case in predicted.cases().values():
+        moved = sum(predicted.counts()["paths"][name]["bytes"] for name in predicted.paths_of(case))
+        assert moved in (0, pytest.approx(case.bytes / case.numel)), case.name
+
+
+def test_the_slower_of_memory_and_instructions_is_predicted(monkeypatch):
+    import predicted
+
+    case = predicted.cases()["fake_quantize-tensor-64Mi-float32-forward+backward"]
+    paths = {f"fake_quantize_{way} float32": {"bytes": moved, "instructions": instructions}
+             for way, moved, instructions in (("forward", 8, 20), ("backward", 12, 400))}
+    monkeypatch.setattr(predicted, "counts", lambda: {"paths": paths})
+    found = predicted.predict(case, predicted.Gpu("", bandwidth=2e12, slots=1e13))
+    assert found.seconds == pytest.approx(4.7e-6 + 2**26 * (8 / 2e12 + 400 / 1e13)) and found.limit == "instructions"
+    assert found.share == pytest.approx(20 / found.seconds / (8 / (4.7e-6 + 2**26 * 8 / 2e12)))
+
+
+def test_the_table_of_every_op_on_gpus_is_what_the_report_writes():
+    import report
+
+    pages = [path for path in (BENCH.parent / "README.md", *BENCH.parent.glob("docs/*.md"))
+             if report.MARK in path.read_text()]
+    assert pages, "no page has the marks of the GPU table"
+    results = [json.loads(path.read_text()) for path in sorted((BENCH / "results").glob("h*.json"))]
+    for page in pages:
+        assert page.read_text() == report.replaced(page.read_text(), report.gpu_table(results)), (
+            f"python bench/report.py bench/results/h*.json --into {page.name}")

@@ -4,27 +4,18 @@ One module, because one process compiles and disassembles.
 """
 
 import collections
-import functools
+import json
 import re
 
 import pytest
-from cuda_objects import ARCHITECTURES, dump, has_nvcc
+from cuda_objects import ARCHITECTURES, dump, functions, nvcc, objects
+from machine_code import BEFORE, COUNTS, counted
+from manifest import MANIFEST
 
-pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc")
+pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc")
 QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
     r"(?:round_clamp|lsb_gradient)_kernel"
 NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
-
-
-@functools.cache
-def _parts(kind, marker):
-    """{(architecture, function): its part of the dump}"""
-    _, *by_arch = re.split(r"arch = sm_(\d+)", dump(kind))
-    found = {}
-    for arch, text in zip(by_arch[::2], by_arch[1::2], strict=True):
-        _, *functions = re.split(marker + r"([^\s(:]+)", text)
-        found |= {(arch, name): body for name, body in zip(functions[::2], functions[1::2], strict=True)}
-    return found
 
 
 def _named(parts, pattern):
@@ -33,12 +24,12 @@ def _named(parts, pattern):
 
 def machine_code(pattern):
     """{(architecture, function): SASS} of the functions whose mangled name has the pattern."""
-    return _named(_parts("--dump-sass", "Function : "), pattern)
+    return _named(functions("--dump-sass", "Function : ", objects()), pattern)
 
 
 def ptx(pattern):
     """The same before the assembler, which writes division out in its own fused steps."""
-    return _named(_parts("--dump-ptx", r"\.entry "), pattern)
+    return _named(functions("--dump-ptx", r"\.entry ", objects()), pattern)
 
 
 def test_kernels_are_built_for_two_architectures():
@@ -46,10 +37,11 @@ def test_kernels_are_built_for_two_architectures():
 
 
 def test_no_kernel_has_a_stack_or_local_memory():
-    usage = re.findall(r"Function (\S+):\s*\n.*?STACK:(\d+).*?LOCAL:(\d+)", dump("--dump-resource-usage"))
+    usage = re.findall(r"Function (\S+):\s*\n.*?STACK:(\d+).*?LOCAL:(\d+)", dump("--dump-resource-usage", objects()))
     assert len(usage) > 50
     assert [name for name, stack, local in usage if int(stack) or int(local)] == []
-    assert " LDG" in dump("--dump-sass") and not [op for op in (" LDL", " STL") if op in dump("--dump-sass")]
+    code = dump("--dump-sass", objects())
+    assert " LDG" in code and not [op for op in (" LDL", " STL") if op in code]
 
 
 def test_quantizers_move_16_bytes_at_once():
@@ -114,3 +106,63 @@ def test_code_kernels_move_16_bytes_at_once():
         assert stores[16] >= {"Pack": narrow, "Unpack": 8, "Split": narrow, "Join": 4}[kind], key
         read, count = {"Pack": (16, 8), "Unpack": (2 * narrow, 8), "Split": (16, 8), "Join": (2, 4 * narrow)}[kind]
         assert loads[read] >= count, key
+
+
+PATHS = [path for op in MANIFEST.values() for path in op.paths]
+every_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name.replace(" ", "-"))
+
+
+@pytest.fixture
+def facts(path):
+    return counted()[path.name]
+
+
+def test_no_two_paths_have_one_name_and_each_operator_has_one():
+    assert len({path.name for path in PATHS}) == len(PATHS)
+    operators = {name for op in MANIFEST.values() if op.cuda for name in op.raw}
+    assert operators - {path.operator for path in PATHS} <= {"switched_linear_backward"}  # a column a thread: no stream
+
+
+@every_path
+def test_instructions_per_element(path, facts):
+    """Of a round of the loop, or of all where there is none, against the code before; and of the whole call."""
+    before = json.loads(BEFORE.read_text())["paths"][path.name]
+    assert facts["round"] <= path.share * before["round"]
+    assert facts["instructions"] <= 1.02 * before["instructions"]  # compilers differ
+
+
+@every_path
+def test_fast_path_is_that_of_the_whole_tensor(path, facts):
+    """Nobody counted another one: threads have all elements between them."""
+    assert facts["elements"] * facts["rounds"] == facts["share"]
+
+
+@every_path
+def test_no_element_is_divided_or_needs_a_subroutine(path, facts):
+    """A thread that goes straight through may divide once for a bit-width: its scale."""
+    assert facts["divisions"] <= (path.levels if facts["round"] == facts["instructions"] else 0)
+    assert facts["calls"] == 0
+
+
+@every_path
+def test_fast_path_moves_16_bytes_at_once(path, facts):
+    assert {name: facts[f"wide_{name}"] for name in path.wide} == path.wide
+
+
+@every_path
+def test_enough_is_in_flight(path, facts):
+    """Blocks that a multiprocessor holds, and what their threads have asked for before they wait."""
+    assert facts["occupancy"] >= path.occupancy and facts["in_flight"] >= path.in_flight
+    assert facts["local"] == 0
+
+
+@every_path
+def test_launches_of_a_call(path, facts):
+    assert facts["launches"] <= path.launches
+
+
+def test_counts_that_benchmarks_predict_from_are_those_of_the_code():
+    written = json.loads(COUNTS.read_text())["paths"]
+    found = {name: row["instructions"] for name, row in counted().items()}
+    assert {name: row["instructions"] for name, row in written.items()} == pytest.approx(found, rel=0.05), (
+        "python tests/machine_code.py writes them anew")

@@ -36,7 +36,7 @@ def test_every_op_is_imported_and_has_one_entry():
 def test_entry_has_every_field(op):
     entry = MANIFEST[op]
     lacks = [field for field in ("call", "data", "raw", "malformed", "aot", "sanitize") if not getattr(entry, field)]
-    lacks += ["on_host"] if entry.cuda and not entry.on_host else []
+    lacks += [field for field in ("on_host", "paths") if entry.cuda and not getattr(entry, field)]
     assert not lacks, f"{op}'s entry in tests/manifest lacks {', '.join(lacks)}"
     assert entry.raw.keys() == set(_raw_names[op]), f"{op}'s entry: raw must have {', '.join(_raw_names[op])}"
     public = functions(ROOT / f"mbq_kernels/ops/{op}.py")

@@ -6,6 +6,7 @@ import mbq_kernels as mbq
 
 from . import code_variants
 from .entry import CODES, FLOATS, Op
+from .paths import PATHS
 from .sweeps import over_matrices
 
 STORED = torch.randint(-128, 128, (4, 33), dtype=torch.int8)
@@ -100,6 +101,7 @@ QUANTIZE_CODES = Op(
         "integer x": ("quantize_codes_forward", {"x": STORED})},
     aot=code_variants.quantize_codes,
     on_host="no: its loop is fake_quantize's forward, which writes another type",
+    paths=PATHS["quantize_codes"],
     sanitize=over_matrices(_sweep_quantize))
 
 SWITCH_BITS = Op(
@@ -111,6 +113,7 @@ SWITCH_BITS = Op(
         "upwards": ("switch_bits_forward", {"from_bits": 4, "to_bits": 8})},
     aot=code_variants.switch_bits,
     on_host="test_codes_on_host.test_codes_one_by_one",
+    paths=PATHS["switch_bits"],
     sanitize=over_matrices(_sweep_quantize))
 
 DEQUANTIZE_CODES = Op(
@@ -125,6 +128,7 @@ DEQUANTIZE_CODES = Op(
         "integer result": ("dequantize_codes_forward", {"dtype": torch.int32})},
     aot=code_variants.dequantize_codes,
     on_host="test_codes_on_host.test_codes_one_by_one",
+    paths=PATHS["dequantize_codes"],
     sanitize=over_matrices(_sweep_quantize))
 
 PACK_CODES = Op(
@@ -141,6 +145,7 @@ PACK_CODES = Op(
         "0 bits": ("unpack_codes_forward", {"bits": 0})},
     aot=code_variants.pack_codes,
     on_host="test_codes_on_host.test_packing",
+    paths=PATHS["pack_codes"],
     sanitize=over_matrices(_sweep_pack))
 
 TO_PLANES = Op(
@@ -157,6 +162,7 @@ TO_PLANES = Op(
         "planes that are codes": ("from_planes_forward", {"planes": STORED})},
     aot=code_variants.to_planes,
     on_host="test_codes_on_host.test_from_planes",
+    paths=PATHS["to_planes"],
     sanitize=over_matrices(_sweep_planes))
 
 SWITCHED_LINEAR = Op(
@@ -187,6 +193,7 @@ SWITCHED_LINEAR = Op(
         "negative columns": ("switched_linear_backward", {"store": STORED, "in_features": -1})},
     aot=code_variants.switched_linear,
     on_host="test_switched_linear_on_host.test_cuda_loops_on_the_host",
+    paths=PATHS["switched_linear"],
     sanitize=over_matrices(_sweep_linear))
 
 OPS = [QUANTIZE_CODES, SWITCH_BITS, DEQUANTIZE_CODES, PACK_CODES, TO_PLANES, SWITCHED_LINEAR]

@@ -1,6 +1,6 @@
 """Define what an entry of the manifest holds, and the kinds of inputs that the matrices of tests feed an op."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +34,44 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Path:
+    """A call on CUDA whose machine code is counted, of tensors that fill whole tiles, and what must be found in it.
+
+    arguments: of the raw operator by name, without elements; what is not named is absent or False. reads, writes: bytes
+    an element that must move, in accesses of 16 but where `narrow` names them; again: bytes read of what others have
+    read, so that a cache has them; numel: elements of the call; levels: bit-widths that a loop may go over; longest:
+    the longest of loops, and of ways round one, is meant, because what shorter ones leave out is done. Wanted:
+    instructions per element of a round at most `share` of those in tests/machine_code_before.json, at least `occupancy`
+    of the threads that a multiprocessor can hold, `in_flight` bytes asked for there before the first of them is needed,
+    at most `launches`.
+    """
+    operator: str
+    what: str  # the rest of its name
+    arguments: dict
+    reads: float
+    writes: float
+    narrow: tuple[str, ...] = ()
+    again: float = 0
+    numel: int = 4096 * 4096
+    levels: int = 1
+    longest: bool = False
+    share: float = 1.02  # compilers differ
+    occupancy: float = 0.6
+    in_flight: int = 48 * 1024
+    launches: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.what}"
+
+    @property
+    def wide(self) -> dict[str, float]:
+        """Return the bytes an element that must be in accesses of 16, of reads and of writes, where there are any."""
+        every = {"reads": self.again + self.reads * ("reads" not in self.narrow), "writes": self.writes}
+        return {name: size for name, size in every.items() if size and (name == "reads" or name not in self.narrow)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Inputs of calls: make(device, size) gives those of one call, batch(device) three calls' and their dimensions for
     vmap, laid_out(device, layout) those of raw operators in a memory layout of LAYOUTS."""
@@ -52,8 +90,8 @@ class Op:
     call(*inputs, bits=4) calls the op as a user does, on inputs of `data`; raw has the arguments of every raw operator,
     by name, from inputs of `data`; malformed has, by what is wrong, a raw operator and the arguments that replace good
     ones. aot gives the Variants of its Triton kernels, or names the op whose kernels it launches. on_host names the
-    test that runs its CUDA loop on the host, or says after "no: " why none does. sanitize(device, some) runs it at
-    awkward sizes, at a few of them with some=True.
+    test that runs its CUDA loop on the host, or says after "no: " why none does. paths: its calls whose machine code is
+    counted. sanitize(device, some) runs it at awkward sizes, at a few of them with some=True.
     """
     name: str
     call: Callable = None
@@ -62,6 +100,7 @@ class Op:
     malformed: dict[str, tuple[str, dict]] = field(default_factory=dict)
     aot: Callable | str = None
     on_host: str = ""
+    paths: Sequence[Path] = ()
     sanitize: Callable = None
     also: tuple[str, ...] = ()  # public functions beside the one of its name
     bits: range = range(1, 9)  # that call takes

@@ -5,6 +5,7 @@ import torch
 import mbq_kernels as mbq
 
 from .entry import CODES, FLOATS, Op, row
+from .paths import PATHS
 from .sweeps import over_weights
 from .variants import count_variants, lsb_forward_variants, lsb_gradient_variants
 
@@ -54,6 +55,7 @@ ROUND_CLAMP = Op(
                "an axis without limit": ("round_clamp_forward", {"limit": None})},
     aot=lsb_forward_variants("value_ptr"),
     on_host="test_cuda_lsb_on_host.test_lsb",
+    paths=PATHS["round_clamp"],
     sanitize=over_weights(lambda x, axis, limit: [
         mbq.round_clamp(x, bits=4, limit=limit, axis=axis, form="sign-magnitude")]))
 
@@ -64,6 +66,7 @@ EXTRACT_LSB = Op(
     malformed={"k": ("extract_lsb_forward", {"k": 4})},
     aot=lsb_forward_variants("residual_ptr"),
     on_host="test_cuda_lsb_on_host.test_lsb",
+    paths=PATHS["extract_lsb"],
     sanitize=over_weights(lambda x, axis, limit: [
         mbq.extract_lsb(x, bits=8, k=3, limit=limit, axis=axis, form="sign-magnitude")]))
 
@@ -79,6 +82,7 @@ LSB_PENALTY = Op(
         "bfloat16 gradient": ("lsb_penalty_backward", {"grad": ONE[0].bfloat16()})},
     aot=lambda: (*lsb_forward_variants("counts_ptr")(), *lsb_gradient_variants(with_task=False)(), *count_variants()),
     on_host="test_cuda_lsb_on_host.test_gradients",
+    paths=PATHS["lsb_penalty"],
     sanitize=over_weights(lambda x, axis, limit: [
         mbq.lsb_penalty(x, bits=4, limit=limit, axis=axis, form="sign-magnitude")[0]]))
 
@@ -95,6 +99,7 @@ ROUND_CLAMP_LSB = Op(
         "gradient of another dtype": ("round_clamp_lsb_backward", {"grad": X.half()})},
     aot=lambda: (*lsb_forward_variants("value_ptr", "counts_ptr")(), *lsb_gradient_variants(with_task=True)()),
     on_host="test_cuda_lsb_on_host.test_gradients",
+    paths=PATHS["round_clamp_lsb"],
     sanitize=over_weights(lambda x, axis, limit: [
         *mbq.round_clamp_lsb(x, bits=8, k=2, limit=limit, axis=axis)[:2]]))
 
@@ -121,6 +126,7 @@ ROUND_CLAMP_LSB_FOREACH = Op(
         "no gradients": ("round_clamp_lsb_foreach_backward", {"grads": []})},
     aot="round_clamp_lsb",
     on_host="test_cuda_on_host.test_every_block_works_for_its_item",
+    paths=PATHS["round_clamp_lsb_foreach"],
     sanitize=over_weights(_many))
 
 OPS = [ROUND_CLAMP, EXTRACT_LSB, LSB_PENALTY, ROUND_CLAMP_LSB, ROUND_CLAMP_LSB_FOREACH]

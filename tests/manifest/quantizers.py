@@ -5,6 +5,7 @@ import torch
 import mbq_kernels as mbq
 
 from .entry import FLOATS, Op
+from .paths import PATHS
 from .sweeps import over_tensors
 from .variants import PAIR, channel_sum_variants, quantizer_variants
 
@@ -63,6 +64,7 @@ FAKE_QUANTIZE = Op(
         "bits": ("fake_quantize_forward", {"bits": 99})},
     aot=quantizer_variants("fake_quantize", levels=(1,), shifts=(False, True)),
     on_host="test_cuda_on_host.test_fake_quantize",
+    paths=PATHS["fake_quantize"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         mbq.fake_quantize(x, scale, offset, bits=4, axis=axis), mbq.fake_quantize(x, scale, bits=1, axis=axis),
         mbq.fake_quantize(x, scale, offset, bits=4, axis=axis, scale_unit=unit, scale_floor=floor)]))
@@ -82,6 +84,7 @@ FAKE_QUANTIZE_MULTI = Op(
     aot=lambda: (*quantizer_variants("fake_quantize", levels=(4,), shifts=(False, True), in_units=(True,))(),
                  *channel_sum_variants()),
     on_host="test_cuda_on_host.test_fake_quantize",
+    paths=PATHS["fake_quantize_multi"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor:
                           mbq.fake_quantize_multi(x, [scale] * 3, bits=(8, 4, 2), axis=axis)))
 
@@ -113,6 +116,7 @@ FAKE_QUANTIZE_FOREACH = Op(
         "gradients of two dtypes": ("fake_quantize_foreach_backward", {"grads": [X, X.half(), X[:2], X[:2]]})},
     aot="fake_quantize_multi",
     on_host="test_cuda_on_host.test_every_block_works_for_its_item",
+    paths=PATHS["fake_quantize_foreach"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         *mbq.fake_quantize_foreach([x] * 100, [[scale]] * 100, [[offset]] * 100, bits=[4], axis=axis)[99],
         *mbq.fake_quantize_foreach([x] * 100, [[scale]] * 100, bits=[4], axis=axis, scale_units=[[unit]] * 100,
@@ -137,6 +141,7 @@ DOUBLE_ROUND = Op(
     aot=quantizer_variants("double_round", level=(*PAIR, ("fp32",) * 3), levels=(1, 4), shifts=(False,),
                            in_units=(False,), one_scale=True),
     on_host="test_cuda_on_host.test_double_round",
+    paths=PATHS["double_round"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         *mbq.double_round(x, scale, bits=(8, 4, 2), axis=axis),
         *mbq.double_round(x, scale, bits=(8, 4, 2), axis=axis, scale_unit=unit, scale_floor=floor)]))
@@ -151,6 +156,7 @@ FAKE_QUANTIZE_AFFINE = Op(
     malformed={"too few zero points": ("fake_quantize_affine_forward", {"zero_point": S[:2]})},
     aot=quantizer_variants("fake_quantize_affine", levels=(1,), shifts=(True,), mixed=False),
     on_host="test_cuda_on_host.test_fake_quantize_affine",
+    paths=PATHS["fake_quantize_affine"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]))
 

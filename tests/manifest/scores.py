@@ -6,6 +6,7 @@ import mbq_kernels as mbq
 
 from .entry import CODES, FLOATS, Op
 from .layer_variants import logit_variants
+from .paths import PATHS
 from .sweeps import over_matrices
 from .variants import corrected_variants, correction_variants
 
@@ -72,6 +73,7 @@ EL2N = Op(
     malformed={"a target too few": ("el2n_forward", {"targets": torch.zeros(3, dtype=torch.int64)})},
     aot="cross_entropy_el2n",
     on_host="no: its sums meet in shuffles of a warp, which the host lacks",
+    paths=PATHS["el2n"],
     sanitize=over_matrices(_sweep_logits))
 
 CROSS_ENTROPY_EL2N = Op(
@@ -87,6 +89,7 @@ CROSS_ENTROPY_EL2N = Op(
         "a gradient too few": ("cross_entropy_el2n_backward", {"grad": S[:3]})},
     aot=logit_variants,
     on_host="no: its sums meet in shuffles of a warp, which the host lacks",
+    paths=PATHS["cross_entropy_el2n"],
     sanitize=over_matrices(_sweep_logits))
 
 CORRECT_WEIGHT_BIAS = Op(
