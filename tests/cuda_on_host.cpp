@@ -1,5 +1,5 @@
-// The CUDA loops of csrc/cuda/engine/elementwise.cuh on the host, lane after lane, and their last teams in any order: for
-// tests/test_cuda_on_host.py.
+// The CUDA loops of csrc/cuda/engine/elementwise.cuh on the host, lane after lane, and their last teams in any order:
+// for tests/test_cuda_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
