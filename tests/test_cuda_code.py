@@ -103,13 +103,13 @@ def test_quantizers_neither_divide_nor_contract():
 
 
 def test_quantizers_keep_half_of_the_threads_resident():
-    """Of single calls: registers for four blocks of 256 threads and more, up to four levels without an offset."""
+    """Of calls of one tensor without offsets: registers for four blocks of 256 threads, for five at one level."""
     usage = dict(re.findall(r"Function (\S+):\s*\n.*?REG:(\d+)", dump("--dump-resource-usage")))
     kernels = [name for name in usage if re.search(QUANTIZERS, name) and re.search(r"Lb1ELi1E", name)]
     assert len(kernels) > 20
     for name in kernels:
         slots = quantizer_kernel(name)[4]
-        assert int(usage[name]) <= (48 if slots == 1 else 64 if slots == 4 else 80), name
+        assert int(usage[name]) <= (48 if slots == 1 else 64), name
 
 
 @pytest.mark.parametrize("pattern, least", [(LSBS, 15)])
