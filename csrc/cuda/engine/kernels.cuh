@@ -2,12 +2,15 @@
 #pragma once
 
 #include "batch.cuh"
-#include "elementwise.cuh"
+#include "channel_sums.cuh"
 
 namespace mbq::cuda {
 
-constexpr int kWarpLanes = 32;
-constexpr unsigned kFullWarp = 0xffffffffu;
+// This block's index among those of its item.
+template <class Item, int capacity>
+__device__ __forceinline__ unsigned block_index(const Batch<Item, capacity>& batch, int item) {
+  return capacity == 1 ? blockIdx.x : blockIdx.x - batch.first_block[item];
+}
 
 // This thread's index among those of its item.
 template <class Item, int capacity>
@@ -15,85 +18,108 @@ __device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& bat
   return static_cast<int64_t>(blockIdx.x - batch.first_block[item]) * blockDim.x + threadIdx.x;
 }
 
-// A sum over the warp in a fixed tree; every lane gets it.
-__device__ __forceinline__ double warp_sum(double value) {
+// Blocks of a multiprocessor: as many as registers for the loads of a tile leave room for.
+constexpr int blocks_at_once(int slots, bool plain, int capacity) {
+  const int lean = plain && capacity == 1;
+  return slots == 1 ? 4 + lean : slots <= 4 ? 3 + lean : 2 + 2 * lean;
+}
+
+template <class Job, bool plain, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
+    forward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const Job& job = batch.items[item];
+  const Share share = job.tiles.template share<Job::kTile>(block_index(batch, item), threadIdx.x);
+  if (share.left == 0) return;
+  Forward<Job, plain> visit(job, share.channel);
+  walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+}
+
+// What the threads of a block have summed, of every row of gradients.
+template <class Visit>
+using BlockSums = float[(Visit::kPlain ? 1 : 2) * Visit::slots][kTeamThreads];
+
+// By run: writes the partial sums of a block's team, in its warps row by row, or of its warps.
+template <class Job>
+__device__ __forceinline__ void write_team_sums(const Job& job, const Share& share, const float (*sums)[kTeamThreads]) {
+  const bool wide = job.tiles.wide, writes = threadIdx.x % kWarpLanes == 0 && share.team < job.tiles.teams;
+  const unsigned first = wide ? threadIdx.x % kWarpLanes : threadIdx.x, end = wide ? kTeamThreads : first + 1;
+#pragma unroll 1
+  for (int row = wide ? threadIdx.x / kWarpLanes : 0; row < job.rows(); row += wide ? kTeamWarps : 1) {
+    double sum = 0.0;
+    for (unsigned i = first; i < end; i += kWarpLanes) sum += static_cast<double>(sums[row][i]);
+    sum = warp_sum(sum);
+    if (writes) job.partials(row)[share.team] = sum;
+  }
+}
+
+// By run, the team with a channel's last ticket writes its gradients; by column, the block with a strip's those of its
+// channels. Whether this thread is in it, all of whose threads call.
+template <class Job>
+__device__ __forceinline__ bool is_last_team(const Job& job, const Share& share, unsigned strip) {
+  const Tiles& tiles = job.tiles;
+  const unsigned count = tiles.sums_of_channel();
+  if (tiles.by_run && !tiles.wide) {
+    if (share.team >= tiles.teams) return false;
+    __syncwarp();
+    return count == 1 || last_warp(job.counters + share.channel, count);
+  }
+  __syncthreads();
+  return count == 1 || last_block(job.counters + (tiles.by_run ? share.channel : strip), count);
+}
+
+template <class Visit>
+__device__ __forceinline__ void finish(const Visit& visit, const Share& share, unsigned block) {
+  __shared__ BlockSums<Visit> sums;
+  __shared__ double parts[kTeamThreads];
+  const auto& job = visit.job;
+  const Tiles& tiles = job.tiles;
 #pragma unroll
-  for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
-}
-
-template <template <class> class Quantizer, class T, class Out, int capacity>
-__global__ void forward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Out>, capacity> batch) {
-  const int item = batch.item_of(blockIdx.x);
-  const Job<Quantizer, T, Out>& job = batch.items[item];
-  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
-  if (task >= job.walk.tasks) return;
-  Forward<Quantizer, T, Out> visit{job, job.walk.channel_of(task)};
-  if (job.walk.by_run) {
-    walk_run<kPack<Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
-  } else {
-    walk_column(job.walk, task, visit);
+  for (int k = 0; k < Visit::slots; ++k) {
+    if (!job.has(k)) break;
+    sums[k][threadIdx.x] = visit.to_scale[k];
+    if (!Visit::kPlain && job.shifted()) sums[job.levels + k][threadIdx.x] = visit.to_shift[k];
+  }
+  __syncthreads();
+  const unsigned lanes = tiles.by_run && !tiles.wide ? kWarpLanes : kTeamThreads;
+  Strip strip(tiles, block);
+  if (tiles.by_run) {
+    write_team_sums(job, share, sums);
+    strip.first = share.channel;
+    strip.channels = 1;
+  } else if (threadIdx.x < strip.channels) {
+    for (int row = 0; row < job.rows(); ++row) strip.write_partial(job.partials(row), sums[row], threadIdx.x);
+  }
+  if (!is_last_team(job, share, strip.at)) return;
+  const unsigned thread = threadIdx.x % lanes, sub = thread / strip.channels, subs = lanes / strip.channels;
+  double carried = 0.0;
+#pragma unroll 1
+  for (int row = 0; row < job.rows(); ++row) {
+    double sum = sub < subs ? job.share_of_sum(row, strip.first + thread - sub * strip.channels, sub, subs) : 0.0;
+    if (lanes == kWarpLanes) {
+      sum = warp_sum(sum);
+    } else if (tiles.by_run) {
+      sum = block_sum<kTeamThreads>(sum);
+    } else {
+      __syncthreads();
+      parts[threadIdx.x] = sum;
+      __syncthreads();
+      if (thread < strip.channels) sum = strip.total(parts, thread);
+    }
+    if (thread < strip.channels) job.write_gradient(row, strip.first + thread, sum, carried);
   }
 }
 
-template <template <class> class Quantizer, class T, class Grad, int slots, int capacity>
-__global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Grad>, capacity> batch) {
+template <class Job, bool plain, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
+    backward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
-  const Job<Quantizer, T, Grad>& job = batch.items[item];
-  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
-  if (task >= job.walk.tasks) return;  // whole warps by run, so that the shuffles below are full
-  Backward<Quantizer, T, Grad, slots> visit(job, job.walk.channel_of(task));
-  if (job.walk.by_run) {
-    const int lane = threadIdx.x % kWarpLanes;
-    walk_run<kPack<T>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
-    visit.finish(task, lane == 0, [](double value) { return warp_sum(value); });
-  } else {
-    walk_column(job.walk, task, visit);
-    visit.finish(task, true, [](double value) { return value; });
-  }
-}
-
-// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp
-// or a block; over unit[k][c], unless null. together: for that many levels from k on, added in their order.
-struct ChannelSum {
-  Walk walk;
-  int together, levels;
-  const double* partial;  // levels x tasks
-  float* gradient[kMaxLevels];
-  const float* unit[kMaxLevels];
-  double factor[kMaxLevels];
-
-  MBQ_HD int64_t count() const { return levels / together * walk.channels; }
-};
-
-template <int lanes, int capacity>
-__global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, capacity> batch) {
-  const int item = batch.item_of(blockIdx.x);
-  const ChannelSum& sum = batch.items[item];
-  const int64_t index = thread_index(batch, item) / lanes;
-  if (index >= sum.count()) return;  // whole warps, or whole blocks
-  const int64_t row = quotient(index, sum.walk.channels), k = row * sum.together;
-  const int64_t channel = index - row * sum.walk.channels, count = sum.walk.sums_of_channel();
-  double total = 0.0;
-  for (int64_t level = k; level < k + sum.together; ++level) {
-    const double* partial = sum.partial + level * sum.walk.tasks;
-    double part = 0.0;
-#pragma unroll 8  // so many loads are then in flight
-    for (int64_t e = threadIdx.x % lanes; e < count; e += lanes)
-      part += __ldg(partial + sum.walk.sum_index(channel, e));
-    total += sum.factor[level] * part;
-  }
-  total = warp_sum(total);
-  if constexpr (lanes > kWarpLanes) {
-    __shared__ double warps[lanes / kWarpLanes];
-    if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
-    __syncthreads();
-    total = 0.0;
-    for (int w = 0; w < lanes / kWarpLanes; ++w) total += warps[w];
-  }
-  if (threadIdx.x % lanes != 0) return;
-  const float* unit = sum.unit[k];
-  sum.gradient[k][channel] = static_cast<float>(unit != nullptr ? total / unit[channel] : total);
+  const Job& job = batch.items[item];
+  const unsigned block = block_index(batch, item);
+  const Share share = job.tiles.template share<Job::kTile>(block, threadIdx.x);
+  Backward<Job, plain> visit(job, share.channel);
+  walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+  finish(visit, share, block);
 }
 
 }  // namespace mbq::cuda
