@@ -2,6 +2,8 @@
 // Twins: mbq_kernels/reference/code_math.py (codes one by one) and mbq_kernels/triton/code_math.py.
 #pragma once
 
+#include <cstring>
+
 #include "quant_math.h"
 
 namespace mbq {
@@ -71,6 +73,23 @@ MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
   return bytes ^ moved ^ moved << 28;
 }
 
+// Swaps the `count` upper bits of every 2 count bits of `a` with the lower ones of `b`; mask: the lower ones
+MBQ_HD void swap_fields(uint32_t& a, uint32_t& b, int count, uint32_t mask) {
+  const uint32_t low = (a & mask) | (b << count & ~mask);
+  b = (a >> count & mask) | (b & ~mask);
+  a = low;
+}
+
+// The same in every byte of eight words: bit i of word p becomes bit p of word i.
+MBQ_HD void transpose_words(uint32_t (&words)[8]) {
+  MBQ_UNROLL_8
+  for (int i = 0; i < 4; ++i) swap_fields(words[i], words[i + 4], 4, 0x0F0F0F0Fu);
+  MBQ_UNROLL_8
+  for (int i = 0; i < 4; ++i) swap_fields(words[i + i / 2 * 2], words[i + i / 2 * 2 + 2], 2, 0x33333333u);
+  MBQ_UNROLL_8
+  for (int i = 0; i < 8; i += 2) swap_fields(words[i], words[i + 1], 1, 0x55555555u);
+}
+
 MBQ_HD int byte_of(uint64_t word, int i, bool is_signed) {
   const uint8_t byte = static_cast<uint8_t>(word >> (8 * i));
   return is_signed ? static_cast<int8_t>(byte) : byte;
@@ -108,6 +127,77 @@ MBQ_HD void round_planes(Word (&planes)[8], int bits, int count, bool half_even)
   planes[0] &= ~over;
   MBQ_UNROLL_8
   for (int p = 1; p < 8; ++p) planes[p] |= over & (p < bits ? all : none);
+}
+
+// switch_code on pairs: of codes + 128, one in each half of a word, to 128 + 2^shift code_l where the bits of `keep`
+// are taken of a half. Codes outside `from` are clamped.
+struct PairSwitch {
+  uint32_t low, high, bias, odd, keep;
+  int shift;
+
+  MBQ_HD PairSwitch(Bounds<int> from, Switch s)
+      : low(both(128 + from.lo)),
+        high(both(128 + (s.top < from.hi ? s.top : from.hi))),
+        bias(both(s.bias)),
+        odd(both(s.odd)),
+        keep(255u >> s.shift << s.shift),
+        shift(s.shift) {}
+
+  // A half of a pair that was switched, 2^shift code_l, by way of a float whose lowest bits it is.
+  MBQ_HD float code_of(uint32_t pair, bool upper) const {
+    const uint32_t bits = ((upper ? pair >> 16 : pair) & keep) | 0x4B000000u;
+    float number;
+    memcpy(&number, &bits, sizeof(bits));
+    return number - (8388608.0f + 128.0f);
+  }
+
+  MBQ_HD static uint32_t both(int half) { return 0x00010001u * static_cast<uint32_t>(half); }
+};
+
+// Bytes 0 and 2 of a word, or 1 and 3, each in a half of its own.
+template <bool odd>
+MBQ_HD uint32_t spread_bytes(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(word, 0, odd ? 0x4341 : 0x4240);
+#else
+  return word >> (odd ? 8 : 0) & 0x00FF00FFu;
+#endif
+}
+
+MBQ_HD uint32_t greater_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __vmaxu2(a, b);
+#else
+  const uint32_t upper = (a >> 16 > b >> 16 ? a : b) & 0xFFFF0000u, low_a = a & 0xFFFFu, low_b = b & 0xFFFFu;
+  return upper | (low_a > low_b ? low_a : low_b);
+#endif
+}
+
+MBQ_HD uint32_t lesser_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __vminu2(a, b);
+#else
+  return ~greater_halves(~a, ~b);
+#endif
+}
+
+// `count` pairs at once, so that what a call does not need costs a branch and no more
+template <int count>
+MBQ_HD void switch_pairs(uint32_t (&pairs)[count], const PairSwitch& s) {
+  if (s.low != 0) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) pairs[i] = greater_halves(pairs[i], s.low);
+  }
+  if (s.high != PairSwitch::both(255)) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) pairs[i] = lesser_halves(pairs[i], s.high);
+  }
+  if (s.odd != 0) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) pairs[i] += pairs[i] >> s.shift & s.odd;
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i) pairs[i] += s.bias;
 }
 
 // Codes from words whose byte b is plane bits - 1 - b.
