@@ -24,39 +24,50 @@ RoundClamp<float> quantizer_of(const Arguments& a) {
           a.unit_gradient ? form.half : form.half * steps};
 }
 
+template <int width, class Visit>
+void walk_task(const Walk& walk, int64_t task, int lane, const Arguments& a, Visit& visit) {
+  if (walk.by_run)
+    walk_run<width, 4>(walk, task, lane, a.lanes, a.aligned, visit);
+  else
+    walk_column(walk, task, visit);
+}
+
+template <class Body>
+void each_lane(const Arguments& a, const Walk& walk, const LsbQuantizer& quantizer, const float* grad_penalty,
+               const Body& body) {
+  for (int64_t task = 0; task < walk.tasks; ++task)
+    for (int lane = 0; lane < (walk.by_run ? a.lanes : 1); ++lane)
+      quantizer.with_channel(walk.channel_of(task), grad_penalty,
+                             [&](const auto& channel) { body(channel, task, lane); });
+}
+
 template <LsbOut out, bool counts, class T, class Result>
 void forward(const Arguments& a) {
-  const RoundClampJob<T, Result> job{
-      Walk(a.outer, a.channels, a.inner), a.aligned, quantizer_of(a), a.limit, static_cast<T*>(a.x),
-      static_cast<Result*>(a.to),         nullptr};
-  for (int64_t task = 0; task < job.walk.tasks; ++task) {
-    for (int lane = 0; lane < (job.walk.by_run ? a.lanes : 1); ++lane) {
-      RoundClampVisit<out, counts, T, Result> visit(job, job.walk.channel_of(task));
-      if (job.walk.by_run)
-        walk_run<kPack<Result>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
-      else
-        walk_column(job.walk, task, visit);
-      a.counts[0] += visit.found >> 16, a.counts[1] += visit.found & 0xffff;
-    }
-  }
+  const Walk walk(a.outer, a.channels, a.inner);
+  each_lane(a, walk, {quantizer_of(a), a.limit}, nullptr, [&](const auto& channel, int64_t task, int lane) {
+    RoundClampVisit<out, counts, std::decay_t<decltype(channel)>, T, Result> visit{channel, static_cast<T*>(a.x),
+                                                                                   static_cast<Result*>(a.to)};
+    walk_task<kPack<T>>(walk, task, lane, a, visit);
+    a.counts[0] += static_cast<int64_t>(visit.sums.size);
+    a.counts[1] += static_cast<int64_t>(visit.sums.nonzero);
+  });
 }
 
 template <bool with_task, class T>
 void backward(const Arguments& a) {
-  const LsbGradientJob<T> job{Walk(a.outer, a.channels, a.inner),
+  const Walk walk(a.outer, a.channels, a.inner);
+  const LsbQuantizer quantizer(quantizer_of(a), a.limit);
+  const LsbGradientJob<T> job{walk,
                               a.aligned,
-                              quantizer_of(a),
-                              a.limit,
+                              quantizer,
                               a.grad_penalty,
                               static_cast<T*>(a.x),
                               static_cast<T*>(a.grad),
                               static_cast<T*>(a.grad_x)};
-  for (int64_t task = 0; task < job.walk.tasks; ++task) {
-    LsbGradientVisit<with_task, T> visit(job, job.walk.channel_of(task));
-    if (!job.walk.by_run) walk_column(job.walk, task, visit);
-    for (int lane = 0; job.walk.by_run && lane < a.lanes; ++lane)
-      walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
-  }
+  each_lane(a, walk, quantizer, a.grad_penalty, [&](const auto& channel, int64_t task, int lane) {
+    const LsbGradientVisit<with_task, std::decay_t<decltype(channel)>, T> visit{channel, job};
+    walk_task<kPack<T>>(walk, task, lane, a, visit);
+  });
 }
 
 }  // namespace

@@ -2,64 +2,100 @@
 // tests run it.
 #pragma once
 
+#include "math/lean_lsb.h"
 #include "walk.cuh"
 
 namespace mbq::cuda {
 
-// One x: `to` gets values or residuals; counts gets a number a task, the sum of |B| in its upper half and the number of
-// B that are not 0 in the lower one: a task has at most kChunk elements.
+static_assert(7 * kChunk < 1 << 24 && 7 * kRowGroup < 1 << 24, "the sums of a task, which one lane may add, are exact");
+
+// A channel whose limit LeanRoundClamp takes.
+template <bool mirrored>
+struct LeanChannel {
+  static constexpr bool lean = true;
+  const LeanRoundClamp& quantizer;
+  float limit, inverse, scale, slope;
+
+  MBQ_HD float position(float x) const { return quantizer.position<mirrored>(x, limit, inverse); }
+  MBQ_HD float value(float u, float x) const { return quantizer.value<mirrored>(u, x, scale); }
+  MBQ_HD float residual(float u, float base) const { return quantizer.residual(u, base); }
+  MBQ_HD float gradient(float grad, float x) const { return quantizer.gradient<mirrored>(grad, x, position(x), slope); }
+};
+
+// A channel of any limit and slope, 0 and infinity too.
+struct AnyChannel {
+  static constexpr bool lean = false;
+  const RoundClamp<float>& quantizer;
+  float limit, scale, slope;
+
+  MBQ_HD float position(float x) const { return within_unit(quantizer.position(x, limit)); }
+  MBQ_HD float value(float u, float x) const { return quantizer.value(u, x, scale); }
+  MBQ_HD float residual(float u, float base) const { return base + quantizer.residual(u); }
+  MBQ_HD float gradient(float grad, float x) const { return quantizer.gradient(grad, x, limit, slope); }
+};
+
+// One bit-width, with a limit a channel: null: x is u.
+struct LsbQuantizer {
+  RoundClamp<float> any;
+  LeanRoundClamp lean;
+  const float* limits;
+
+  MBQ_HD LsbQuantizer(const RoundClamp<float>& quantizer, const float* of_channels)
+      : any(quantizer), lean(quantizer), limits(of_channels) {}
+
+  // Calls body with what computes the elements of a channel. grad_penalty is null forward.
+  template <class Body>
+  MBQ_HD void with_channel(int64_t channel, const float* grad_penalty, const Body& body) const {
+    const float limit = limits ? limits[channel] : 1.0f, scale = any.scale(limit);
+    const float slope = grad_penalty ? lsb_slope(*grad_penalty, limit, any.factor) : 0.0f;
+    if (!LeanRoundClamp::takes(limit) || !(fabsf(slope) < INFINITY)) {
+      body(AnyChannel{any, limit, scale, slope});
+    } else if (any.mirrored()) {
+      body(LeanChannel<true>{lean, limit, reciprocal(limit), scale, slope});
+    } else {
+      body(LeanChannel<false>{lean, limit, reciprocal(limit), scale, slope});
+    }
+  }
+};
+
+// One x: `to` gets values or residuals.
 template <class T, class Result>
 struct RoundClampJob {
   Walk walk;
   bool aligned;
-  RoundClamp<float> quantizer;
-  const float* limit;  // of every channel; null: x is u
+  LsbQuantizer quantizer;
   const T* x;
   Result* to;
-  unsigned* counts;
 };
-static_assert(7 * kChunk < 1 << 16 && 7 * kRowGroup < 1 << 16);
 
-MBQ_HD float limit_at(const float* limit, int64_t channel) { return limit ? limit[channel] : 1.0f; }
-
-template <LsbOut out, bool counts, class T, class Result>
+template <LsbOut out, bool counts, class Channel, class T, class Result>
 struct RoundClampVisit {
-  const RoundClampJob<T, Result>& job;
-  float limit, scale;
-  unsigned found = 0;
+  const Channel& channel;
+  const T* x;
+  Result* to;
+  LsbSums sums = {};
 
-  MBQ_HD RoundClampVisit(const RoundClampJob<T, Result>& j, int64_t channel)
-      : job(j), limit(limit_at(j.limit, channel)), scale(j.quantizer.scale(limit)) {}
+  MBQ_HD Result result_of(float u, float wide) const {
+    if constexpr (out == LsbOut::residual) return low_byte<Result>(channel.residual(u, kRounder));
+    if constexpr (out == LsbOut::value) return static_cast<Result>(channel.value(u, wide));
+    return Result{};
+  }
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) {
-    Pack<T, count> x[batch];  // all loads first: they are then in flight together
+    Pack<T, count> from[batch];  // all loads first: they are then in flight together
 #pragma unroll
-    for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
-    if (job.quantizer.mirrored()) {
-      results<true, count, batch>(x, i, step);
-    } else {
-      results<false, count, batch>(x, i, step);
-    }
-  }
-
-  template <bool mirrored, int count, int batch>
-  MBQ_HD void results(const Pack<T, count> (&x)[batch], int64_t i, int64_t step) {
-    const RoundClamp<float> quantizer = job.quantizer.template known<mirrored>();
+    for (int b = 0; b < batch; ++b) from[b] = load<T, count>(x + i + b * step);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      Pack<Result, count> to;
+      Pack<Result, count> results;
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        const float wide = static_cast<float>(x[b].at[j]), u = within_unit(quantizer.position(wide, limit));
-        if (out == LsbOut::value) to.at[j] = static_cast<Result>(quantizer.value(u, wide, scale));
-        if (out != LsbOut::residual && !counts) continue;
-        const int residual = static_cast<int>(quantizer.residual(u));
-        if (out == LsbOut::residual) to.at[j] = static_cast<Result>(residual);
-        const unsigned size = residual < 0 ? -residual : residual;
-        if (counts) found += size << 16 | (size != 0);
+        const float wide = static_cast<float>(from[b].at[j]), u = channel.position(wide);
+        if (out != LsbOut::nothing) results.at[j] = result_of(u, wide);
+        if (counts) sums.add(channel.residual(u, 0.0f));
       }
-      if (out != LsbOut::nothing) store(job.to + i + b * step, to);
+      if (out != LsbOut::nothing) store(to + i + b * step, results);
     }
   }
 };
@@ -70,21 +106,17 @@ template <class T>
 struct LsbGradientJob {
   Walk walk;
   bool aligned;
-  RoundClamp<float> quantizer;
-  const float* limit;
+  LsbQuantizer quantizer;
   const float* grad_penalty;
   const T* x;
   const T* grad;
   T* grad_x;
 };
 
-template <bool task, class T>
+template <bool task, class Channel, class T>
 struct LsbGradientVisit {
+  const Channel& channel;
   const LsbGradientJob<T>& job;
-  float limit, slope;
-
-  MBQ_HD LsbGradientVisit(const LsbGradientJob<T>& j, int64_t channel)
-      : job(j), limit(limit_at(j.limit, channel)), slope(lsb_slope(*j.grad_penalty, limit, j.quantizer.factor)) {}
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) const {
@@ -94,25 +126,13 @@ struct LsbGradientVisit {
       x[b] = load<T, count>(job.x + i + b * step);
       if (task) grad[b] = load<T, count>(job.grad + i + b * step);
     }
-    if (job.quantizer.mirrored()) {
-      results<true, count, batch>(x, grad, i, step);
-    } else {
-      results<false, count, batch>(x, grad, i, step);
-    }
-  }
-
-  template <bool mirrored, int count, int batch>
-  MBQ_HD void results(const Pack<T, count> (&x)[batch], const Pack<T, count> (&grad)[batch], int64_t i,
-                      int64_t step) const {
-    const RoundClamp<float> quantizer = job.quantizer.template known<mirrored>();
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      Pack<T, count> grad_x;
 #pragma unroll
       for (int j = 0; j < count; ++j)
-        grad_x.at[j] = static_cast<T>(quantizer.gradient(task ? static_cast<float>(grad[b].at[j]) : 0.0f,
-                                                         static_cast<float>(x[b].at[j]), limit, slope));
-      store(job.grad_x + i + b * step, grad_x);
+        x[b].at[j] = static_cast<T>(
+            channel.gradient(task ? static_cast<float>(grad[b].at[j]) : 0.0f, static_cast<float>(x[b].at[j])));
+      store(job.grad_x + i + b * step, x[b]);
     }
   }
 };
