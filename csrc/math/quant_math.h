@@ -23,6 +23,12 @@ struct Bounds {
   MBQ_HD bool binary() const { return lo == -hi; }
 };
 
+// Bounds that are known not to be those of signs, so that no loop asks.
+template <class T>
+struct LevelBounds : Bounds<T> {
+  MBQ_HD static constexpr bool binary() { return false; }
+};
+
 // Lowest and highest code: [-2^(b-1), 2^(b-1)-1] signed, [0, 2^b-1] unsigned, {-1, +1} signed at 1 bit.
 template <class T>
 MBQ_HD Bounds<T> bounds(int64_t bits, bool is_signed) {
@@ -41,13 +47,60 @@ MBQ_HD float divide(float a, float b) {
 }
 MBQ_HD double divide(double a, double b) { return a / b; }
 
+// x / scale by reciprocal = RN(1 / scale), where 2^-100 < scale < 2^100. One correction makes q the IEEE quotient, but
+// where |q| >= 1024, where every code is clamped, and where x or q is below 2^-100: there it may be off in its last
+// place, whose code is 0. (At 1 bit, where the sign of a quotient that rounds to 0 counts, division decides.)
+MBQ_HD float quotient_by_reciprocal(float x, float scale, float reciprocal) {
+  const float q = x * reciprocal, exact = std::fma(std::fma(-q, scale, x), reciprocal, q);
+  return std::fabs(q) < 1024.0f ? exact : q;
+}
+
+// A scale by which dividing is multiplying: CUDA's loops take it in the place of a float, where `exact` holds.
+struct InvertedScale {
+  float scale, reciprocal;
+  MBQ_HD explicit InvertedScale(float s) : scale(s) {
+#if defined(__CUDA_ARCH__)
+    reciprocal = __frcp_rn(s);
+#else
+    reciprocal = 1.0f / s;
+#endif
+  }
+  MBQ_HD operator float() const { return scale; }
+  MBQ_HD static bool exact(float scale) { return scale > 0x1p-100f && scale < 0x1p100f; }
+};
+MBQ_HD float divide(float a, InvertedScale b) { return quotient_by_reciprocal(a, b.scale, b.reciprocal); }
+
+MBQ_HD float inverse(InvertedScale scale) { return scale.reciprocal; }
+template <class T>
+MBQ_HD T inverse(T scale) {
+  return divide(T(1), scale);
+}
+
+// In the place of an offset, where there is none.
+struct NoOffset {};
+template <class T>
+MBQ_HD T operator-(T x, NoOffset) {
+  return x;
+}
+template <class T>
+MBQ_HD T operator+(T x, NoOffset) {
+  return x;
+}
+
 // rint, half to even, for |v| < 2^22 (2^51 in double): adding 1.5 * 2^23 leaves no room for a fraction.
 MBQ_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
 MBQ_HD double round_even(double v) { return (v + 6755399441055744.0) - 6755399441055744.0; }
 
-// NaN stays NaN: both comparisons are false for it.
+// NaN stays NaN: both comparisons are false for it. (On the GPU an instruction each does the same.)
 template <class T>
 MBQ_HD T clamp(T v, T lo, T hi) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(lo));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(hi));
+    return v;
+  }
+#endif
   const T raised = v < lo ? lo : v;
   return raised > hi ? hi : raised;
 }
@@ -60,37 +113,40 @@ MBQ_HD T effective_scale(T scale, T unit, T floor) {
 }
 
 // v = (x - offset) / scale
-template <class T>
-MBQ_HD T scaled(T x, T scale, T offset) {
+template <class T, class Scale, class Offset>
+MBQ_HD T scaled(T x, Scale scale, Offset offset) {
   return divide(x - offset, scale);
 }
 
 // code = clamp(rint(v), lo, hi), clamped first so that the rounding is exact; signs with +-0 -> +1 at 1 bit
-template <class T>
-MBQ_HD T encode(T v, Bounds<T> b) {
+template <class T, class Range>
+MBQ_HD T encode(T v, Range b) {
   const T sign = v < T(0) ? b.lo : (v >= T(0) ? b.hi : v), level = round_even(clamp(v, b.lo, b.hi));
   return b.binary() ? sign : level;
 }
 
 // x_hat = code * scale + offset
-template <class T>
-MBQ_HD T decode(T code, T scale, T offset) {
+template <class T, class Offset>
+MBQ_HD T decode(T code, T scale, Offset offset) {
   return code * scale + offset;
 }
 
-// Terms of the gradients of x, of the scale and of the offset or zero point; the last two are summed over a channel.
+// Terms of the gradients of x, of the scale, grad * slope, and of the offset or zero point; the last two are summed
+// over a channel.
 template <class T>
 struct Terms {
-  T x, scale, shift;
+  T x, grad, slope, shift;
+  MBQ_HD T scale() const { return grad * slope; }
+  MBQ_HD T scale_onto(T sum) const { return std::fma(grad, slope, sum); }  // with one rounding, where that is cheaper
 };
 
-// inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above: (0, grad hi, grad);
-// NaN: (0, NaN, 0)
+// (x, scale, shift) inside = lo <= v <= hi: (grad, grad (code - v), 0); below: (0, grad lo, grad); above:
+// (0, grad hi, grad); NaN: (0, NaN, 0)
 template <class T>
 MBQ_HD Terms<T> gradient_terms(T grad, T v, T code, Bounds<T> b) {
   const T bound = clamp(v, b.lo, b.hi), rounding = code - v;
   const bool inside = bound == v, outside = (bound < v) | (bound > v);  // NaN is neither
-  return {inside ? grad : T(0), grad * (inside ? rounding : bound), outside ? grad : T(0)};
+  return {inside ? grad : T(0), grad, inside ? rounding : bound, outside ? grad : T(0)};
 }
 
 // 1 / sqrt(count hi), LSQ's factor; count = elements that share the scale
@@ -124,13 +180,13 @@ MBQ_HD T affine_decode(T kept, T scale) {
 }
 
 // inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)
-template <class T>
-MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, T scale, T zero_point, Bounds<T> range) {
-  const T inv_scale = divide(T(1), scale);
+template <class T, class Scale>
+MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range) {
+  const T inv_scale = inverse(scale);
   const AffineCode<T> code = affine_encode(x, inv_scale, zero_point, range);
-  const T rounding = (affine_decode(code.kept, scale) - x) * inv_scale;
+  const T rounding = (affine_decode<T>(code.kept, scale) - x) * inv_scale;
   const bool inside = code.kept == code.level, clipped = (code.kept < code.level) | (code.kept > code.level);
-  return {inside ? grad : T(0), grad * (inside ? rounding : code.kept), clipped ? -(scale * grad) : T(0)};
+  return {inside ? grad : T(0), grad, inside ? rounding : code.kept, clipped ? -(scale * grad) : T(0)};
 }
 
 // From codes to codes that are ratio = 2^D times coarser; added to a position, nudge decides its ties.
@@ -250,31 +306,40 @@ MBQ_HD T lsb_gradient(T grad, T x, T residual, T slope, UnitForm<T> form) {
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
-// integer_shift: the shift stands for an integer, which NaN cannot.
-template <class T>
-struct FakeQuantize {
+// Scale is T, or on CUDA InvertedScale; Shift is T, or NoOffset. integer_shift: the shift stands for an integer, which
+// NaN cannot. levels(): the same quantizer where nothing of it has 1 bit.
+template <class T, class Range>
+struct FakeQuantizeWithin {
   static constexpr bool integer_shift = false;
-  Bounds<T> range;
-  MBQ_HD T value(T x, T scale, T offset) const {
-    return decode(encode(scaled(x, scale, offset), range), scale, offset);
+  Range range;
+  template <class Scale, class Shift>
+  MBQ_HD T value(T x, Scale scale, Shift offset) const {
+    return decode<T>(encode(scaled(x, scale, offset), range), scale, offset);
   }
-  MBQ_HD Terms<T> terms(T grad, T x, T scale, T offset) const {
+  template <class Scale, class Shift>
+  MBQ_HD Terms<T> terms(T grad, T x, Scale scale, Shift offset) const {
     const T v = scaled(x, scale, offset);
-    return gradient_terms(grad, v, encode(v, range), range);
+    return gradient_terms<T>(grad, v, encode(v, range), range);
   }
+  MBQ_HD FakeQuantizeWithin<T, LevelBounds<T>> levels() const { return {{range}}; }
 };
+template <class T>
+using FakeQuantize = FakeQuantizeWithin<T, Bounds<T>>;
 
 template <class T>
 struct FakeQuantizeAffine {
   static constexpr bool integer_shift = true;
   Bounds<T> range;
-  MBQ_HD T value(T x, T scale, T zero_point) const {
+  template <class Scale>
+  MBQ_HD T value(T x, Scale scale, T zero_point) const {
     const T zp = affine_zero_point(zero_point, range);
-    return affine_decode(affine_encode(x, divide(T(1), scale), zp, range).kept, scale);
+    return affine_decode<T>(affine_encode(x, inverse(scale), zp, range).kept, scale);
   }
-  MBQ_HD Terms<T> terms(T grad, T x, T scale, T zero_point) const {
+  template <class Scale>
+  MBQ_HD Terms<T> terms(T grad, T x, Scale scale, T zero_point) const {
     return affine_gradient_terms(grad, x, scale, affine_zero_point(zero_point, range), range);
   }
+  MBQ_HD FakeQuantizeAffine levels() const { return *this; }
 };
 
 // Double rounding to the codes of `range`. Codes of high_bits above hi ratio all become hi, so that the first clamp is
@@ -285,11 +350,16 @@ struct DoubleRound {
   Bounds<T> range, reach;
   SecondRounding<T> again;
   MBQ_HD T code(T v) const { return second_encode(round_even(clamp(v, reach.lo, reach.hi)), again); }
-  MBQ_HD T value(T x, T scale, T) const { return double_decode(code(scaled(x, scale, T(0))), again, scale); }
-  MBQ_HD Terms<T> terms(T grad, T x, T scale, T) const {
-    const T v = scaled(x, scale, T(0));
+  template <class Scale, class Shift>
+  MBQ_HD T value(T x, Scale scale, Shift) const {
+    return double_decode<T>(code(scaled(x, scale, NoOffset())), again, scale);
+  }
+  template <class Scale, class Shift>
+  MBQ_HD Terms<T> terms(T grad, T x, Scale scale, Shift) const {
+    const T v = scaled(x, scale, NoOffset());
     return gradient_terms(grad, v * again.inv_ratio, code(v), range);
   }
+  MBQ_HD DoubleRound levels() const { return *this; }
 };
 
 // What a loop over least significant bits writes for every element, beside what it counts.
@@ -321,15 +391,19 @@ struct RoundClamp {
 };
 
 // Codes instead of x_hat; NaN, which no code stands for, becomes the lowest.
-template <class T>
-struct QuantizeCodes {
+template <class T, class Range>
+struct QuantizeCodesWithin {
   static constexpr bool integer_shift = false;
-  Bounds<T> range;
-  MBQ_HD T value(T x, T scale, T offset) const {
+  Range range;
+  template <class Scale, class Shift>
+  MBQ_HD T value(T x, Scale scale, Shift offset) const {
     const T code = encode(scaled(x, scale, offset), range);
     return code == code ? code : range.lo;
   }
+  MBQ_HD QuantizeCodesWithin<T, LevelBounds<T>> levels() const { return {{range}}; }
 };
+template <class T>
+using QuantizeCodes = QuantizeCodesWithin<T, Bounds<T>>;
 
 // x_hat = (code_l * 2^D) * scale, as double_decode has it, from a code of `from`; on CUDA one outside is cut off.
 template <class T>

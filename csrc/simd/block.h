@@ -57,7 +57,7 @@ MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __
   for (int64_t j = 0; j < kLanes; ++j) {
     const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
     grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
-    to_scale[j] += terms.scale;
+    to_scale[j] += terms.scale();
     if (shifted) to_shift[j] += terms.shift;
   }
 }
@@ -136,7 +136,7 @@ struct GradientsByColumn {
     for (int64_t i = 0; i < block.length; ++i) {
       const Terms<W> terms = quantizer.terms(grad[i], x[i], scale[i], shift[i]);
       grad_x[i] = more ? grad_x[i] + terms.x : terms.x;
-      to_scale[i] += static_cast<double>(terms.scale);
+      to_scale[i] += static_cast<double>(terms.scale());
       if (shifted) to_shift[i] += static_cast<double>(terms.shift);
     }
   }

@@ -102,7 +102,7 @@ struct Backward {
           const Terms<float> terms = job.quantizer[k].terms(static_cast<float>(grad[b].at[j]),
                                                             static_cast<float>(x[b].at[j]), scale[k], shift[k]);
           sum[b][j] += terms.x;
-          to_scale[k] += terms.scale;
+          to_scale[k] = terms.scale_onto(to_scale[k]);
           to_shift[k] += terms.shift;
         }
       }

@@ -3,23 +3,14 @@
 
 #include "batch.cuh"
 #include "elementwise.cuh"
+#include "last_block.cuh"
 
 namespace mbq::cuda {
-
-constexpr int kWarpLanes = 32;
-constexpr unsigned kFullWarp = 0xffffffffu;
 
 // This thread's index among those of its item.
 template <class Item, int capacity>
 __device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& batch, int item) {
   return static_cast<int64_t>(blockIdx.x - batch.first_block[item]) * blockDim.x + threadIdx.x;
-}
-
-// A sum over the warp in a fixed tree; every lane gets it.
-__device__ __forceinline__ double warp_sum(double value) {
-#pragma unroll
-  for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
 }
 
 template <template <class> class Quantizer, class T, class Out, int capacity>
