@@ -13,22 +13,12 @@ void run(const StoredRows& weight, const float* scale, const float* x, int64_t c
   for (int64_t first = 0; first < count; first += batch) {
     for (int64_t row = 0; row < weight.rows; row += share) {
       float total[share * batch] = {};
-<<<<<<< Updated upstream
       for (int lane = 0; lane < lanes; ++lane) products.dot<share, batch, of_planes>(row, first, lane, lanes, total);
-=======
-      for (int lane = 0; lane < lanes; ++lane)
-        products.dot<share, batch, of_planes>(row, first, lane, lanes, total);
->>>>>>> Stashed changes
       for (int r = 0; r < share && row + r < weight.rows; ++r)
         for (int m = 0; m < batch && first + m < count; ++m)
           y[(first + m) * weight.rows + row + r] = total[r * batch + m] * scale[row + r] * weight.step;
     }
-<<<<<<< Updated upstream
     for (int64_t k = 0; k < weight.columns; ++k) dot_column<batch>(weight, k, scale, false, grad, first, count, grad_x);
-=======
-    for (int64_t k = 0; k < weight.columns; ++k)
-      dot_column<batch>(weight, k, scale, false, grad, first, count, grad_x);
->>>>>>> Stashed changes
   }
 }
 

@@ -1,4 +1,4 @@
-// The visits of csrc/cuda/engine/lsb_visit.cuh on the host, some lanes a warp: for tests/test_cuda_lsb_on_host.py.
+// The visits of csrc/cuda/engine/lsb_visit.cuh on the host, thread after thread: for tests/test_cuda_lsb_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
 #include "cuda/engine/lsb_visit.cuh"
@@ -13,7 +13,7 @@ struct Arguments {
   float *limit, *grad_penalty;
   int64_t* counts;  // the sum of |B| and the number of B that are not 0
   int64_t outer, channels, inner;
-  int bits, k, lanes;
+  int bits, k;
   bool aligned, sign_magnitude, unit_gradient;
 };
 
@@ -24,50 +24,42 @@ RoundClamp<float> quantizer_of(const Arguments& a) {
           a.unit_gradient ? form.half : form.half * steps};
 }
 
-template <int width, class Visit>
-void walk_task(const Walk& walk, int64_t task, int lane, const Arguments& a, Visit& visit) {
-  if (walk.by_run)
-    walk_run<width, 4>(walk, task, lane, a.lanes, a.aligned, visit);
-  else
-    walk_column(walk, task, visit);
-}
-
-template <class Body>
-void each_lane(const Arguments& a, const Walk& walk, const LsbQuantizer& quantizer, const float* grad_penalty,
-               const Body& body) {
-  for (int64_t task = 0; task < walk.tasks; ++task)
-    for (int lane = 0; lane < (walk.by_run ? a.lanes : 1); ++lane)
-      quantizer.with_channel(walk.channel_of(task), grad_penalty,
-                             [&](const auto& channel) { body(channel, task, lane); });
+// Every thread of every block visits its share; `batch` accesses each.
+template <int batch, class T, class Make, class Done>
+void each_thread(const Arguments& a, const Make& make, const Done& done) {
+  const Tiles tiles(a.outer, a.channels, a.inner, 32 * kPack<T> * batch, kPack<T>, a.aligned);
+  for (unsigned block = 0; block < tiles.blocks(); ++block) {
+    for (unsigned thread = 0; thread < kTeamThreads; ++thread) {
+      const Share share = tiles.share(block, thread);
+      if (share.count == 0) continue;
+      auto visit = make(share.channel);
+      walk_share<kPack<T>, batch>(tiles, share, thread % 32, visit);
+      done(visit);
+    }
+  }
 }
 
 template <LsbOut out, bool counts, class T, class Result>
 void forward(const Arguments& a) {
-  const Walk walk(a.outer, a.channels, a.inner);
-  each_lane(a, walk, {quantizer_of(a), a.limit}, nullptr, [&](const auto& channel, int64_t task, int lane) {
-    RoundClampVisit<out, counts, std::decay_t<decltype(channel)>, T, Result> visit{channel, static_cast<T*>(a.x),
-                                                                                   static_cast<Result*>(a.to)};
-    walk_task<kPack<T>>(walk, task, lane, a, visit);
-    a.counts[0] += static_cast<int64_t>(visit.sums.size);
-    a.counts[1] += static_cast<int64_t>(visit.sums.nonzero);
-  });
+  const RoundClampJob<T, Result> job{
+      {}, {quantizer_of(a), a.limit}, static_cast<T*>(a.x), static_cast<Result*>(a.to), {}};
+  each_thread<4, T>(
+      a, [&](unsigned channel) { return RoundClampVisit<out, counts, T, Result>(job, channel); },
+      [&](const auto& visit) {
+        a.counts[0] += static_cast<int64_t>(visit.sums.size);
+        a.counts[1] += static_cast<int64_t>(visit.sums.nonzero);
+      });
 }
 
-template <bool with_task, class T>
+template <bool task, class T>
 void backward(const Arguments& a) {
-  const Walk walk(a.outer, a.channels, a.inner);
-  const LsbQuantizer quantizer(quantizer_of(a), a.limit);
-  const LsbGradientJob<T> job{walk,
-                              a.aligned,
-                              quantizer,
+  const LsbGradientJob<T> job{{},
+                              {quantizer_of(a), a.limit},
                               a.grad_penalty,
                               static_cast<T*>(a.x),
                               static_cast<T*>(a.grad),
                               static_cast<T*>(a.grad_x)};
-  each_lane(a, walk, quantizer, a.grad_penalty, [&](const auto& channel, int64_t task, int lane) {
-    const LsbGradientVisit<with_task, std::decay_t<decltype(channel)>, T> visit{channel, job};
-    walk_task<kPack<T>>(walk, task, lane, a, visit);
-  });
+  each_thread<2, T>(a, [&](unsigned channel) { return LsbGradientVisit<task, T>(job, channel); }, [](const auto&) {});
 }
 
 }  // namespace

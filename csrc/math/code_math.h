@@ -129,13 +129,8 @@ MBQ_HD void round_planes(Word (&planes)[8], int bits, int count, bool half_even)
   for (int p = 1; p < 8; ++p) planes[p] |= over & (p < bits ? all : none);
 }
 
-<<<<<<< Updated upstream
 // switch_code on pairs: of codes + 128, one in each half of a word, to 128 + 2^shift code_l where the bits of `keep`
 // are taken of a half. Codes outside `from` are clamped.
-=======
-// switch_code on pairs: of codes + 128, one in each half of a word, to 128 + 2^shift code_l where the bits of `keep` are
-// taken of a half. Codes outside `from` are clamped.
->>>>>>> Stashed changes
 struct PairSwitch {
   uint32_t low, high, bias, odd, keep;
   int shift;

@@ -6,20 +6,6 @@
 
 namespace mbq {
 
-// TEMPORARY
-MBQ_HD float quotient_by_reciprocal(float x, float s, float r) {
-  const float q = x * r, v = fmaf(fmaf(-q, s, x), r, q);
-  return fabsf(q) < 1024.0f ? v : q;
-}
-
-MBQ_HD float reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  return __frcp_rn(x);
-#else
-  return 1.0f / x;
-#endif
-}
-
 // The sum of |B| and the number of B that are not 0: floats, which are exact below 2^24.
 struct LsbSums {
   float size = 0.0f, nonzero = 0.0f;
@@ -43,6 +29,7 @@ MBQ_HD float saturate(float u) {
 struct LeanRoundClamp {
   float half, centre, steps, highest, coarse_rounder, highest_coarse, zero;
 
+  LeanRoundClamp() = default;  // unset: the room for more in a batch
   MBQ_HD explicit LeanRoundClamp(const RoundClamp<float>& q)
       : half(q.form.half),
         centre(q.form.centre),
@@ -57,9 +44,8 @@ struct LeanRoundClamp {
 
   // u = x / limit * half + centre, of |x| where mirrored. The product with half rounds nothing that a code can see.
   template <bool mirrored>
-  MBQ_HD float position(float x, float limit, float inverse) const {
-    const float v = quotient_by_reciprocal(mirrored ? fabsf(x) : x, limit, inverse);
-    return saturate(fmaf(v, half, centre));
+  MBQ_HD float position(float x, InvertedScale limit) const {
+    return saturate(fmaf(divide(mirrored ? fabsf(x) : x, limit), half, centre));
   }
 
   MBQ_HD float code(float u) const { return fminf(fmaf(u, steps, kRounder), highest); }

@@ -1,22 +1,21 @@
-// Round-clamp and its least significant bits on the GPU: visits of the walks of walk.cuh. Host code too, where the
-// tests run it.
+// Round-clamp and its least significant bits on the GPU: visits of tiles.cuh's shares. Host code too, where the tests
+// run it.
 #pragma once
 
 #include "math/lean_lsb.h"
-#include "walk.cuh"
+#include "tiles.cuh"
+#include "widen.cuh"
 
 namespace mbq::cuda {
-
-static_assert(7 * kChunk < 1 << 24 && 7 * kRowGroup < 1 << 24, "the sums of a task, which one lane may add, are exact");
 
 // A channel whose limit LeanRoundClamp takes.
 template <bool mirrored>
 struct LeanChannel {
-  static constexpr bool lean = true;
   const LeanRoundClamp& quantizer;
-  float limit, inverse, scale, slope;
+  InvertedScale limit;
+  float scale, slope;
 
-  MBQ_HD float position(float x) const { return quantizer.position<mirrored>(x, limit, inverse); }
+  MBQ_HD float position(float x) const { return quantizer.position<mirrored>(x, limit); }
   MBQ_HD float value(float u, float x) const { return quantizer.value<mirrored>(u, x, scale); }
   MBQ_HD float residual(float u, float base) const { return quantizer.residual(u, base); }
   MBQ_HD float gradient(float grad, float x) const { return quantizer.gradient<mirrored>(grad, x, position(x), slope); }
@@ -24,7 +23,6 @@ struct LeanChannel {
 
 // A channel of any limit and slope, 0 and infinity too.
 struct AnyChannel {
-  static constexpr bool lean = false;
   const RoundClamp<float>& quantizer;
   float limit, scale, slope;
 
@@ -34,69 +32,90 @@ struct AnyChannel {
   MBQ_HD float gradient(float grad, float x) const { return quantizer.gradient(grad, x, limit, slope); }
 };
 
-// One bit-width, with a limit a channel: null: x is u.
+// One bit-width, with a limit a channel, or null: x is u.
 struct LsbQuantizer {
   RoundClamp<float> any;
   LeanRoundClamp lean;
   const float* limits;
 
+  LsbQuantizer() = default;  // unset: the room for more in a batch
   MBQ_HD LsbQuantizer(const RoundClamp<float>& quantizer, const float* of_channels)
       : any(quantizer), lean(quantizer), limits(of_channels) {}
+};
 
-  // Calls body with what computes the elements of a channel. grad_penalty is null forward.
-  template <class Body>
-  MBQ_HD void with_channel(int64_t channel, const float* grad_penalty, const Body& body) const {
-    const float limit = limits ? limits[channel] : 1.0f, scale = any.scale(limit);
-    const float slope = grad_penalty ? lsb_slope(*grad_penalty, limit, any.factor) : 0.0f;
-    if (!LeanRoundClamp::takes(limit) || !(fabsf(slope) < INFINITY)) {
-      body(AnyChannel{any, limit, scale, slope});
-    } else if (any.mirrored()) {
-      body(LeanChannel<true>{lean, limit, reciprocal(limit), scale, slope});
+// What the visits of a channel compute with.
+struct LsbChannel {
+  const LsbQuantizer& quantizer;
+  InvertedScale limit;
+  float scale, slope = 0.0f;
+
+  MBQ_HD LsbChannel(const LsbQuantizer& q, unsigned channel)
+      : quantizer(q), limit(q.limits ? q.limits[channel] : 1.0f), scale(q.any.scale(limit)) {}
+
+  MBQ_HD bool lean() const { return LeanRoundClamp::takes(limit) && std::fabs(slope) < INFINITY; }
+
+  // Calls body with one of the channels above; is_lean: lean() is true.
+  template <bool is_lean, class Body>
+  MBQ_HD void with(const Body& body) const {
+    if constexpr (!is_lean) {
+      body(AnyChannel{quantizer.any, limit, scale, slope});
+    } else if (quantizer.any.mirrored()) {
+      body(LeanChannel<true>{quantizer.lean, limit, scale, slope});
     } else {
-      body(LeanChannel<false>{lean, limit, reciprocal(limit), scale, slope});
+      body(LeanChannel<false>{quantizer.lean, limit, scale, slope});
     }
   }
+};
+
+// What is counted of one x: two numbers a block, and when all blocks are done the penalty and the rate.
+struct LsbCounts {
+  uint32_t* partial;
+  unsigned* counter;
+  double numel;
+  float *penalty, *rate;
 };
 
 // One x: `to` gets values or residuals.
 template <class T, class Result>
 struct RoundClampJob {
-  Walk walk;
-  bool aligned;
+  Tiles tiles;
   LsbQuantizer quantizer;
   const T* x;
   Result* to;
+  LsbCounts counts;
 };
 
-template <LsbOut out, bool counts, class Channel, class T, class Result>
+template <LsbOut out, bool counts, class T, class Result>
 struct RoundClampVisit {
-  const Channel& channel;
-  const T* x;
-  Result* to;
+  const RoundClampJob<T, Result>& job;
+  LsbChannel channel;
   LsbSums sums = {};
 
-  MBQ_HD Result result_of(float u, float wide) const {
-    if constexpr (out == LsbOut::residual) return low_byte<Result>(channel.residual(u, kRounder));
-    if constexpr (out == LsbOut::value) return static_cast<Result>(channel.value(u, wide));
-    return Result{};
-  }
+  MBQ_HD RoundClampVisit(const RoundClampJob<T, Result>& j, unsigned c) : job(j), channel(j.quantizer, c) {}
 
-  template <int count, int batch>
+  MBQ_HD bool lean() const { return channel.lean(); }
+
+  template <int count, int batch, bool is_lean>
   MBQ_HD void at(int64_t i, int64_t step) {
-    Pack<T, count> from[batch];  // all loads first: they are then in flight together
+    Pack<T, count> x[batch];  // all loads first: they are then in flight together
 #pragma unroll
-    for (int b = 0; b < batch; ++b) from[b] = load<T, count>(x + i + b * step);
+    for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
+    channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
-    for (int b = 0; b < batch; ++b) {
-      Pack<Result, count> results;
+      for (int b = 0; b < batch; ++b) {
+        [[maybe_unused]] Pack<Result, count> results;
+        float wide[count];
+        widen(x[b], wide);
 #pragma unroll
-      for (int j = 0; j < count; ++j) {
-        const float wide = static_cast<float>(from[b].at[j]), u = channel.position(wide);
-        if (out != LsbOut::nothing) results.at[j] = result_of(u, wide);
-        if (counts) sums.add(channel.residual(u, 0.0f));
+        for (int j = 0; j < count; ++j) {
+          const float u = known.position(wide[j]);
+          if constexpr (out == LsbOut::residual) results.at[j] = low_byte<Result>(known.residual(u, kRounder));
+          if constexpr (out == LsbOut::value) results.at[j] = static_cast<Result>(known.value(u, wide[j]));
+          if constexpr (counts) sums.add(known.residual(u, 0.0f));
+        }
+        if constexpr (out != LsbOut::nothing) store(job.to + i + b * step, results);
       }
-      if (out != LsbOut::nothing) store(to + i + b * step, results);
-    }
+    });
   }
 };
 
@@ -104,8 +123,7 @@ struct RoundClampVisit {
 // on the device.
 template <class T>
 struct LsbGradientJob {
-  Walk walk;
-  bool aligned;
+  Tiles tiles;
   LsbQuantizer quantizer;
   const float* grad_penalty;
   const T* x;
@@ -113,12 +131,18 @@ struct LsbGradientJob {
   T* grad_x;
 };
 
-template <bool task, class Channel, class T>
+template <bool task, class T>
 struct LsbGradientVisit {
-  const Channel& channel;
   const LsbGradientJob<T>& job;
+  LsbChannel channel;
 
-  template <int count, int batch>
+  MBQ_HD LsbGradientVisit(const LsbGradientJob<T>& j, unsigned c) : job(j), channel(j.quantizer, c) {
+    channel.slope = lsb_slope<float>(*job.grad_penalty, channel.limit, job.quantizer.any.factor);
+  }
+
+  MBQ_HD bool lean() const { return channel.lean(); }
+
+  template <int count, int batch, bool is_lean>
   MBQ_HD void at(int64_t i, int64_t step) const {
     Pack<T, count> x[batch], grad[batch];
 #pragma unroll
@@ -126,14 +150,17 @@ struct LsbGradientVisit {
       x[b] = load<T, count>(job.x + i + b * step);
       if (task) grad[b] = load<T, count>(job.grad + i + b * step);
     }
+    channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
-    for (int b = 0; b < batch; ++b) {
+      for (int b = 0; b < batch; ++b) {
+        float wide[count], upstream[count] = {};
+        widen(x[b], wide);
+        if (task) widen(grad[b], upstream);
 #pragma unroll
-      for (int j = 0; j < count; ++j)
-        x[b].at[j] = static_cast<T>(
-            channel.gradient(task ? static_cast<float>(grad[b].at[j]) : 0.0f, static_cast<float>(x[b].at[j])));
-      store(job.grad_x + i + b * step, x[b]);
-    }
+        for (int j = 0; j < count; ++j) x[b].at[j] = static_cast<T>(known.gradient(upstream[j], wide[j]));
+        store(job.grad_x + i + b * step, x[b]);
+      }
+    });
   }
 };
 

@@ -1,0 +1,76 @@
+// The kernels over lsb_visit.cuh. Sums of |B| are integers: exact in any order.
+#pragma once
+
+#include "kernels.cuh"
+#include "lsb_visit.cuh"
+
+namespace mbq::cuda {
+
+// Accesses of a lane to what it reads, and blocks of a multiprocessor, whose registers they fill.
+constexpr int kLsbBatch = 4, kLsbBlocks = 5;
+template <bool task, class T>
+constexpr int kLsbGradientBatch = task || sizeof(T) == 2 ? 2 : 4;
+template <class T>
+constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
+
+// Leaves the sums of a block; the last of `blocks` writes penalty and rate.
+__device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned block, unsigned blocks,
+                                              const LsbSums& sums) {
+  static_assert(7 * kMostRows * kWarpLanes < 1 << 16, "the sums of a warp fill a half of a word each");
+  __shared__ unsigned warps[kTeamWarps];
+  uint2* partial = reinterpret_cast<uint2*>(counts.partial);
+  const unsigned both = static_cast<unsigned>(sums.size) << 16 | static_cast<unsigned>(sums.nonzero);
+  const unsigned warp = __reduce_add_sync(kFullWarp, both);
+  if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = warp;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint2 total{};
+#pragma unroll
+    for (int w = 0; w < static_cast<int>(kTeamWarps); ++w) {
+      total.x += warps[w] >> 16;
+      total.y += warps[w] & 0xffff;
+    }
+    partial[block] = total;
+  }
+  if (!last_block(counts.counter, blocks)) return;
+  unsigned long long size = 0, nonzero = 0;
+  for (unsigned e = threadIdx.x; e < blocks; e += kTeamThreads) {
+    const uint2 other = load_partial(partial + e);
+    size += other.x;
+    nonzero += other.y;
+  }
+  size = block_sum<kTeamThreads>(size);
+  nonzero = block_sum<kTeamThreads>(nonzero);
+  if (threadIdx.x != 0) return;
+  *counts.penalty = static_cast<float>(size);
+  *counts.rate = static_cast<float>(static_cast<double>(nonzero) / counts.numel);
+}
+
+template <LsbOut out, bool counts, class T, class Result, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks)
+    round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const RoundClampJob<T, Result>& job = batch.items[item];
+  const unsigned block = blockIdx.x - batch.first_block[item];
+  const Share share = job.tiles.share(block, threadIdx.x);
+  LsbSums sums;
+  if (share.count > 0) {
+    RoundClampVisit<out, counts, T, Result> visit(job, share.channel);
+    walk_share<kPack<T>, kLsbBatch>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+    sums = visit.sums;
+  }
+  if constexpr (counts) finish_counts(job.counts, block, batch.first_block[item + 1] - batch.first_block[item], sums);
+}
+
+template <bool task, class T, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, kLsbGradientBlocks<T>)
+    lsb_gradient_kernel(const __grid_constant__ Batch<LsbGradientJob<T>, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const LsbGradientJob<T>& job = batch.items[item];
+  const Share share = job.tiles.share(blockIdx.x - batch.first_block[item], threadIdx.x);
+  if (share.count == 0) return;
+  LsbGradientVisit<task, T> visit(job, share.channel);
+  walk_share<kPack<T>, kLsbGradientBatch<task, T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+}
+
+}  // namespace mbq::cuda
