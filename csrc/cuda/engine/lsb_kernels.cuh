@@ -6,12 +6,12 @@
 
 namespace mbq::cuda {
 
-// Accesses of a lane to what it reads, and blocks of a multiprocessor, whose registers they fill.
-constexpr int kLsbBatch = 4, kLsbBlocks = 5;
+// Accesses of a lane to what it reads, and blocks of a multiprocessor: as many as have registers without a stack.
+constexpr int kLsbBatch = 4;
 template <bool task, class T>
 constexpr int kLsbGradientBatch = task || sizeof(T) == 2 ? 2 : 4;
-template <class T>
-constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
+template <class Stored>
+constexpr int kLsbBlocks = sizeof(Stored) == 2 ? 4 : 5;
 
 // Leaves the sums of a block; the last of `blocks` writes penalty and rate.
 __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned block, unsigned blocks,
@@ -47,7 +47,7 @@ __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned 
 }
 
 template <LsbOut out, bool counts, class T, class Result, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks)
+__global__ void __launch_bounds__(kTeamThreads, out == LsbOut::nothing ? 5 : kLsbBlocks<Result>)
     round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const RoundClampJob<T, Result>& job = batch.items[item];
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kTeamThreads, kLsbBlocks)
 }
 
 template <bool task, class T, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, kLsbGradientBlocks<T>)
+__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks<T>)
     lsb_gradient_kernel(const __grid_constant__ Batch<LsbGradientJob<T>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const LsbGradientJob<T>& job = batch.items[item];
