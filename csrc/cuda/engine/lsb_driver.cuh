@@ -60,7 +60,7 @@ Lsbs lsb_forward(const std::vector<Weight>& each) {
         results = static_cast<Result*>(to.mutable_data_ptr());
         aligned = aligned && on_16_bytes(to);
       }
-      jobs.push_back({tiles_of<kLsbBatch, T>(weight, aligned),
+      jobs.push_back({tiles_of<kLsbBatch<out, T>, T>(weight, aligned),
                       {weight.quantizer<float>(), weight.limits<float>()},
                       static_cast<const T*>(weight.x.const_data_ptr()),
                       results});

@@ -7,11 +7,13 @@
 namespace mbq::cuda {
 
 // Accesses of a lane to what it reads, and blocks of a multiprocessor: as many as have registers without a stack.
-constexpr int kLsbBatch = 4;
+template <LsbOut out, class T>
+constexpr int kLsbBatch = out == LsbOut::value && sizeof(T) == 2 ? 2 : 4;
 template <bool task, class T>
 constexpr int kLsbGradientBatch = task || sizeof(T) == 2 ? 2 : 4;
-template <class Stored>
-constexpr int kLsbBlocks = sizeof(Stored) == 2 ? 4 : 5;
+constexpr int kLsbBlocks = 5;
+template <class T>
+constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
 
 // Leaves the sums of a block; the last of `blocks` writes penalty and rate.
 __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned block, unsigned blocks,
@@ -47,7 +49,7 @@ __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned 
 }
 
 template <LsbOut out, bool counts, class T, class Result, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, out == LsbOut::nothing ? 5 : kLsbBlocks<Result>)
+__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks)
     round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const RoundClampJob<T, Result>& job = batch.items[item];
@@ -56,14 +58,14 @@ __global__ void __launch_bounds__(kTeamThreads, out == LsbOut::nothing ? 5 : kLs
   LsbSums sums;
   if (share.count > 0) {
     RoundClampVisit<out, counts, T, Result> visit(job, share.channel);
-    walk_share<kPack<T>, kLsbBatch>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+    walk_share<kPack<T>, kLsbBatch<out, T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
     sums = visit.sums;
   }
   if constexpr (counts) finish_counts(job.counts, block, batch.first_block[item + 1] - batch.first_block[item], sums);
 }
 
 template <bool task, class T, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks<T>)
+__global__ void __launch_bounds__(kTeamThreads, kLsbGradientBlocks<T>)
     lsb_gradient_kernel(const __grid_constant__ Batch<LsbGradientJob<T>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const LsbGradientJob<T>& job = batch.items[item];
