@@ -49,7 +49,7 @@ __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned 
 }
 
 template <LsbOut out, bool counts, class T, class Result, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, kLsbBlocks)
+__global__ void __launch_bounds__(kTeamThreads, capacity > 1 ? 4 : kLsbBlocks)
     round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const RoundClampJob<T, Result>& job = batch.items[item];
