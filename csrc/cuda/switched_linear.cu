@@ -26,13 +26,14 @@ __device__ __forceinline__ int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-// y[m][row] for a warp's kShare rows and `batch` rows of x; blockIdx.x runs over the rows of x last
+// y[m][row] for a warp's kShare rows and `batch` rows of x. Warps side by side share rows of the weight, which then
+// come once from memory.
 template <int batch, bool of_planes, class T>
 __global__ void __launch_bounds__(kThreads, 2) switched_linear_rows(const __grid_constant__ Linear<T> job) {
-  const int64_t warp = thread_index() / kWarpLanes, shares = (job.weight.rows + kShare - 1) / kShare;
-  const int64_t part = quotient(warp, shares), row = (warp - part * shares) * kShare, first = part * batch;
+  const int64_t warp = thread_index() / kWarpLanes, parts = (job.count + batch - 1) / batch;
+  const int64_t share = quotient(warp, parts), row = share * kShare, first = (warp - share * parts) * batch;
   const int lane = threadIdx.x % kWarpLanes;
-  if (first >= job.count) return;  // a whole warp: the shuffles below are full
+  if (row >= job.weight.rows) return;  // a whole warp: the shuffles below are full
   float sums[kShare * batch] = {};
   job.template dot<kShare, batch, of_planes>(row, first, lane, kWarpLanes, sums);
 #pragma unroll
