@@ -54,10 +54,10 @@ struct LsbChannel {
 
   MBQ_HD bool lean() const { return LeanRoundClamp::takes(limit) && std::fabs(slope) < INFINITY; }
 
-  // Calls body with one of the channels above; is_lean: lean() is true.
+  // Calls body with one of the channels above; is_lean: lean() is known to be true.
   template <bool is_lean, class Body>
   MBQ_HD void with(const Body& body) const {
-    if constexpr (!is_lean) {
+    if (!is_lean && !lean()) {
       body(AnyChannel{quantizer.any, limit, scale, slope});
     } else if (quantizer.any.mirrored()) {
       body(LeanChannel<true>{quantizer.lean, limit, scale, slope});
