@@ -92,10 +92,11 @@ def test_logit_kernels_read_16_bytes_at_once():
 
 
 def test_switched_linear_reads_16_bytes_at_once():
-    kernels = machine_code("switched_linear_rows")
+    kernels = machine_code("switched_linear_(?:rows|tiles)")
     assert len({name for _, name in kernels}) == 3 * 2 * 2  # dtypes, codes or planes, one row of x or more
     for key, text in kernels.items():
         assert accesses(text, "LDG")[16] >= 4, key
+        assert ("HMMA.16816.F32" in text) == ("_tiles" in key[1]), key
 
 
 def accesses(text, op):

@@ -1,9 +1,8 @@
 // switched_linear on CUDA: y = x @ x_hat.T + bias, x_hat = clamp(round(code / 2^D), lo, hi) * scale * 2^D, straight
 // from int8 codes or bit planes (Huang et al., 2025, arXiv 2502.01199, eq. 1-3), and the gradient of x. A warp has two
-// rows of the weight. Plain float32 products: for several rows of x the Triton kernels, on tensor cores, do more at
-// once.
+// rows of the weight, in plain float32 products; for several rows of 16-bit x a block has 16, on tensor cores.
 #include "arguments/codes.h"
-#include "cuda/engine/code_rows.cuh"
+#include "cuda/engine/code_tiles.cuh"
 #include "cuda/engine/kernels.cuh"
 #include "cuda/engine/launch.cuh"
 
@@ -20,6 +19,11 @@ struct Linear : RowProducts<T> {  // x, or the gradient
   const float* bias;  // or null
   bool one_scale;
   T* y;
+
+  __device__ T result(int64_t row, double sum) const {
+    const double step = static_cast<double>(scale[one_scale ? 0 : row]) * this->weight.step;
+    return static_cast<T>(static_cast<float>(sum * step + (bias ? bias[row] : 0.0f)));
+  }
 };
 
 __device__ __forceinline__ int64_t thread_index() {
@@ -39,15 +43,41 @@ __global__ void __launch_bounds__(kThreads, 2) switched_linear_rows(const __grid
 #pragma unroll
   for (int r = 0; r < kShare; ++r) {
     if (row + r >= job.weight.rows) break;
-    const double step = static_cast<double>(job.scale[job.one_scale ? 0 : row + r]) * job.weight.step;
-    const double shift = job.bias ? job.bias[row + r] : 0.0f;
 #pragma unroll
     for (int m = 0; m < batch; ++m) {
       const double total = warp_sum(sums[r * batch + m]);
       if (lane == 0 && first + m < job.count)
-        job.y[(first + m) * job.weight.rows + row + r] = static_cast<T>(static_cast<float>(total * step + shift));
+        job.y[(first + m) * job.weight.rows + row + r] = job.result(row + r, total);
     }
   }
+}
+
+// The same for a block's 16 rows and 8 rows of x, on tensor cores: its warps share the columns, and their sums are
+// added in order.
+template <bool of_planes, class T>
+__global__ void __launch_bounds__(kThreads, 2) switched_linear_tiles(const __grid_constant__ Linear<T> job) {
+  constexpr int warps = kThreads / kWarpLanes;
+  __shared__ float parts[warps][kWarpLanes][4];
+  const int64_t groups = (job.count + kTileBatch - 1) / kTileBatch, tile = quotient(blockIdx.x, groups);
+  const int64_t row = tile * kTileRows, first = (blockIdx.x - tile * groups) * kTileBatch;
+  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
+  const TileProducts<of_planes, T> products{job, row, first, lane};
+  float sums[4] = {};
+  for (int64_t k = warp * kTileColumns; k < job.weight.columns; k += warps * kTileColumns) {
+    Fragments fragments;
+    products.read(k, fragments);
+#pragma unroll
+    for (int w = 0; w < kTileSteps; ++w) multiply<T>(fragments.codes[w], fragments.x[w], sums);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) parts[warp][lane][i] = sums[i];
+  __syncthreads();
+  const int n = threadIdx.x % kTileRows, m = threadIdx.x / kTileRows;
+  if (m >= kTileBatch || row + n >= job.weight.rows || first + m >= job.count) return;
+  double total = 0.0;
+#pragma unroll
+  for (int w = 0; w < warps; ++w) total += parts[w][n % 8 * 4 + m / 2][n / 8 * 2 + m % 2];
+  job.y[(first + m) * job.weight.rows + row + n] = job.result(row + n, total);
 }
 
 template <class T>
@@ -110,12 +140,21 @@ int64_t blocks(int64_t threads, int64_t count, int batch) {
   return ((count + batch - 1) / batch * threads + kThreads - 1) / kThreads;
 }
 
-template <int batch, class T>
+template <int batch, bool of_planes, class T>
 void launch_rows(const Launch& launch, const Linear<T>& job) {
   const int64_t warps = (job.weight.rows + kShare - 1) / kShare;
-  const auto kernel =
-      job.weight.planes > 0 ? switched_linear_rows<batch, true, T> : switched_linear_rows<batch, false, T>;
-  launch(kernel, blocks(warps * kWarpLanes, job.count, batch), job);
+  launch(switched_linear_rows<batch, of_planes, T>, blocks(warps * kWarpLanes, job.count, batch), job);
+}
+
+template <bool of_planes, class T>
+void launch_forward(const Launch& launch, const Linear<T>& job) {
+  if (job.count <= 1) return launch_rows<1, of_planes>(launch, job);
+  if constexpr (sizeof(T) == 2) {
+    const int64_t tiles = (job.weight.rows + kTileRows - 1) / kTileRows;
+    launch(switched_linear_tiles<of_planes, T>, tiles * ((job.count + kTileBatch - 1) / kTileBatch), job);
+  } else {
+    launch_rows<kBatch, of_planes>(launch, job);
+  }
 }
 
 Tensor switched_linear_forward(const Tensor& given_x, const Tensor& given_store, const Tensor& given_scale,
@@ -128,7 +167,7 @@ Tensor switched_linear_forward(const Tensor& given_x, const Tensor& given_store,
   Tensor y = torch::stable::new_empty(x, {x.size(0), weight.rows});
   dispatch(x, [&](auto zero) {
     const auto job = job_of<decltype(zero)>(weight, scale, given_bias ? &bias : nullptr, x, y);
-    job.count > 1 ? launch_rows<kBatch>(launch, job) : launch_rows<1>(launch, job);
+    weight.planes > 0 ? launch_forward<true>(launch, job) : launch_forward<false>(launch, job);
   });
   return y;
 }
