@@ -1,6 +1,7 @@
-"""The CUDA loops, run on the host: indexing, heads and tails, alignment, sums - everything but warps and launches."""
+"""The CUDA loops, run on the host: indexing, whole tiles and the rest, alignment, sums - all but warps and launches."""
 
 import ctypes
+import itertools
 
 import oracles
 import pytest
@@ -9,122 +10,171 @@ from running import host_library
 
 import mbq_kernels as mbq
 
-I64, PTR = ctypes.c_int64, ctypes.c_void_p
-FIELDS = ["x", "others", "grad_x", "scale", "shift", "unit", "floor", "lo", "hi", "scale_sums", "shift_sums"]
+I64, PTR, INT, BOOL = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
+TENSORS = ["scale", "shift", "unit", "floor", "lo", "hi", "scale_grad", "shift_grad", "order"]
 
 
 class Arguments(ctypes.Structure):
-    _fields_ = [*((name, PTR) for name in FIELDS), ("outer", I64), ("channels", I64), ("inner", I64),
-                ("levels", ctypes.c_int), ("lanes", ctypes.c_int), ("aligned", ctypes.c_bool)]
+    _fields_ = [("x", PTR), ("others", PTR), ("grad_x", PTR), *((name, PTR) for name in TENSORS),
+                ("outer", I64), ("channels", I64), ("inner", I64), ("levels", INT), ("slots", INT),
+                ("aligned", BOOL), ("plain", BOOL), ("together", BOOL)]
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     loaded = host_library("cuda_on_host", tmp_path_factory)
-    loaded.channel_sum.restype, loaded.tasks.restype = ctypes.c_double, I64
+    loaded.blocks.restype = I64
     return loaded
 
 
 class Run:
     """One x of (outer, channels, inner) in memory with K quantizers, as the kernels get it."""
 
-    def __init__(self, host, shape, dtype, ranges, lanes, aligned):
-        self.host, self.shape, self.dtype = host, shape, dtype
-        outer, channels, inner = shape
-        count = len(ranges)
+    def __init__(self, host, shape, dtype, ranges, aligned=True, slots=None):
+        self.host, self.shape, self.dtype, self.aligned = host, shape, dtype, aligned
+        count, channels = len(ranges), shape[1]
+        self.slots = slots or (1 if count == 1 else 4)
         self.x = (torch.randn(shape) * 4).to(dtype)
         self.grads = [torch.randn(shape).to(dtype) for _ in ranges]
-        self.scales = torch.rand(count, channels) * 0.5 + 0.3
-        self.shifts = torch.randint(-3, 3, (count, channels)).float()
+        self.scale = torch.rand(count, channels) * 0.5 + 0.3
+        self.shift = torch.randint(-3, 3, (count, channels)).float()
         self.lo, self.hi = (torch.tensor(column, dtype=torch.float32) for column in zip(*ranges, strict=True))
-        self.sums = torch.zeros(2, count, host.tasks(I64(outer), I64(channels), I64(inner)), dtype=torch.float64)
-        self.lanes, self.aligned, self.units, self.floors = lanes, aligned, None, None
+        self.scale_grad, self.shift_grad = (torch.full((count, channels), torch.nan) for _ in range(2))
+        self.unit = self.floor = self.order = None
+        self.together = False
 
     def call(self, kind, others, grad_x):
         pointers = (PTR * len(others))(*(t.data_ptr() for t in others))
-        tensors = (self.x, grad_x, self.scales, self.shifts, self.units, self.floors, self.lo, self.hi,
-                   *self.sums)
-        values = [PTR() if t is None else PTR(t.data_ptr()) for t in tensors]
-        arguments = Arguments(values[0], ctypes.cast(pointers, PTR), *values[1:], *self.shape,
-                              len(others), self.lanes, self.aligned)
+        tensors = (getattr(self, name) for name in TENSORS)
+        plain = self.shift is None and bool((self.lo != -self.hi).all())
+        arguments = Arguments(self.x.data_ptr(), ctypes.cast(pointers, PTR), grad_x.data_ptr(),
+                              *(None if t is None else t.data_ptr() for t in tensors), *self.shape, len(others),
+                              self.slots, self.aligned, plain, self.together)
         getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
 
-    def forward(self, kind):
+    def forward(self, kind="forward"):
         outs = [torch.full_like(self.x, torch.nan) for _ in self.grads]
         self.call(kind, outs, self.x)
         return outs
 
-    def backward(self, kind):
+    def backward(self, kind="backward"):
+        """Return the gradients of x, of the scales and of the shifts."""
         grad_x = torch.full_like(self.x, torch.nan)
         self.call(kind, self.grads, grad_x)
-        sums = [[[self.host.channel_sum(PTR(row.data_ptr()), *map(I64, self.shape), I64(c))
-                  for c in range(self.shape[1])] for row in part] for part in self.sums]
-        return grad_x, *(torch.tensor(part, dtype=torch.float64).float() for part in sums)
+        return grad_x, self.scale_grad.clone(), self.shift_grad.clone()
 
 
-SHAPES = [(1, 1, 1), (1, 1, 7), (1, 1, 2048), (1, 1, 2053), (1, 1, 10000), (3, 5, 33), (1, 4, 4609), (2, 3, 2047),
-          (5, 7, 1), (600, 3, 2), (1, 9, 31), (257, 16, 1)]
+SHAPES = [(1, 1, 1), (1, 1, 7), (1, 1, 2048), (1, 1, 2053), (1, 1, 10000), (3, 5, 33), (1, 4, 4608), (2, 3, 2047),
+          (5, 7, 1), (600, 3, 2), (1, 9, 31), (257, 16, 1), (70, 300, 3)]
 BITS = (8, 4, 1)
+
+
+def check_against_the_cpu(run, bits):
+    leaves = [t.clone().requires_grad_() for t in (run.x, run.scale, *([] if run.shift is None else [run.shift]))]
+    expected = mbq.fake_quantize_multi(*leaves, bits=bits, axis=1, grad_factor=1.0)
+    for one, other in zip(run.forward(), expected, strict=True):
+        oracles.assert_same(one, other)
+    wanted = torch.autograd.grad(expected, leaves, run.grads)
+    actual = run.backward()
+    oracles.assert_same(actual[0], wanted[0], "grad x")
+    for one, other in zip(actual[1:], wanted[1:], strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * (run.shape[0] * run.shape[2]) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("lanes, aligned", [(1, True), (32, True), (32, False)])
-def test_fake_quantize(host, shape, dtype, lanes, aligned):
-    run = Run(host, shape, dtype, [oracles.bounds(b, True) for b in BITS], lanes, aligned)
-    leaves = [t.clone().requires_grad_() for t in (run.x, run.scales, run.shifts)]
-    expected = mbq.fake_quantize_multi(*leaves, bits=BITS, axis=1, grad_factor=1.0)
-    for one, other in zip(run.forward("forward"), expected, strict=True):
-        oracles.assert_same(one, other)
-    wanted = torch.autograd.grad(expected, leaves, run.grads)
-    actual = run.backward("backward")
-    oracles.assert_same(actual[0], wanted[0], "grad x")
-    for one, other in zip(actual[1:], wanted[1:], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * (shape[0] * shape[2]) ** 0.5)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_fake_quantize(host, shape, dtype, aligned):
+    check_against_the_cpu(Run(host, shape, dtype, [oracles.bounds(b, True) for b in BITS], aligned), BITS)
+
+
+@pytest.mark.parametrize("bits", [(4,), (8, 4, 3, 2), (8, 7, 6, 5, 4, 3)], ids=len)
+@pytest.mark.parametrize("shape", [(1, 1, 10000), (2, 3, 2047), (1, 4, 4608), (257, 16, 1)], ids=str)
+def test_fake_quantize_without_offsets(host, shape, bits):
+    run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits], slots=8 if len(bits) > 4 else None)
+    run.shift = None
+    check_against_the_cpu(run, bits)
+
+
+SCALES = [2.0 ** -149, 3 * 2.0 ** -140, 2.0 ** -100, 2.0 ** -100 * (1 + 2.0 ** -23), 1e-20, 0.1234, 0.3, 1.0, 6.0,
+          2.0 ** 100 * (1 - 2.0 ** -24), 2.0 ** 100, 1e38]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("offset", [None, 0.0], ids=["plain", "offset"])
+def test_awkward_values_and_scales(host, bits, dtype, offset):
+    """Values and gradients of x are the CPU's bit for bit, on both sides of the scales that have exact reciprocals."""
+    lo, hi = oracles.bounds(bits, True)
+    rows = []
+    for scale in SCALES:
+        tiny = scale * torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64) * 2.0 ** -149
+        row = torch.cat([oracles.awkward_values(scale, lo, hi, dtype), tiny.to(dtype), -tiny.to(dtype)])
+        rows.append(torch.cat([row, -row]).repeat(5)[: 2560])
+    run = Run(host, (1, len(SCALES), min(map(len, rows)) // 8 * 8), dtype, [(lo, hi)])
+    run.x = torch.stack([row[: run.shape[2]] for row in rows])[None]
+    run.grads = [torch.randn(run.shape).to(dtype)]
+    run.scale = torch.tensor([SCALES])
+    run.shift = None if offset is None else torch.full_like(run.scale, offset)
+    x = run.x.clone().requires_grad_()
+    expected = mbq.fake_quantize(x, run.scale[0], bits=bits, axis=1)
+    oracles.assert_same(run.forward()[0], expected)
+    oracles.assert_same(run.backward()[0], torch.autograd.grad(expected, x, run.grads[0])[0], "grad x")
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
+def test_scales_that_are_no_numbers_of_their_own(host, scale):
+    """What division by them gives: the CPU refuses them, so that the reference says what it is."""
+    run = Run(host, (1, 1, 1024), torch.float32, [oracles.bounds(4, True)])
+    run.x[0, 0, :8] = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, 1e-45])
+    run.scale, run.shift = torch.tensor([[scale]]), None
+    code = torch.clamp(torch.round(run.x / scale), -8, 7)
+    oracles.assert_same(run.forward()[0], code * scale)
 
 
 @pytest.mark.parametrize("units, floors", [(True, True), (True, False), (False, True)], ids=["both", "unit", "floor"])
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
 def test_scales_in_units_and_under_their_floors(host, shape, units, floors):
     """Bit for bit what the scales that are computed with give; half of them are below their floors."""
-    ranges = [oracles.bounds(b, True) for b in BITS]
-    run, plain = (Run(host, shape, torch.float32, ranges, 32, True) for _ in range(2))
-    plain.x, plain.grads, plain.shifts, plain.scales = run.x, run.grads, run.shifts, run.scales
+    ranges = [oracles.bounds(b, True) for b in (8, 4, 2)]
+    run, plain = (Run(host, shape, torch.float32, ranges) for _ in range(2))
+    plain.x, plain.grads, plain.shift, plain.scale = run.x, run.grads, run.shift, run.scale
     if units:
-        run.units = torch.rand_like(run.scales) + 0.5
-        plain.scales = run.scales * run.units
+        run.unit = torch.rand_like(run.scale) + 0.5
+        plain.scale = run.scale * run.unit
     if floors:
-        run.floors = torch.where(torch.rand_like(run.scales) < 0.5, plain.scales * 2, plain.scales / 2)
-        run.scales = torch.where(plain.scales < run.floors, -run.scales, run.scales)
-        plain.scales = torch.maximum(plain.scales, run.floors)
+        run.floor = torch.where(torch.rand_like(run.scale) < 0.5, plain.scale * 2, plain.scale / 2)
+        run.scale = torch.where(plain.scale < run.floor, -run.scale, run.scale)
+        plain.scale = torch.maximum(plain.scale, run.floor)
     for kind in ("", "_double"):
         for one, other in zip(run.forward("forward" + kind), plain.forward("forward" + kind), strict=True):
             oracles.assert_same(one, other)
-        for one, other in zip(run.backward("backward" + kind), plain.backward("backward" + kind), strict=True):
-            oracles.assert_same(one, other)
+        grad_x, scales, shifts = run.backward("backward" + kind)
+        wanted = plain.backward("backward" + kind)
+        oracles.assert_same(grad_x, wanted[0], "grad x")
+        oracles.assert_same(shifts, wanted[2], "shifts")
+        torch.testing.assert_close(scales * (run.unit if units else 1), wanted[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
 def test_double_round(host, shape):
     bits = (8, 4, 2)
-    run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits], 32, True)
-    run.scales = (run.scales[:1] / 16).repeat(len(bits), 1)
-    outs, actual = run.forward("forward_double"), run.backward("backward_double")
-    total = torch.zeros(shape)
-    for k, b in enumerate(bits):
-        leaves = [t.clone().requires_grad_() for t in (run.x, run.scales[0])]
-        expected = mbq.double_round(*leaves, bits=b, axis=1, rounding="half_up", grad_factor=1.0)
-        oracles.assert_same(outs[k], expected)
-        grad_x, grad_scale = torch.autograd.grad(expected, leaves, run.grads[k])
-        total += grad_x
-        torch.testing.assert_close(actual[1][k], grad_scale, rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
-    oracles.assert_same(actual[0], total, "grad x")
+    run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits])
+    run.scale, run.shift, run.together = (run.scale[:1] / 16).repeat(len(bits), 1), None, True
+    leaves = [t.clone().requires_grad_() for t in (run.x, run.scale[0])]
+    expected = mbq.double_round(*leaves, bits=bits, axis=1, rounding="half_up", grad_factor=1.0)
+    for one, other in zip(run.forward("forward_double"), expected, strict=True):
+        oracles.assert_same(one, other)
+    wanted = torch.autograd.grad(expected, leaves, run.grads)
+    actual = run.backward("backward_double")
+    oracles.assert_same(actual[0], wanted[0], "grad x")
+    torch.testing.assert_close(actual[1][0], wanted[1], rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
 def test_fake_quantize_affine(host, shape):
-    run = Run(host, shape, torch.float32, [(-8, 7)], 32, True)
-    leaves = [t.clone().requires_grad_() for t in (run.x, run.scales[0], run.shifts[0])]
+    run = Run(host, shape, torch.float32, [(-8, 7)])
+    leaves = [t.clone().requires_grad_() for t in (run.x, run.scale[0], run.shift[0])]
     expected = mbq.fake_quantize_affine(*leaves, quant_min=-8, quant_max=7, axis=1)
     oracles.assert_same(run.forward("forward_affine")[0], expected)
     wanted = torch.autograd.grad(expected, leaves, run.grads[0])
@@ -132,6 +182,37 @@ def test_fake_quantize_affine(host, shape):
     oracles.assert_same(actual[0], wanted[0], "grad x")
     for one, other in zip(actual[1:], wanted[1:], strict=True):
         torch.testing.assert_close(one[0], other, rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
+
+
+ORDERS = list(itertools.permutations(range(4)))
+
+
+@pytest.mark.parametrize("shape, blocks", [((1, 1, 8000), 4), ((2, 2, 1900), 4), ((8, 2, 500), 4), ((57, 256, 1), 4)],
+                         ids=["one channel", "two channels", "warps", "columns"])
+def test_sums_are_the_same_whichever_block_is_last(host, shape, blocks):
+    """Bit for bit, in every order in which the blocks of a launch can end; every counter is 0 again after each."""
+    assert host.blocks(*map(I64, shape)) == blocks
+    run = Run(host, shape, torch.float32, [(-8, 7)])
+    expected = run.backward()
+    for order in ORDERS:
+        run.order = torch.tensor(order, dtype=torch.int32)
+        for one, other in zip(run.backward(), expected, strict=True):
+            assert torch.equal(one, other) and not one.isnan().any()
+
+
+@pytest.mark.parametrize("launches", [[0] * 4, [0] * 6, [0, 0, 1, 1, 1], [0, 0, 1, 2, 2]], ids=str)
+def test_one_team_of_every_launch_is_the_last(host, launches):
+    """In every order of their tickets, on counters that three launches in turn leave as they found them."""
+    kinds = max(launches) + 1
+    teams = (ctypes.c_uint * kinds)(*(launches.count(launch) for launch in range(kinds)))
+    counters = (ctypes.c_uint * kinds)()
+    for order in sorted(set(itertools.permutations(launches))):
+        turns = list(order) * 3
+        last = (BOOL * len(turns))()
+        host.take_tickets((INT * len(turns))(*turns), len(turns), teams, counters, last)
+        assert not any(counters)
+        ends = [max(i for i, launch in enumerate(order) if launch == one) for one in range(kinds)]
+        assert [i % len(order) for i, is_last in enumerate(last) if is_last] == sorted(ends) * 3
 
 
 @pytest.mark.parametrize("blocks", [(5,), (1, 1), (3, 1, 4), (1, 700, 2)], ids=str)

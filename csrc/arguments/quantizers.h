@@ -124,6 +124,8 @@ template <template <class> class Quantizer>
 inline constexpr bool kSingle = false;
 template <>
 inline constexpr bool kSingle<FakeQuantizeAffine> = true;
+template <>
+inline constexpr bool kSingle<QuantizeCodes> = true;
 
 // The arithmetic of quantizer k in W.
 template <template <class> class Quantizer, class W>

@@ -6,11 +6,14 @@ namespace {
 
 template <class T, class Code>
 void quantize(const Quantizers& q, const Tensor& codes) {
-  using Work = Job<QuantizeCodes, T, Code>;
   const Launch launch(q.op, q.x);
-  launch_all(launch, forward_kernel<QuantizeCodes, T, Code, 1>,
-             std::vector<Work>{job_of<QuantizeCodes, T, Code>(q, {codes})},
-             [](const Work& job) { return blocks_of(job.walk); });
+  dispatch_loop<QuantizeCodes>(q, [&](auto slots, auto plain) {
+    using Work = Job<QuantizeCodes, T, Code, slots>;
+    Work job;
+    fill_job<QuantizeCodes>(job, q, {codes});
+    launch_all(launch, forward_kernel<Work, plain, 1>, std::vector{job},
+               [](const Work& one) { return one.tiles.blocks(); });
+  });
 }
 
 Tensor quantize_codes_forward(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset, int64_t bits,

@@ -49,31 +49,55 @@ MBQ_HD double divide(double a, double b) { return a / b; }
 
 // x / scale by reciprocal = RN(1 / scale), where 2^-100 < scale < 2^100. One correction makes q the IEEE quotient, but
 // where |q| >= 1024, where every code is clamped, and where x or q is below 2^-100: there it may be off in its last
-// place, whose code is 0. (At 1 bit, where the sign of a quotient that rounds to 0 counts, division decides.)
+// place, and its code is 0.
 MBQ_HD float quotient_by_reciprocal(float x, float scale, float reciprocal) {
   const float q = x * reciprocal, exact = std::fma(std::fma(-q, scale, x), reciprocal, q);
   return std::fabs(q) < 1024.0f ? exact : q;
 }
 
+// RN(1 / x)
+MBQ_HD float inverse(float x) {
+#if defined(__CUDA_ARCH__)
+  return __frcp_rn(x);
+#else
+  return 1.0f / x;
+#endif
+}
+MBQ_HD double inverse(double x) { return 1.0 / x; }
+
 // A scale by which dividing is multiplying: CUDA's loops take it in the place of a float, where `exact` holds.
 struct InvertedScale {
   float scale, reciprocal;
-  MBQ_HD explicit InvertedScale(float s) : scale(s) {
-#if defined(__CUDA_ARCH__)
-    reciprocal = __frcp_rn(s);
-#else
-    reciprocal = 1.0f / s;
-#endif
-  }
+  InvertedScale() = default;
+  MBQ_HD explicit InvertedScale(float s) : scale(s), reciprocal(inverse(s)) {}
   MBQ_HD operator float() const { return scale; }
   MBQ_HD static bool exact(float scale) { return scale > 0x1p-100f && scale < 0x1p100f; }
 };
 MBQ_HD float divide(float a, InvertedScale b) { return quotient_by_reciprocal(a, b.scale, b.reciprocal); }
-
 MBQ_HD float inverse(InvertedScale scale) { return scale.reciprocal; }
-template <class T>
-MBQ_HD T inverse(T scale) {
-  return divide(T(1), scale);
+
+// The same for every scale, of 0 and infinity too: x / scale = (x factor) / (scale factor). What a factor makes inexact
+// or infinite has a quotient that is 0 or is clamped.
+struct AnyScale {
+  float scale, factor, divisor, reciprocal;
+  AnyScale() = default;
+  MBQ_HD explicit AnyScale(float s) : scale(s) {
+    const float size = std::fabs(s);
+    factor = size > 0x1p-100f ? (size < 0x1p100f ? 1.0f : 0x1p-64f) : 0x1p64f;
+    divisor = size == INFINITY ? 1.0f : s * factor;
+    reciprocal = inverse(s * factor);
+  }
+  MBQ_HD operator float() const { return scale; }
+};
+MBQ_HD float divide(float a, AnyScale b) { return quotient_by_reciprocal(a * b.factor, b.divisor, b.reciprocal); }
+MBQ_HD float inverse(AnyScale scale) { return inverse(scale.scale); }
+
+// A number of the sign of x / scale, v or nearly so: what is not above 2^-150, half of the least number, rounds to 0.
+template <class T, class Scale>
+MBQ_HD T quotient_sign(T v, T x, Scale scale) {
+  if constexpr (std::is_floating_point_v<Scale>) return v;
+  const bool rounds_to_0 = !(std::fabs(x) * 0x1p126f > std::fabs(static_cast<T>(scale)) * 0x1p-24f);
+  return rounds_to_0 ? v - v : (v == T(0) ? x * scale : v);
 }
 
 // In the place of an offset, where there is none.
@@ -118,11 +142,16 @@ MBQ_HD T scaled(T x, Scale scale, Offset offset) {
   return divide(x - offset, scale);
 }
 
-// code = clamp(rint(v), lo, hi), clamped first so that the rounding is exact; signs with +-0 -> +1 at 1 bit
+// code = clamp(rint(v), lo, hi), clamped first so that the rounding is exact; at 1 bit the sign of `side`, +-0 -> +1,
+// which has that of v
+template <class T, class Range>
+MBQ_HD T encode(T v, T side, Range b) {
+  const T sign = side < T(0) ? b.lo : (side >= T(0) ? b.hi : side), level = round_even(clamp(v, b.lo, b.hi));
+  return b.binary() ? sign : level;
+}
 template <class T, class Range>
 MBQ_HD T encode(T v, Range b) {
-  const T sign = v < T(0) ? b.lo : (v >= T(0) ? b.hi : v), level = round_even(clamp(v, b.lo, b.hi));
-  return b.binary() ? sign : level;
+  return encode(v, v, b);
 }
 
 // x_hat = code * scale + offset
@@ -309,20 +338,24 @@ MBQ_HD T lsb_gradient(T grad, T x, T residual, T slope, UnitForm<T> form) {
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
-// Scale is T, or on CUDA InvertedScale; Shift is T, or NoOffset. integer_shift: the shift stands for an integer, which
-// NaN cannot. levels(): the same quantizer where nothing of it has 1 bit.
+// Scale is T, or on CUDA InvertedScale or AnyScale; Shift is T, or NoOffset. integer_shift: the shift stands for an integer, which
+// NaN cannot. levels(): the same quantizer, of which it is known that it is not binary.
 template <class T, class Range>
 struct FakeQuantizeWithin {
   static constexpr bool integer_shift = false;
   Range range;
   template <class Scale, class Shift>
   MBQ_HD T value(T x, Scale scale, Shift offset) const {
-    return decode<T>(encode(scaled(x, scale, offset), range), scale, offset);
+    return decode<T>(code(scaled(x, scale, offset), x - offset, scale), scale, offset);
   }
   template <class Scale, class Shift>
   MBQ_HD Terms<T> terms(T grad, T x, Scale scale, Shift offset) const {
     const T v = scaled(x, scale, offset);
-    return gradient_terms<T>(grad, v, encode(v, range), range);
+    return gradient_terms<T>(grad, v, code(v, x - offset, scale), range);
+  }
+  template <class Scale>
+  MBQ_HD T code(T v, T x, Scale scale) const {
+    return encode(v, quotient_sign(v, x, scale), range);
   }
   MBQ_HD FakeQuantizeWithin<T, LevelBounds<T>> levels() const { return {{range}}; }
 };
@@ -400,7 +433,7 @@ struct QuantizeCodesWithin {
   Range range;
   template <class Scale, class Shift>
   MBQ_HD T value(T x, Scale scale, Shift offset) const {
-    const T code = encode(scaled(x, scale, offset), range);
+    const T v = scaled(x, scale, offset), code = encode(v, quotient_sign(v, x - offset, scale), range);
     return code == code ? code : range.lo;
   }
   MBQ_HD QuantizeCodesWithin<T, LevelBounds<T>> levels() const { return {{range}}; }

@@ -31,23 +31,60 @@ void dispatch_pair(const char* op, ScalarType x, ScalarType other, const Body& b
   }
 }
 
-// A job without its gradients: `others` are the results or the upstream gradients.
-template <template <class> class Quantizer, class T, class Other>
-Job<Quantizer, T, Other> job_of(const Quantizers& q, const std::vector<Tensor>& others) {
-  Job<Quantizer, T, Other> job{Walk(q.layout.outer, q.layout.channels, q.layout.inner), on_16_bytes(q.x)};
+// Which of its two loops a quantizer has: for plain calls, without shifts and 1 bit, and for all others.
+template <template <class> class Quantizer>
+inline constexpr bool kHasPlain = true;
+template <>
+inline constexpr bool kHasPlain<FakeQuantizeAffine> = false;
+template <template <class> class Quantizer>
+inline constexpr bool kHasShifted = true;
+template <>
+inline constexpr bool kHasShifted<DoubleRound> = false;
+
+inline bool is_plain(const Quantizers& q) {
+  return q.shifts.absent() && std::none_of(q.ranges.begin(), q.ranges.end(), [](auto b) { return b.binary(); });
+}
+
+// Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler.
+template <template <class> class Quantizer, class Body>
+void dispatch_loop(const Quantizers& first, const Body& body) {
+  const auto slotted = [&](auto slots) {
+    if constexpr (!kHasShifted<Quantizer>) {
+      body(slots, std::true_type());
+    } else if (kHasPlain<Quantizer> && is_plain(first)) {
+      if constexpr (kHasPlain<Quantizer>) body(slots, std::true_type());
+    } else {
+      body(slots, std::false_type());
+    }
+  };
+  const size_t levels = first.ranges.size();
+  check(levels <= kMaxLevels, first.op, ": at most ", kMaxLevels, " bit-widths at once, got ", levels);
+  if constexpr (!kSingle<Quantizer>) {
+    if (levels > 4) return slotted(std::integral_constant<int, kMaxLevels>());
+    if (levels > 1) return slotted(std::integral_constant<int, 4>());
+  }
+  slotted(std::integral_constant<int, 1>());
+}
+
+// Fills in what a job has of x, of `others`, its results or upstream gradients, and of the parameters. written: a
+// tensor beside these that is accessed like them.
+template <template <class> class Quantizer, class Work>
+void fill_job(Work& job, const Quantizers& q, const std::vector<Tensor>& others, const Tensor* written = nullptr) {
+  bool aligned = on_16_bytes(q.x) && (written == nullptr || on_16_bytes(*written));
   job.levels = static_cast<int>(q.ranges.size());
-  job.x = static_cast<const T*>(q.x.const_data_ptr());
-  check(job.levels <= kMaxLevels, q.op, ": at most ", kMaxLevels, " bit-widths at once, got ", job.levels);
+  job.x = static_cast<const typename Work::Read*>(q.x.const_data_ptr());
   for (int k = 0; k < job.levels; ++k) {
     job.quantizer[k] = quantizer_of<Quantizer, float>(q, k);
     job.scale[k] = q.scales.row<float>(k, q.layout.channels);
     job.shift[k] = q.shifts.row<float>(k, q.layout.channels);
     job.unit[k] = q.units.row<float>(k, q.layout.channels);
     job.floor[k] = q.floors.row<float>(k, q.layout.channels);
-    job.other[k] = static_cast<Other*>(others[k].data_ptr());
-    job.aligned = job.aligned && on_16_bytes(others[k]);
+    job.other[k] = static_cast<typename Work::Others*>(others[k].data_ptr());
+    aligned = aligned && on_16_bytes(others[k]);
   }
-  return job;
+  check(q.layout.numel() < int64_t{1} << 37, q.op, ": x is too large for one launch");
+  job.tiles = Tiles(q.layout.outer, q.layout.channels, q.layout.inner, Work::kTile, Work::kWidth,
+                    aligned);
 }
 
 inline int64_t blocks_of(const Walk& walk) {
@@ -79,19 +116,20 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   const Launch launch(each[0].op, each[0].x);
   const ScalarType x_dtype = each[0].x.scalar_type(), dtype = out_dtype.value_or(x_dtype);
   std::vector<Tensor> all;
+  for (const Quantizers& q : each) {
+    const size_t first = all.size();
+    for (size_t k = 0; k < q.ranges.size(); ++k) all.push_back(allocate_like(q.x, dtype));
+    q.check_against({all.begin() + first, all.end()});
+  }
   dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, dtype, [&](auto storage, auto out_storage) {
-    using Work = Job<Quantizer, decltype(storage), decltype(out_storage)>;
-    std::vector<Work> jobs;
-    for (const Quantizers& q : each) {
-      std::vector<Tensor> outs;
-      for (size_t k = 0; k < q.ranges.size(); ++k) outs.push_back(allocate_like(q.x, dtype));
-      q.check_against(outs);
-      jobs.push_back(job_of<Quantizer, decltype(storage), decltype(out_storage)>(q, outs));
-      all.insert(all.end(), outs.begin(), outs.end());
-    }
-    constexpr int capacity = many ? kBatch<Work> : 1;
-    launch_all(launch, forward_kernel<Quantizer, decltype(storage), decltype(out_storage), capacity>, jobs,
-               [](const Work& job) { return blocks_of(job.walk); });
+    dispatch_loop<Quantizer>(each[0], [&](auto slots, auto plain) {
+      using Work = Job<Quantizer, decltype(storage), decltype(out_storage), slots>;
+      std::vector<Work> jobs(each.size());
+      for (size_t t = 0; t < each.size(); ++t)
+        fill_job<Quantizer>(jobs[t], each[t], share(all, t, each[t].ranges.size()));
+      constexpr int capacity = many ? kBatch<Work> : 1;
+      launch_all(launch, forward_kernel<Work, plain, capacity>, jobs, [](const Work& job) { return job.tiles.blocks(); });
+    });
   });
   return all;
 }

@@ -2,10 +2,15 @@
 #pragma once
 
 #include "batch.cuh"
-#include "elementwise.cuh"
-#include "last_block.cuh"
+#include "channel_sums.cuh"
 
 namespace mbq::cuda {
+
+// This block's index among those of its item.
+template <class Item, int capacity>
+__device__ __forceinline__ unsigned block_index(const Batch<Item, capacity>& batch, int item) {
+  return capacity == 1 ? blockIdx.x : blockIdx.x - batch.first_block[item];
+}
 
 // This thread's index among those of its item.
 template <class Item, int capacity>
@@ -13,78 +18,120 @@ __device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& bat
   return static_cast<int64_t>(blockIdx.x - batch.first_block[item]) * blockDim.x + threadIdx.x;
 }
 
-template <template <class> class Quantizer, class T, class Out, int capacity>
-__global__ void forward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Out>, capacity> batch) {
+// Blocks of a multiprocessor: as many as registers for the loads of a tile leave room for.
+constexpr int blocks_at_once(int slots, bool plain) { return (slots == 1 ? 4 : slots <= 4 ? 3 : 2) + plain; }
+
+template <class Job, bool plain, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain))
+    forward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
-  const Job<Quantizer, T, Out>& job = batch.items[item];
-  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
-  if (task >= job.walk.tasks) return;
-  Forward<Quantizer, T, Out> visit{job, job.walk.channel_of(task)};
-  if (job.walk.by_run) {
-    walk_run<kPack<Out>, 4>(job.walk, task, threadIdx.x % kWarpLanes, kWarpLanes, job.aligned, visit);
-  } else {
-    walk_column(job.walk, task, visit);
-  }
+  const Job& job = batch.items[item];
+  const Share share = job.tiles.template share<Job::kTile>(block_index(batch, item), threadIdx.x);
+  if (share.left == 0) return;
+  Forward<Job, plain> visit(job, share.channel);
+  walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
 }
 
-template <template <class> class Quantizer, class T, class Grad, int slots, int capacity>
-__global__ void backward_kernel(const __grid_constant__ Batch<Job<Quantizer, T, Grad>, capacity> batch) {
-  const int item = batch.item_of(blockIdx.x);
-  const Job<Quantizer, T, Grad>& job = batch.items[item];
-  const int64_t thread = thread_index(batch, item), task = job.walk.by_run ? thread / kWarpLanes : thread;
-  if (task >= job.walk.tasks) return;  // whole warps by run, so that the shuffles below are full
-  Backward<Quantizer, T, Grad, slots> visit(job, job.walk.channel_of(task));
-  if (job.walk.by_run) {
-    const int lane = threadIdx.x % kWarpLanes;
-    walk_run<kPack<T>, 2>(job.walk, task, lane, kWarpLanes, job.aligned, visit);
-    visit.finish(task, lane == 0, [](double value) { return warp_sum(value); });
-  } else {
-    walk_column(job.walk, task, visit);
-    visit.finish(task, true, [](double value) { return value; });
+// Writes the partial sums of a block's rows, of a wide team, or of its warps.
+template <class Visit>
+__device__ __forceinline__ void write_team_sums(const Visit& visit, const Share& share) {
+  constexpr int slots = Visit::slots;
+  __shared__ float warps[2 * slots][kTeamWarps];
+  const auto& job = visit.job;
+  const bool writes = threadIdx.x % kWarpLanes == 0 && share.team < job.tiles.teams;
+#pragma unroll
+  for (int k = 0; k < slots; ++k) {
+    if (!job.has(k)) break;
+#pragma unroll
+    for (int which = 0; which < (Visit::kPlain ? 1 : 2); ++which) {
+      if (which == 1 && !job.shifted()) break;
+      const float sum = warp_sum(which == 0 ? visit.to_scale[k] : visit.to_shift[k]);
+      const int row = which * job.levels + k;
+      if (job.tiles.wide) {
+        if (writes) warps[row][threadIdx.x / kWarpLanes] = sum;
+      } else if (writes) {
+        job.partials(row)[share.team] = sum;
+      }
+    }
   }
-}
-
-// gradient[k][c] = factor[k] * the sum of the partial sums of level k and channel c; `lanes` threads for each, a warp
-// or a block; over unit[k][c], unless null. together: for that many levels from k on, added in their order.
-struct ChannelSum {
-  Walk walk;
-  int together, levels;
-  const double* partial;  // levels x tasks
-  float* gradient[kMaxLevels];
-  const float* unit[kMaxLevels];
-  double factor[kMaxLevels];
-
-  MBQ_HD int64_t count() const { return levels / together * walk.channels; }
-};
-
-template <int lanes, int capacity>
-__global__ void channel_sum_kernel(const __grid_constant__ Batch<ChannelSum, capacity> batch) {
-  const int item = batch.item_of(blockIdx.x);
-  const ChannelSum& sum = batch.items[item];
-  const int64_t index = thread_index(batch, item) / lanes;
-  if (index >= sum.count()) return;  // whole warps, or whole blocks
-  const int64_t row = quotient(index, sum.walk.channels), k = row * sum.together;
-  const int64_t channel = index - row * sum.walk.channels, count = sum.walk.sums_of_channel();
+  if (!job.tiles.wide) return;
+  __syncthreads();
+  if (threadIdx.x >= job.rows()) return;
   double total = 0.0;
-  for (int64_t level = k; level < k + sum.together; ++level) {
-    const double* partial = sum.partial + level * sum.walk.tasks;
-    double part = 0.0;
-#pragma unroll 8  // so many loads are then in flight
-    for (int64_t e = threadIdx.x % lanes; e < count; e += lanes)
-      part += __ldg(partial + sum.walk.sum_index(channel, e));
-    total += sum.factor[level] * part;
+#pragma unroll
+  for (unsigned w = 0; w < kTeamWarps; ++w) total += static_cast<double>(warps[threadIdx.x][w]);
+  job.partials(threadIdx.x)[share.team] = total;
+}
+
+// By run: the team with a channel's last ticket writes its gradients.
+template <class Visit>
+__device__ __forceinline__ void finish_run(const Visit& visit, const Share& share) {
+  const auto& job = visit.job;
+  write_team_sums(visit, share);
+  if (share.team >= job.tiles.teams) return;  // whole warps
+  const unsigned count = job.tiles.sums_of_channel();
+  const bool wide = job.tiles.wide;
+  if (count == 1) {
+    wide ? __syncthreads() : __syncwarp();
+  } else if (!(wide ? last_block(job.counters + share.channel, count) : last_warp(job.counters + share.channel, count))) {
+    return;
   }
-  total = warp_sum(total);
-  if constexpr (lanes > kWarpLanes) {
-    __shared__ double warps[lanes / kWarpLanes];
-    if (threadIdx.x % kWarpLanes == 0) warps[threadIdx.x / kWarpLanes] = total;
+  const unsigned lanes = wide ? kTeamThreads : kWarpLanes, lane = threadIdx.x % lanes;
+  double carried = 0.0;
+#pragma unroll 1
+  for (int row = 0; row < job.rows(); ++row) {
+    const double part = job.share_of_sum(row, share.channel, lane, lanes);
+    const double sum = wide ? block_sum<kTeamThreads>(part) : warp_sum(part);
+    if (lane == 0) job.write_gradient(row, share.channel, sum, carried);
+  }
+}
+
+// By column: the block with a strip's last ticket writes the gradients of its channels.
+template <class Visit>
+__device__ __forceinline__ void finish_column(const Visit& visit, unsigned block) {
+  constexpr int slots = Visit::slots;
+  __shared__ float values[kTeamThreads];
+  __shared__ double parts[kTeamThreads];
+  const auto& job = visit.job;
+  const Strip strip(job.tiles, block);
+  const bool writes = threadIdx.x < strip.channels;
+#pragma unroll
+  for (int k = 0; k < slots; ++k) {
+    if (!job.has(k)) break;
+#pragma unroll
+    for (int which = 0; which < (Visit::kPlain ? 1 : 2); ++which) {
+      if (which == 1 && !job.shifted()) break;
+      __syncthreads();
+      values[threadIdx.x] = which == 0 ? visit.to_scale[k] : visit.to_shift[k];
+      __syncthreads();
+      if (writes) strip.write_partial(job.partials(which * job.levels + k), values, threadIdx.x);
+    }
+  }
+  if (job.tiles.repeats > 1 && !last_block(job.counters + strip.at, job.tiles.repeats)) return;
+  double carried = 0.0;
+#pragma unroll 1
+  for (int row = 0; row < job.rows(); ++row) {
     __syncthreads();
-    total = 0.0;
-    for (int w = 0; w < lanes / kWarpLanes; ++w) total += warps[w];
+    parts[threadIdx.x] = strip.part(job, row, threadIdx.x);
+    __syncthreads();
+    if (writes) job.write_gradient(row, strip.first + threadIdx.x, strip.total(parts, threadIdx.x), carried);
   }
-  if (threadIdx.x % lanes != 0) return;
-  const float* unit = sum.unit[k];
-  sum.gradient[k][channel] = static_cast<float>(unit != nullptr ? total / unit[channel] : total);
+}
+
+template <class Job, bool plain, int capacity>
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain))
+    backward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
+  const int item = batch.item_of(blockIdx.x);
+  const Job& job = batch.items[item];
+  const unsigned block = block_index(batch, item);
+  const Share share = job.tiles.template share<Job::kTile>(block, threadIdx.x);
+  Backward<Job, plain> visit(job, share.channel);
+  walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+  if (job.tiles.by_run) {
+    finish_run(visit, share);
+  } else {
+    finish_column(visit, block);
+  }
 }
 
 }  // namespace mbq::cuda
