@@ -27,13 +27,14 @@ RoundClamp<float> quantizer_of(const Arguments& a) {
 // Every thread of every block visits its share; `batch` accesses each.
 template <int batch, class T, class Make, class Done>
 void each_thread(const Arguments& a, const Make& make, const Done& done) {
-  const Tiles tiles(a.outer, a.channels, a.inner, 32 * kPack<T> * batch, kPack<T>, a.aligned);
+  constexpr int tile = kLsbTile<batch, T>;
+  const Tiles tiles(a.outer, a.channels, a.inner, tile, kPack<T>, a.aligned);
   for (unsigned block = 0; block < tiles.blocks(); ++block) {
     for (unsigned thread = 0; thread < kTeamThreads; ++thread) {
-      const Share share = tiles.share(block, thread);
-      if (share.count == 0) continue;
+      const Share share = tiles.template share<tile>(block, thread);
+      if (share.left == 0) continue;
       auto visit = make(share.channel);
-      walk_share<kPack<T>, batch>(tiles, share, thread % 32, visit);
+      walk_share<kPack<T>, batch, kPack<T>>(tiles, share, thread % kWarpLanes, visit);
       done(visit);
     }
   }
@@ -43,7 +44,7 @@ template <LsbOut out, bool counts, class T, class Result>
 void forward(const Arguments& a) {
   const RoundClampJob<T, Result> job{
       {}, {quantizer_of(a), a.limit}, static_cast<T*>(a.x), static_cast<Result*>(a.to), {}};
-  each_thread<4, T>(
+  each_thread<kLsbBatch<out, T>, T>(
       a, [&](unsigned channel) { return RoundClampVisit<out, counts, T, Result>(job, channel); },
       [&](const auto& visit) {
         a.counts[0] += static_cast<int64_t>(visit.sums.size);
@@ -59,7 +60,8 @@ void backward(const Arguments& a) {
                               static_cast<T*>(a.x),
                               static_cast<T*>(a.grad),
                               static_cast<T*>(a.grad_x)};
-  each_thread<2, T>(a, [&](unsigned channel) { return LsbGradientVisit<task, T>(job, channel); }, [](const auto&) {});
+  each_thread<kLsbGradientBatch<task, T>, T>(
+      a, [&](unsigned channel) { return LsbGradientVisit<task, T>(job, channel); }, [](const auto&) {});
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ template <class Quantizer>
 Quantizer quantizer_of(float lo, float hi) {
   if constexpr (std::is_same_v<Quantizer, DoubleRound<float>>) {
     const float ratio = -128 / lo;
-    return {{lo, hi}, {lo * ratio, hi * ratio}, {ratio, 1 / ratio, static_cast<float>(nudge(true))}};
+    return {{lo, hi}, {lo * ratio, hi * ratio}, second_rounding(ratio, true)};
   } else {
     return {{lo, hi}};
   }

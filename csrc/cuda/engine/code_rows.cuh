@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "math/code_math.h"
-#include "widen.cuh"
+#include "packs.cuh"
 
 namespace mbq::cuda {
 
@@ -111,7 +111,8 @@ MBQ_HD void read_group(const T* from, int64_t left, float (&x)[kGroup]) {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) pack.at[j] = j < left ? from[j] : static_cast<T>(0.0f);
   }
-  widen(pack, x);
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) x[j] = element(pack, j);
 }
 
 // A weight and rows of x; aligned: x, and the length of its rows, to 16 bytes.

@@ -24,7 +24,7 @@ struct Fragments {
 template <class T>
 MBQ_HD uint32_t difference(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
-  using Pair = std::conditional_t<kHalfOfFloat<T>, __nv_bfloat162, __half2>;
+  using Pair = std::conditional_t<std::is_same_v<T, c10::BFloat16>, __nv_bfloat162, __half2>;
   Pair numbers[2];
   memcpy(&numbers[0], &a, sizeof(a));
   memcpy(&numbers[1], &b, sizeof(b));
@@ -45,7 +45,7 @@ MBQ_HD uint32_t difference(uint32_t a, uint32_t b) {
 template <class T>
 MBQ_HD uint32_t numbers_of(uint32_t pair, const PairSwitch& s) {
   const uint32_t keep = PairSwitch::both(static_cast<int>(s.keep));
-  if constexpr (kHalfOfFloat<T>)  // less 128 where the eighth bit is set, else 256
+  if constexpr (std::is_same_v<T, c10::BFloat16>)  // less 128 where the eighth bit is set, else 256
     return difference<T>((pair & (keep & 0x007F007Fu)) | 0x43004300u, (~pair & 0x00800080u) | 0x43004300u);
   return difference<T>((pair & keep) | 0x64006400u, 0x64806480u);
 }
@@ -116,7 +116,7 @@ struct TileProducts {
 // sums += codes x, of all lanes: (row lane / 4 + 8 (i / 2), x row 2 (lane % 4) + i % 2) in sums[i]
 template <class T>
 __device__ __forceinline__ void multiply(const uint32_t (&codes)[4], const uint32_t (&x)[2], float (&sums)[4]) {
-  if constexpr (kHalfOfFloat<T>) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])

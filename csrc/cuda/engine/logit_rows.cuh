@@ -2,7 +2,7 @@
 #pragma once
 
 #include "math/softmax_math.h"
-#include "widen.cuh"
+#include "packs.cuh"
 
 namespace mbq::cuda {
 
@@ -31,10 +31,11 @@ struct AddToRow {
     float value[batch][count], top = sums.max;
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      widen(pack[b], value[b]);
 #pragma unroll
-      for (int j = 0; j < count; ++j)
+      for (int j = 0; j < count; ++j) {
+        value[b][j] = element(pack[b], j);
         if (smooth) plain += value[b][j];
+      }
       put_at(value[b], target - i - b * step, -INFINITY);
 #pragma unroll
       for (int j = 0; j < count; ++j) top = std::fmax(top, value[b][j]);  // NaN, which shows in the sums, is no maximum
@@ -61,9 +62,8 @@ struct RowGaps {
 // The gaps of some classes, of which the one at `at`, if it is there, is the target, with a gap of its own.
 template <class T, int count>
 MBQ_HD void gaps_of(const Pack<T, count>& pack, const RowGaps& row, int64_t at, float of_target, float (&gap)[count]) {
-  widen(pack, gap);
 #pragma unroll
-  for (int j = 0; j < count; ++j) gap[j] = class_gap(gap[j], row.top, row.log_sum, row.uniform);
+  for (int j = 0; j < count; ++j) gap[j] = class_gap(element(pack, j), row.top, row.log_sum, row.uniform);
   put_at(gap, at, of_target);
 }
 
@@ -110,8 +110,8 @@ struct WriteGaps {
       float gap[count];
       gaps_of(pack[b], row, target - i - b * step, of_target, gap);
 #pragma unroll
-      for (int j = 0; j < count; ++j) pack[b].at[j] = static_cast<T>(counts ? gap[j] * grad : 0.0f);
-      store(grad_x + i + b * step, pack[b]);
+      for (int j = 0; j < count; ++j) gap[j] = counts ? gap[j] * grad : 0.0f;
+      store(grad_x + i + b * step, pack_of<T>(gap));
     }
   }
 };

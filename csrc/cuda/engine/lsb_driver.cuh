@@ -12,7 +12,8 @@ namespace mbq::cuda {
 template <int batch, class T>
 Tiles tiles_of(const Weight& weight, bool aligned) {
   const Layout& layout = weight.layout;
-  return Tiles(layout.outer, layout.channels, layout.inner, kWarpLanes * kPack<T> * batch, kPack<T>, aligned);
+  check(layout.numel() < kMostElements, weight.op, ": x is too large for one launch");
+  return Tiles(layout.outer, layout.channels, layout.inner, kLsbTile<batch, T>, kPack<T>, aligned);
 }
 
 // Blocks of a job; where something is counted an empty x has one too.

@@ -6,11 +6,7 @@
 
 namespace mbq::cuda {
 
-// Accesses of a lane to what it reads, and blocks of a multiprocessor: as many as have registers without a stack.
-template <LsbOut out, class T>
-constexpr int kLsbBatch = out == LsbOut::value && sizeof(T) == 2 ? 2 : 4;
-template <bool task, class T>
-constexpr int kLsbGradientBatch = task || sizeof(T) == 2 ? 2 : 4;
+// Blocks of a multiprocessor: as many as have registers without a stack.
 constexpr int kLsbBlocks = 5;
 template <class T>
 constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
@@ -18,7 +14,6 @@ constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
 // Leaves the sums of a block; the last of `blocks` writes penalty and rate.
 __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned block, unsigned blocks,
                                               const LsbSums& sums) {
-  static_assert(7 * kMostRows * kWarpLanes < 1 << 16, "the sums of a warp fill a half of a word each");
   __shared__ unsigned warps[kTeamWarps];
   uint2* partial = reinterpret_cast<uint2*>(counts.partial);
   const unsigned both = static_cast<unsigned>(sums.size) << 16 | static_cast<unsigned>(sums.nonzero);
@@ -53,12 +48,13 @@ __global__ void __launch_bounds__(kTeamThreads, capacity > 1 ? 4 : kLsbBlocks)
     round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const RoundClampJob<T, Result>& job = batch.items[item];
-  const unsigned block = blockIdx.x - batch.first_block[item];
-  const Share share = job.tiles.share(block, threadIdx.x);
+  const unsigned block = block_index(batch, item);
+  constexpr int per_lane = kLsbBatch<out, T>;
+  const Share share = job.tiles.template share<kLsbTile<per_lane, T>>(block, threadIdx.x);
   LsbSums sums;
-  if (share.count > 0) {
+  if (share.left > 0) {
     RoundClampVisit<out, counts, T, Result> visit(job, share.channel);
-    walk_share<kPack<T>, kLsbBatch<out, T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+    walk_share<kPack<T>, per_lane, kPack<T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
     sums = visit.sums;
   }
   if constexpr (counts) finish_counts(job.counts, block, batch.first_block[item + 1] - batch.first_block[item], sums);
@@ -69,10 +65,11 @@ __global__ void __launch_bounds__(kTeamThreads, kLsbGradientBlocks<T>)
     lsb_gradient_kernel(const __grid_constant__ Batch<LsbGradientJob<T>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const LsbGradientJob<T>& job = batch.items[item];
-  const Share share = job.tiles.share(blockIdx.x - batch.first_block[item], threadIdx.x);
-  if (share.count == 0) return;
+  constexpr int per_lane = kLsbGradientBatch<task, T>;
+  const Share share = job.tiles.template share<kLsbTile<per_lane, T>>(block_index(batch, item), threadIdx.x);
+  if (share.left == 0) return;
   LsbGradientVisit<task, T> visit(job, share.channel);
-  walk_share<kPack<T>, kLsbGradientBatch<task, T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
+  walk_share<kPack<T>, per_lane, kPack<T>>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
 }
 
 }  // namespace mbq::cuda

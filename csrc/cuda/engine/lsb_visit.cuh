@@ -2,11 +2,22 @@
 // run it.
 #pragma once
 
+#include "last_block.cuh"
 #include "math/lean_lsb.h"
+#include "packs.cuh"
 #include "tiles.cuh"
-#include "widen.cuh"
 
 namespace mbq::cuda {
+
+// Accesses of a lane to a tile.
+template <LsbOut out, class T>
+constexpr int kLsbBatch = out == LsbOut::value && sizeof(T) == 2 ? 2 : 4;
+template <bool task, class T>
+constexpr int kLsbGradientBatch = task || sizeof(T) == 2 ? 2 : 4;
+// Elements of a tile. What a warp takes has |B| <= 7 and fills a half of a word with each of its sums.
+template <int batch, class T>
+constexpr int kLsbTile = kWarpLanes * kPack<T> * batch;
+static_assert(7 * kMostRounds * kLsbTile<4, uint16_t> < 1 << 16 && 7 * kMostRows * kWarpLanes < 1 << 16);
 
 // A channel whose limit LeanRoundClamp takes.
 template <bool mirrored>
@@ -94,26 +105,27 @@ struct RoundClampVisit {
   MBQ_HD RoundClampVisit(const RoundClampJob<T, Result>& j, unsigned c) : job(j), channel(j.quantizer, c) {}
 
   MBQ_HD bool lean() const { return channel.lean(); }
+  MBQ_HD void restart() { sums = {}; }
 
   template <int count, int batch, bool is_lean>
-  MBQ_HD void at(int64_t i, int64_t step) {
+  MBQ_HD void at(int64_t i, int step) {
     Pack<T, count> x[batch];  // all loads first: they are then in flight together
 #pragma unroll
     for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
     channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
-        [[maybe_unused]] Pack<Result, count> results;
-        float wide[count];
-        widen(x[b], wide);
+        [[maybe_unused]] Pack<Result, count> bytes;
+        [[maybe_unused]] float values[count];
 #pragma unroll
         for (int j = 0; j < count; ++j) {
-          const float u = known.position(wide[j]);
-          if constexpr (out == LsbOut::residual) results.at[j] = low_byte<Result>(known.residual(u, kRounder));
-          if constexpr (out == LsbOut::value) results.at[j] = static_cast<Result>(known.value(u, wide[j]));
+          const float wide = element(x[b], j), u = known.position(wide);
+          if constexpr (out == LsbOut::residual) bytes.at[j] = low_byte<Result>(known.residual(u, kRounder));
+          if constexpr (out == LsbOut::value) values[j] = known.value(u, wide);
           if constexpr (counts) sums.add(known.residual(u, 0.0f));
         }
-        if constexpr (out != LsbOut::nothing) store(job.to + i + b * step, results);
+        if constexpr (out == LsbOut::residual) store(job.to + i + b * step, bytes);
+        if constexpr (out == LsbOut::value) store(job.to + i + b * step, pack_of<Result>(values));
       }
     });
   }
@@ -141,9 +153,10 @@ struct LsbGradientVisit {
   }
 
   MBQ_HD bool lean() const { return channel.lean(); }
+  MBQ_HD void restart() const {}
 
   template <int count, int batch, bool is_lean>
-  MBQ_HD void at(int64_t i, int64_t step) const {
+  MBQ_HD void at(int64_t i, int step) const {
     Pack<T, count> x[batch], grad[batch];
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
@@ -153,12 +166,10 @@ struct LsbGradientVisit {
     channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
-        float wide[count], upstream[count] = {};
-        widen(x[b], wide);
-        if (task) widen(grad[b], upstream);
+        float values[count];
 #pragma unroll
-        for (int j = 0; j < count; ++j) x[b].at[j] = static_cast<T>(known.gradient(upstream[j], wide[j]));
-        store(job.grad_x + i + b * step, x[b]);
+        for (int j = 0; j < count; ++j) values[j] = known.gradient(task ? element(grad[b], j) : 0.0f, element(x[b], j));
+        store(job.grad_x + i + b * step, pack_of<T>(values));
       }
     });
   }
