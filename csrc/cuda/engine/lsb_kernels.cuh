@@ -7,7 +7,8 @@
 namespace mbq::cuda {
 
 // Blocks of a multiprocessor: as many as have registers without a stack.
-constexpr int kLsbBlocks = 5;
+template <LsbOut out, class T, int capacity>
+constexpr int kLsbBlocks = capacity > 1 || (out == LsbOut::residual && sizeof(T) == 2) ? 4 : 5;
 template <class T>
 constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
 
@@ -44,7 +45,7 @@ __device__ __forceinline__ void finish_counts(const LsbCounts& counts, unsigned 
 }
 
 template <LsbOut out, bool counts, class T, class Result, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, capacity > 1 ? 4 : kLsbBlocks)
+__global__ void __launch_bounds__(kTeamThreads, (kLsbBlocks<out, T, capacity>))
     round_clamp_kernel(const __grid_constant__ Batch<RoundClampJob<T, Result>, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const RoundClampJob<T, Result>& job = batch.items[item];
