@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "code_pairs.cuh"
 #include "math/code_math.h"
 #include "packs.cuh"
 
