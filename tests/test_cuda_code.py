@@ -52,17 +52,66 @@ def test_no_kernel_has_a_stack_or_local_memory():
     assert " LDG" in dump("--dump-sass") and not [op for op in (" LDL", " STL") if op in dump("--dump-sass")]
 
 
+SIZES = {"f": 4, "a": 1, "h": 1}  # of mangled types; all others are floats of 16 bits
+
+
+def quantizer_kernel(name):
+    """Return what a mangled name says: direction, quantizer, bytes of x and of the other tensors, slots, plain."""
+    match = re.search(r"(forward|backward)_kernelI.*?JobINS_\d+(\w+?)E((?:[fah]|N\w+?E|S\d*_)+)Li(\d)EEELb([01])E", name)
+    direction, quantizer, types, slots, plain = match.groups()
+    x, other = (SIZES.get(one, 2) for one in re.findall(r"[fah]|N\w+?E|S\d*_", types))
+    return direction, quantizer, x, other, int(slots), plain == "1"
+
+
+def accesses_of_tiles(direction, slots):
+    """Return how many of one tensor a lane has in flight."""
+    return (1 if slots > 1 else 2) if direction == "backward" else {1: 4, 4: 2, 8: 1}[slots]
+
+
 def test_quantizers_move_16_bytes_at_once():
-    """Loads may be shorter where what is read is narrower than what is stored, whose stores are never split."""
+    """Of the wider of what is read and written, in whole tiles: as many accesses as a lane has in flight, each whole."""
     kernels = machine_code(QUANTIZERS)
     assert len(kernels) > 50
     for key, text in kernels.items():
-        assert "LDG.E.128" in text or "LDG.E.64" in text, key
-        whole = text.count("STG.E.128")  # of batches of four, two and one accesses, or of two and one
-        assert whole >= (7 if "forward_kernel" in key[1] else 3), f"{key}: {whole}"
+        direction, _, x, other, slots, _ = quantizer_kernel(key[1])
+        width, batch = 16 // max(x, other), accesses_of_tiles(direction, slots)
+        loads, stores = (accesses(text, op) for op in ("LDG", "STG"))
+        if direction == "forward":
+            assert loads[x * width] >= batch and stores[other * width] >= batch * slots, key
+            continue
+        wanted = collections.Counter({x * width: batch})
+        wanted[other * width] += batch * slots
+        assert all(loads[size] >= count for size, count in wanted.items()) and stores[x * width] >= batch, key
 
 
-@pytest.mark.parametrize("pattern, least", [(QUANTIZERS, 50), (LSBS, 15)])
+def test_quantizers_neither_divide_nor_contract():
+    """A quotient by a reciprocal is two fused steps, a reciprocal two, a term of a scale's gradient one: no more are
+    fused. (With offsets there are two loops, for 1 bit and for more; for single elements one or two.
+    A reciprocal's steps may be done twice.)"""
+    entries = ptx(QUANTIZERS)
+    assert len(entries) > 50
+    for key, text in entries.items():
+        direction, quantizer, x, other, slots, plain = quantizer_kernel(key[1])
+        width = 16 // max(x, other)
+        affine, backward = quantizer == "FakeQuantizeAffine", direction == "backward"
+        each, loops = (0 if affine else 2) + backward, 1 if plain or affine else 2
+        whole = (width * accesses_of_tiles(direction, slots) + (width if slots == 1 else 0)) * loops
+        least, most = slots * (whole + 1) * each, slots * ((whole + loops) * each + 2)
+        fused = len(re.findall(r"\bfma\.", text)) - 2 * text.count("rcp.approx.ftz.f32")
+        assert least <= fused <= most and not re.search(r"\bdiv\.\S*f32", text), f"{key}: {fused}, {least}, {most}"
+
+
+def test_quantizers_keep_half_of_the_threads_resident():
+    """Of single calls: registers for four blocks of 256 threads and more, up to four levels without an offset."""
+    usage = dict(re.findall(r"Function (\S+):\s*\n.*?REG:(\d+)", dump("--dump-resource-usage")))
+    kernels = [name for name in usage if re.search(QUANTIZERS, name) and re.search(r"Lb1ELi1E", name)]
+    assert len(kernels) > 20
+    for name in kernels:
+        slots = quantizer_kernel(name)[4]
+        assert int(usage[name]) <= (48 if slots == 1 else 64 if slots == 4 else 80), name
+
+
+@pytest.mark.parametrize("pattern, least", [(LSBS, 15)])
 def test_kernels_do_not_contract(pattern, least):
     """Every product and sum says how it rounds, so that no assembler fuses two; nvcc fuses those that do not."""
     entries = ptx(pattern)

@@ -65,11 +65,22 @@ MBQ_HD float inverse(float x) {
 }
 MBQ_HD double inverse(double x) { return 1.0 / x; }
 
+// The same for 2^-126 < x < 2^124: what __frcp_rn does there, without its branch for all others.
+MBQ_HD float inverse_within(float x) {
+#if defined(__CUDA_ARCH__)
+  float near;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
+  return std::fma(near, -std::fma(x, near, -1.0f), near);
+#else
+  return inverse(x);
+#endif
+}
+
 // A scale by which dividing is multiplying: CUDA's loops take it in the place of a float, where `exact` holds.
 struct InvertedScale {
   float scale, reciprocal;
   InvertedScale() = default;
-  MBQ_HD explicit InvertedScale(float s) : scale(s), reciprocal(inverse(s)) {}
+  MBQ_HD explicit InvertedScale(float s) : scale(s), reciprocal(inverse_within(s)) {}
   MBQ_HD operator float() const { return scale; }
   MBQ_HD static bool exact(float scale) { return scale > 0x1p-100f && scale < 0x1p100f; }
 };
@@ -339,8 +350,8 @@ MBQ_HD T lsb_gradient(T grad, T x, T residual, T slope, UnitForm<T> form) {
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
-// Scale is T, or on CUDA InvertedScale or AnyScale; Shift is T, or NoOffset. integer_shift: the shift stands for an integer, which
-// NaN cannot. levels(): the same quantizer, of which it is known that it is not binary.
+// Scale is T, or on CUDA InvertedScale or AnyScale; Shift is T, or NoOffset. integer_shift: the shift stands for an
+// integer, which NaN cannot. levels(): the same quantizer, of which it is known that it is not binary.
 template <class T, class Range>
 struct FakeQuantizeWithin {
   static constexpr bool integer_shift = false;

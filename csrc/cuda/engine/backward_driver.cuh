@@ -63,7 +63,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
   }
   Gradients gradients;
   dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, grad_dtype, [&](auto storage, auto grad_storage) {
-    dispatch_loop<Quantizer>(each[0], [&](auto slots, auto plain) {
+    dispatch_loop<Quantizer, many>(each[0], [&](auto slots, auto plain) {
       using T = decltype(storage);
       using Work = BackwardJob<Quantizer, T, decltype(grad_storage), slots>;
       std::vector<Work> jobs(each.size());

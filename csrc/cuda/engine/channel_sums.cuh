@@ -49,8 +49,8 @@ struct BackwardJob : Job<Quantizer, T, Grad, slots> {
     double sum = 0.0;
 #pragma unroll 1
     for (unsigned repeat = 0; repeat < (flat ? 1 : tiles.repeats); ++repeat)
-      sum += strided_sum(from + int64_t{repeat} * apart, count == 1 ? tiles.repeats : count, count == 1 ? apart : 1, lane,
-                         lanes);
+      sum += strided_sum(from + int64_t{repeat} * apart, count == 1 ? tiles.repeats : count, count == 1 ? apart : 1,
+                         lane, lanes);
     return sum;
   }
 

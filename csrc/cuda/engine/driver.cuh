@@ -47,8 +47,9 @@ inline bool is_plain(const Quantizers& q) {
   return q.shifts.absent() && std::none_of(q.ranges.begin(), q.ranges.end(), [](auto b) { return b.binary(); });
 }
 
-// Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler.
-template <template <class> class Quantizer, class Body>
+// Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler. More
+// than four levels are rare: they have one loop. many: tensors share a launch, and one level has the loop of four.
+template <template <class> class Quantizer, bool many = false, class Body>
 void dispatch_loop(const Quantizers& first, const Body& body) {
   const auto slotted = [&](auto slots) {
     if constexpr (!kHasShifted<Quantizer>) {
@@ -62,10 +63,11 @@ void dispatch_loop(const Quantizers& first, const Body& body) {
   const size_t levels = first.ranges.size();
   check(levels <= kMaxLevels, first.op, ": at most ", kMaxLevels, " bit-widths at once, got ", levels);
   if constexpr (!kSingle<Quantizer>) {
-    if (levels > 4) return slotted(std::integral_constant<int, kMaxLevels>());
-    if (levels > 1) return slotted(std::integral_constant<int, 4>());
+    if (levels > 4)
+      return body(std::integral_constant<int, kMaxLevels>(), std::bool_constant<!kHasShifted<Quantizer>>());
+    if (levels > 1 || many) return slotted(std::integral_constant<int, 4>());
   }
-  slotted(std::integral_constant<int, 1>());
+  if constexpr (!many) slotted(std::integral_constant<int, 1>());
 }
 
 // Fills in what a job has of x, of `others`, its results or upstream gradients, and of the parameters. written: a
@@ -123,7 +125,7 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
     q.check_against({all.begin() + first, all.end()});
   }
   dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, dtype, [&](auto storage, auto out_storage) {
-    dispatch_loop<Quantizer>(each[0], [&](auto slots, auto plain) {
+    dispatch_loop<Quantizer, many>(each[0], [&](auto slots, auto plain) {
       using Work = Job<Quantizer, decltype(storage), decltype(out_storage), slots>;
       std::vector<Work> jobs(each.size());
       for (size_t t = 0; t < each.size(); ++t)

@@ -83,10 +83,15 @@ struct Channel {
   // Calls body(quantizer, shift) with level k's, in types that know what need not be asked.
   template <class Body>
   MBQ_HD void with_level(int k, const Body& body) const {
+    const auto& quantizer = job.quantizer[k];
     if constexpr (plain) {
-      body(job.quantizer[k].levels(), NoOffset());
+      body(quantizer.levels(), NoOffset());
+    } else if constexpr (std::is_same_v<decltype(quantizer.levels()), std::remove_cvref_t<decltype(quantizer)>>) {
+      body(quantizer, shifts[k]);  // has no 1 bit
+    } else if (quantizer.range.binary()) {
+      body(quantizer, shifts[k]);
     } else {
-      body(job.quantizer[k], shifts[k]);
+      body(quantizer.levels(), shifts[k]);
     }
   }
 };
@@ -179,7 +184,8 @@ struct Backward : Channel<Job, plain> {
   }
 
   template <class Scale, class T, class Grad, int count, int some>
-  MBQ_HD void add_terms(int k, Scale scale, const Pack<T, count>& x, const Pack<Grad, count>& grad, int first, float (&sum)[some]) {
+  MBQ_HD void add_terms(int k, Scale scale, const Pack<T, count>& x, const Pack<Grad, count>& grad, int first,
+                        float (&sum)[some]) {
     this->with_level(k, [&](const auto& quantizer, auto shift) {
 #pragma unroll
       for (int j = 0; j < some; ++j) {

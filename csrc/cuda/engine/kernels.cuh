@@ -19,10 +19,12 @@ __device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& bat
 }
 
 // Blocks of a multiprocessor: as many as registers for the loads of a tile leave room for.
-constexpr int blocks_at_once(int slots, bool plain) { return (slots == 1 ? 4 : slots <= 4 ? 3 : 2) + plain; }
+constexpr int blocks_at_once(int slots, bool plain, int capacity) {
+  return (slots == 1 ? 4 : slots <= 4 ? 3 : 2) + (plain && capacity == 1);
+}
 
 template <class Job, bool plain, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain))
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
     forward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const Job& job = batch.items[item];
@@ -32,94 +34,83 @@ __global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plai
   walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
 }
 
-// Writes the partial sums of a block's rows, of a wide team, or of its warps.
+// What the threads of a block have summed, of every row of gradients.
 template <class Visit>
-__device__ __forceinline__ void write_team_sums(const Visit& visit, const Share& share) {
-  constexpr int slots = Visit::slots;
-  __shared__ float warps[2 * slots][kTeamWarps];
-  const auto& job = visit.job;
-  const bool writes = threadIdx.x % kWarpLanes == 0 && share.team < job.tiles.teams;
-#pragma unroll
-  for (int k = 0; k < slots; ++k) {
-    if (!job.has(k)) break;
-#pragma unroll
-    for (int which = 0; which < (Visit::kPlain ? 1 : 2); ++which) {
-      if (which == 1 && !job.shifted()) break;
-      const float sum = warp_sum(which == 0 ? visit.to_scale[k] : visit.to_shift[k]);
-      const int row = which * job.levels + k;
-      if (job.tiles.wide) {
-        if (writes) warps[row][threadIdx.x / kWarpLanes] = sum;
-      } else if (writes) {
-        job.partials(row)[share.team] = sum;
-      }
-    }
-  }
-  if (!job.tiles.wide) return;
-  __syncthreads();
-  if (threadIdx.x >= job.rows()) return;
-  double total = 0.0;
-#pragma unroll
-  for (unsigned w = 0; w < kTeamWarps; ++w) total += static_cast<double>(warps[threadIdx.x][w]);
-  job.partials(threadIdx.x)[share.team] = total;
-}
+using BlockSums = float[(Visit::kPlain ? 1 : 2) * Visit::slots][kTeamThreads];
 
-// By run: the team with a channel's last ticket writes its gradients.
-template <class Visit>
-__device__ __forceinline__ void finish_run(const Visit& visit, const Share& share) {
-  const auto& job = visit.job;
-  write_team_sums(visit, share);
-  if (share.team >= job.tiles.teams) return;  // whole warps
-  const unsigned count = job.tiles.sums_of_channel();
-  const bool wide = job.tiles.wide;
-  if (count == 1) {
-    wide ? __syncthreads() : __syncwarp();
-  } else if (!(wide ? last_block(job.counters + share.channel, count) : last_warp(job.counters + share.channel, count))) {
-    return;
-  }
-  const unsigned lanes = wide ? kTeamThreads : kWarpLanes, lane = threadIdx.x % lanes;
-  double carried = 0.0;
+// By run: writes the partial sums of a block's team, in its warps row by row, or of its warps.
+template <class Job>
+__device__ __forceinline__ void write_team_sums(const Job& job, const Share& share, const float (*sums)[kTeamThreads]) {
+  const bool wide = job.tiles.wide, writes = threadIdx.x % kWarpLanes == 0 && share.team < job.tiles.teams;
+  const unsigned first = wide ? threadIdx.x % kWarpLanes : threadIdx.x, end = wide ? kTeamThreads : first + 1;
 #pragma unroll 1
-  for (int row = 0; row < job.rows(); ++row) {
-    const double part = job.share_of_sum(row, share.channel, lane, lanes);
-    const double sum = wide ? block_sum<kTeamThreads>(part) : warp_sum(part);
-    if (lane == 0) job.write_gradient(row, share.channel, sum, carried);
+  for (int row = wide ? threadIdx.x / kWarpLanes : 0; row < job.rows(); row += wide ? kTeamWarps : 1) {
+    double sum = 0.0;
+    for (unsigned i = first; i < end; i += kWarpLanes) sum += static_cast<double>(sums[row][i]);
+    sum = warp_sum(sum);
+    if (writes) job.partials(row)[share.team] = sum;
   }
 }
 
-// By column: the block with a strip's last ticket writes the gradients of its channels.
+// By run, the team with a channel's last ticket writes its gradients; by column, the block with a strip's those of its
+// channels. Whether this thread is in it, all of whose threads call.
+template <class Job>
+__device__ __forceinline__ bool is_last_team(const Job& job, const Share& share, unsigned strip) {
+  const Tiles& tiles = job.tiles;
+  const unsigned count = tiles.sums_of_channel();
+  if (tiles.by_run && !tiles.wide) {
+    if (share.team >= tiles.teams) return false;
+    __syncwarp();
+    return count == 1 || last_warp(job.counters + share.channel, count);
+  }
+  __syncthreads();
+  return count == 1 || last_block(job.counters + (tiles.by_run ? share.channel : strip), count);
+}
+
 template <class Visit>
-__device__ __forceinline__ void finish_column(const Visit& visit, unsigned block) {
-  constexpr int slots = Visit::slots;
-  __shared__ float values[kTeamThreads];
+__device__ __forceinline__ void finish(const Visit& visit, const Share& share, unsigned block) {
+  __shared__ BlockSums<Visit> sums;
   __shared__ double parts[kTeamThreads];
   const auto& job = visit.job;
-  const Strip strip(job.tiles, block);
-  const bool writes = threadIdx.x < strip.channels;
+  const Tiles& tiles = job.tiles;
 #pragma unroll
-  for (int k = 0; k < slots; ++k) {
+  for (int k = 0; k < Visit::slots; ++k) {
     if (!job.has(k)) break;
-#pragma unroll
-    for (int which = 0; which < (Visit::kPlain ? 1 : 2); ++which) {
-      if (which == 1 && !job.shifted()) break;
-      __syncthreads();
-      values[threadIdx.x] = which == 0 ? visit.to_scale[k] : visit.to_shift[k];
-      __syncthreads();
-      if (writes) strip.write_partial(job.partials(which * job.levels + k), values, threadIdx.x);
-    }
+    sums[k][threadIdx.x] = visit.to_scale[k];
+    if (!Visit::kPlain && job.shifted()) sums[job.levels + k][threadIdx.x] = visit.to_shift[k];
   }
-  if (job.tiles.repeats > 1 && !last_block(job.counters + strip.at, job.tiles.repeats)) return;
+  __syncthreads();
+  const unsigned lanes = tiles.by_run && !tiles.wide ? kWarpLanes : kTeamThreads;
+  Strip strip(tiles, block);
+  if (tiles.by_run) {
+    write_team_sums(job, share, sums);
+    strip.first = share.channel;
+    strip.channels = 1;
+  } else if (threadIdx.x < strip.channels) {
+    for (int row = 0; row < job.rows(); ++row) strip.write_partial(job.partials(row), sums[row], threadIdx.x);
+  }
+  if (!is_last_team(job, share, strip.at)) return;
+  const unsigned thread = threadIdx.x % lanes, sub = thread / strip.channels, subs = lanes / strip.channels;
   double carried = 0.0;
 #pragma unroll 1
   for (int row = 0; row < job.rows(); ++row) {
-    __syncthreads();
-    parts[threadIdx.x] = strip.part(job, row, threadIdx.x);
-    __syncthreads();
-    if (writes) job.write_gradient(row, strip.first + threadIdx.x, strip.total(parts, threadIdx.x), carried);
+    double sum = sub < subs ? job.share_of_sum(row, strip.first + thread - sub * strip.channels, sub, subs) : 0.0;
+    if (lanes == kWarpLanes) {
+      sum = warp_sum(sum);
+    } else if (tiles.by_run) {
+      sum = block_sum<kTeamThreads>(sum);
+    } else {
+      __syncthreads();
+      parts[threadIdx.x] = sum;
+      __syncthreads();
+      if (thread < strip.channels) sum = strip.total(parts, thread);
+    }
+    if (thread < strip.channels) job.write_gradient(row, strip.first + thread, sum, carried);
   }
 }
 
 template <class Job, bool plain, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain))
+__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
     backward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const Job& job = batch.items[item];
@@ -127,11 +118,7 @@ __global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plai
   const Share share = job.tiles.template share<Job::kTile>(block, threadIdx.x);
   Backward<Job, plain> visit(job, share.channel);
   walk_share<Job::kWidth, Job::kInFlight, Job::kRest>(job.tiles, share, threadIdx.x % kWarpLanes, visit);
-  if (job.tiles.by_run) {
-    finish_run(visit, share);
-  } else {
-    finish_column(visit, block);
-  }
+  finish(visit, share, block);
 }
 
 }  // namespace mbq::cuda

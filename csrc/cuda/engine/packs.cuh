@@ -18,7 +18,8 @@ MBQ_HD float element(const Pack<T, count>& pack, int j) {
   if constexpr (kIsPaired<T, count>) {
     uint32_t word;
     memcpy(&word, reinterpret_cast<const char*>(&pack) + j / 2 * 4, 4);
-    if constexpr (std::is_same_v<T, c10::BFloat16>) return __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    if constexpr (std::is_same_v<T, c10::BFloat16>)
+      return __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
     return __half2float(__ushort_as_half(static_cast<unsigned short>(j % 2 == 0 ? word : word >> 16)));
   }
 #endif

@@ -35,8 +35,8 @@ struct Share {
 struct Tiles {
   int64_t outer = 0, inner = 0;
   unsigned channels = 0;
-  unsigned per_run = 0, repeats = 0, teams = 0;       // teams a run; runs a channel, or groups of rows; teams of all
-  unsigned rounds = 0;                                // tiles of a warp, or rows of a thread
+  unsigned per_run = 0, repeats = 0, teams = 0;         // teams a run; runs a channel, or groups of rows; teams of all
+  unsigned rounds = 0;                                  // tiles of a warp, or rows of a thread
   unsigned strip = 0, strips = 0, width = 0, subs = 0;  // channels of a strip; strips; its columns; rows at a time
   bool by_run = false, wide = false, aligned = false, packed = false;
 
@@ -121,11 +121,15 @@ struct Tiles {
 // The elements of a part of a run, in whole accesses between a head and a tail, or of a column, `hop` apart.
 template <int width, class Visit>
 MBQ_HD void walk_piece(const Tiles& tiles, int64_t begin, int count, int64_t hop, int lane, Visit& visit) {
-  const int misfit = static_cast<int>(-begin & (width - 1)), lanes = tiles.by_run ? 32 : 1;
-  const int head = !tiles.by_run || !tiles.aligned || misfit > count ? count : misfit;
-  const int packed = (count - head) & -width;
+  const int lanes = tiles.by_run ? 32 : 1;
+  int head = count, packed = 0;
+  if constexpr (width > 1) {
+    const int misfit = static_cast<int>(-begin & (width - 1));
+    if (tiles.by_run && tiles.aligned && misfit <= count) head = misfit;
+    packed = (count - head) & -width;
 #pragma unroll 1
-  for (int p = lane * width; p < packed; p += 32 * width) visit.template at<width, 1, false>(begin + head + p, 0);
+    for (int p = lane * width; p < packed; p += 32 * width) visit.template at<width, 1, false>(begin + head + p, 0);
+  }
 #pragma unroll 1
   for (int e = tiles.by_run ? lane : 0; e < count - packed; e += lanes)
     visit.template at<1, 1, false>(begin + (tiles.by_run ? e + (e < head ? 0 : packed) : e * hop), 0);
