@@ -111,13 +111,13 @@ def test_quantizers_keep_half_of_the_threads_resident():
         assert int(usage[name]) <= (48 if slots == 1 else 64 if slots == 4 else 80), name
 
 
-@pytest.mark.parametrize("pattern, least", [(LSBS, 15)])
+@pytest.mark.parametrize("pattern, least", [(QUANTIZERS, 50), (LSBS, 15)])
 def test_kernels_do_not_contract(pattern, least):
     """Every product and sum says how it rounds, so that no assembler fuses two; nvcc fuses those that do not."""
     entries = ptx(pattern)
     assert len(entries) > least
     for key, text in entries.items():
-        assert "div.rn.f32" in text and "mul.rn.f32" in text, key
+        assert "mul.rn.f32" in text, key
         assert not re.search(r"\b(?:mul|add|sub)\.(?:ftz\.)?f32", text), key
 
 
