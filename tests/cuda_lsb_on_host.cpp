@@ -1,4 +1,4 @@
-// The visits of csrc/cuda/engine/lsb_visit.cuh on the host, some lanes a warp: for tests/test_cuda_lsb_on_host.py.
+// The visits of csrc/cuda/engine/lsb_visit.cuh on the host, thread after thread: for tests/test_cuda_lsb_on_host.py.
 #include <torch/headeronly/util/BFloat16.h>
 
 #include "cuda/engine/lsb_visit.cuh"
@@ -13,7 +13,7 @@ struct Arguments {
   float *limit, *grad_penalty;
   int64_t* counts;  // the sum of |B| and the number of B that are not 0
   int64_t outer, channels, inner;
-  int bits, k, lanes;
+  int bits, k;
   bool aligned, sign_magnitude, unit_gradient;
 };
 
@@ -24,39 +24,44 @@ RoundClamp<float> quantizer_of(const Arguments& a) {
           a.unit_gradient ? form.half : form.half * steps};
 }
 
-template <LsbOut out, bool counts, class T, class Result>
-void forward(const Arguments& a) {
-  const RoundClampJob<T, Result> job{
-      Walk(a.outer, a.channels, a.inner), a.aligned, quantizer_of(a), a.limit, static_cast<T*>(a.x),
-      static_cast<Result*>(a.to),         nullptr};
-  for (int64_t task = 0; task < job.walk.tasks; ++task) {
-    for (int lane = 0; lane < (job.walk.by_run ? a.lanes : 1); ++lane) {
-      RoundClampVisit<out, counts, T, Result> visit(job, job.walk.channel_of(task));
-      if (job.walk.by_run)
-        walk_run<kPack<Result>, 4>(job.walk, task, lane, a.lanes, a.aligned, visit);
-      else
-        walk_column(job.walk, task, visit);
-      a.counts[0] += visit.found >> 16, a.counts[1] += visit.found & 0xffff;
+// Every thread of every block visits its share; `batch` accesses each.
+template <int batch, class T, class Make, class Done>
+void each_thread(const Arguments& a, const Make& make, const Done& done) {
+  constexpr int tile = kLsbTile<batch, T>;
+  const Tiles tiles(a.outer, a.channels, a.inner, tile, kPack<T>, a.aligned);
+  for (unsigned block = 0; block < tiles.blocks(); ++block) {
+    for (unsigned thread = 0; thread < kTeamThreads; ++thread) {
+      const Share share = tiles.template share<tile>(block, thread);
+      if (share.left == 0) continue;
+      auto visit = make(share.channel);
+      walk_share<kPack<T>, batch, kPack<T>>(tiles, share, thread % kWarpLanes, visit);
+      done(visit);
     }
   }
 }
 
-template <bool with_task, class T>
+template <LsbOut out, bool counts, class T, class Result>
+void forward(const Arguments& a) {
+  const RoundClampJob<T, Result> job{
+      {}, {quantizer_of(a), a.limit}, static_cast<T*>(a.x), static_cast<Result*>(a.to), {}};
+  each_thread<kLsbBatch<out, T>, T>(
+      a, [&](unsigned channel) { return RoundClampVisit<out, counts, T, Result>(job, channel); },
+      [&](const auto& visit) {
+        a.counts[0] += static_cast<int64_t>(visit.sums.size);
+        a.counts[1] += static_cast<int64_t>(visit.sums.nonzero);
+      });
+}
+
+template <bool task, class T>
 void backward(const Arguments& a) {
-  const LsbGradientJob<T> job{Walk(a.outer, a.channels, a.inner),
-                              a.aligned,
-                              quantizer_of(a),
-                              a.limit,
+  const LsbGradientJob<T> job{{},
+                              {quantizer_of(a), a.limit},
                               a.grad_penalty,
                               static_cast<T*>(a.x),
                               static_cast<T*>(a.grad),
                               static_cast<T*>(a.grad_x)};
-  for (int64_t task = 0; task < job.walk.tasks; ++task) {
-    LsbGradientVisit<with_task, T> visit(job, job.walk.channel_of(task));
-    if (!job.walk.by_run) walk_column(job.walk, task, visit);
-    for (int lane = 0; job.walk.by_run && lane < a.lanes; ++lane)
-      walk_run<kPack<T>, 2>(job.walk, task, lane, a.lanes, a.aligned, visit);
-  }
+  each_thread<kLsbGradientBatch<task, T>, T>(
+      a, [&](unsigned channel) { return LsbGradientVisit<task, T>(job, channel); }, [](const auto&) {});
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ Work job_of(const Arguments<T>& a) {
     job.shift[k] = a.shift ? a.shift + k * a.channels : nullptr;
     job.unit[k] = a.unit ? a.unit + k * a.channels : nullptr;
     job.floor[k] = a.floor ? a.floor + k * a.channels : nullptr;
-    job.other[k] = a.others[k];
+    job.other[k] = reinterpret_cast<typename Work::Others*>(a.others[k]);
   }
   return job;
 }
@@ -155,6 +155,14 @@ void backward(const Arguments<T>& a) {
   backward_blocks<Work, plain>(job, a.order);
 }
 
+template <class T, class Code>
+void codes(const Arguments<T>& a) {
+  using Work = Job<QuantizeCodes, T, Code, 1>;
+  const Work job = job_of<QuantizeCodes, Work>(a);
+  if (a.plain) return visit_blocks<Work, true>(job);
+  visit_blocks<Work, false>(job);
+}
+
 template <template <class> class Quantizer, class T, bool plain, bool is_forward>
 void run_slotted(const Arguments<T>& a) {
   const auto run = [&](auto slots) {
@@ -187,6 +195,10 @@ extern "C" void forward_affine_float32(Arguments<float>* a) { forward<FakeQuanti
 extern "C" void backward_affine_float32(Arguments<float>* a) { backward<FakeQuantizeAffine, float, 1, false>(*a); }
 extern "C" void forward_double_float32(Arguments<float>* a) { forward<DoubleRound, float, 4, true>(*a); }
 extern "C" void backward_double_float32(Arguments<float>* a) { backward<DoubleRound, float, 4, true>(*a); }
+extern "C" void codes_int8_float32(Arguments<float>* a) { codes<float, int8_t>(*a); }
+extern "C" void codes_uint8_float32(Arguments<float>* a) { codes<float, uint8_t>(*a); }
+extern "C" void codes_int8_bfloat16(Arguments<c10::BFloat16>* a) { codes<c10::BFloat16, int8_t>(*a); }
+extern "C" void codes_uint8_bfloat16(Arguments<c10::BFloat16>* a) { codes<c10::BFloat16, uint8_t>(*a); }
 
 // Blocks of a backward launch of one level of float32.
 extern "C" int64_t blocks(int64_t outer, int64_t channels, int64_t inner) {

@@ -15,7 +15,7 @@ from manifest import MANIFEST
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc")
 QUANTIZERS, CODES, LSBS = r"(?:forward|backward)_kernel", r"(?:switch_bits|dequantize_codes|words)_kernel", \
     r"(?:round_clamp|lsb_gradient)_kernel"
-NOTHING_OUT = "LsbOutE0"  # mangled: lsb_penalty writes nothing for an element
+NOTHING_OUT, RESIDUAL_OUT = "LsbOutE0", "LsbOutE2"  # mangled: lsb_penalty writes no element, extract_lsb bytes
 
 
 def _named(parts, pattern):
@@ -104,12 +104,14 @@ def test_quantizers_keep_half_of_the_threads_resident():
         assert int(usage[name]) <= (48 if slots == 1 else 64), name
 
 
-@pytest.mark.parametrize("pattern, least", [(LSBS, 15)])
+@pytest.mark.parametrize("pattern, least", [(QUANTIZERS, 50), (LSBS, 15)])
 def test_kernels_do_not_contract(pattern, least):
+    """Every product and sum says how it rounds, so that no assembler fuses two; nvcc fuses those that do not."""
     entries = ptx(pattern)
     assert len(entries) > least
     for key, text in entries.items():
-        assert "div.rn.f32" in text and not re.search(r"\bfma\.", text), key
+        assert "mul.rn.f32" in text, key
+        assert not re.search(r"\b(?:mul|add|sub)\.(?:ftz\.)?f32", text), key
 
 
 def test_lsb_kernels_move_16_bytes_at_once():
@@ -117,21 +119,26 @@ def test_lsb_kernels_move_16_bytes_at_once():
     assert len({name for _, name in kernels}) == 3 * (4 + 2) + 3 * 2  # dtypes x (ops + gradients), and foreach's
     for key, text in kernels.items():
         assert "LDG.E.128" in text, key
-        assert "STG.E.128" in text or NOTHING_OUT in key[1], key
+        stores = accesses(text, "STG")
+        if RESIDUAL_OUT in key[1]:  # as many bytes as a load of 16 has elements
+            assert stores[4 if "Efa" in key[1] else 8] >= 4, key
+        else:
+            assert stores[16] or NOTHING_OUT in key[1], key
 
 
 def test_logit_kernels_read_16_bytes_at_once():
     kernels = machine_code("logit_(?:rows|gradient)_kernel")
-    assert len({name for _, name in kernels}) == 2 * 2 * 3
+    assert len({name for _, name in kernels}) == 3 * 2 * 3  # of el2n, of cross_entropy_el2n, its gradient
     for key, text in kernels.items():
         assert "LDG.E.128" in text and ("STG.E.128" in text) == ("gradient" in key[1]), key
 
 
 def test_switched_linear_reads_16_bytes_at_once():
-    kernels = machine_code("switched_linear_rows")
-    assert len(kernels) >= 3
+    kernels = machine_code("switched_linear_(?:rows|tiles)")
+    assert len({name for _, name in kernels}) == 3 * 2 * 2  # dtypes, codes or planes, one row of x or more
     for key, text in kernels.items():
-        assert "LDG.E.128" in text, key
+        assert accesses(text, "LDG")[16] >= 4, key
+        assert ("HMMA.16816.F32" in text) == ("_tiles" in key[1]), key
 
 
 def accesses(text, op):

@@ -122,6 +122,25 @@ def test_awkward_values_and_scales(host, bits, dtype, offset):
     oracles.assert_same(run.backward()[0], torch.autograd.grad(expected, x, run.grads[0])[0], "grad x")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 7), (1, 1, 10000), (1, 4, 4608), (2, 3, 2047), (257, 16, 1)], ids=str)
+@pytest.mark.parametrize("bits, signed", [(8, True), (8, False), (4, True), (1, True)])
+@pytest.mark.parametrize("aligned, offset", [(True, False), (True, True), (False, False)])
+def test_quantize_codes(host, shape, dtype, bits, signed, aligned, offset):
+    """The bytes of the CPU, and the lowest code for NaN, which the CPU refuses."""
+    run = Run(host, shape, dtype, [oracles.bounds(bits, signed)], aligned)
+    if not offset:
+        run.shift = None
+    awkward = oracles.awkward_values(run.scale[0, 0].item(), run.lo.item(), run.hi.item(), dtype)[: shape[2]]
+    run.x[0, 0, : len(awkward)] = awkward.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    wanted = mbq.quantize_codes(run.x, run.scale[0], run.shift[0] if offset else None, bits=bits, signed=signed, axis=1)
+    run.x.view(-1)[-1] = torch.nan
+    wanted.view(-1)[-1] = int(run.lo)
+    codes = torch.full_like(wanted, 77)
+    run.call(f"codes_{'' if signed else 'u'}int8", [codes], run.x)
+    assert torch.equal(codes, wanted)
+
+
 @pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
 def test_scales_that_are_no_numbers_of_their_own(host, scale):
     """What division by them gives: the CPU refuses them, so that the reference says what it is."""

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_el2n_forward(const Tensor& logi
     job.loss = static_cast<float*>(losses.mutable_data_ptr());
     job.el2n = static_cast<float*>(norms.mutable_data_ptr());
     job.kept = static_cast<float*>(kept.mutable_data_ptr());
-    launch_logit_rows(launch, logit_rows_kernel<T, kWarpLanes>, logit_rows_kernel<T, kThreads>, job);
+    launch_logit_rows(launch, logit_rows_kernel<T, true, kWarpLanes>, logit_rows_kernel<T, true, kThreads>, job);
   });
   return {losses, norms, kept};
 }

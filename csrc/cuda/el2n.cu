@@ -13,7 +13,7 @@ Tensor el2n_forward(const Tensor& logits, const Tensor& targets, int64_t ignore_
     using T = decltype(storage);
     LogitJob<T> job = logit_job<T>(x, classes, ignore_index, 0.0);
     job.el2n = static_cast<float*>(norms.mutable_data_ptr());
-    launch_logit_rows(launch, logit_rows_kernel<T, kWarpLanes>, logit_rows_kernel<T, kThreads>, job);
+    launch_logit_rows(launch, logit_rows_kernel<T, false, kWarpLanes>, logit_rows_kernel<T, false, kThreads>, job);
   });
   return norms;
 }

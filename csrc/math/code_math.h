@@ -71,6 +71,23 @@ MBQ_HD uint64_t transpose_bits(uint64_t bytes) {
   return bytes ^ moved ^ moved << 28;
 }
 
+// Swaps the `count` upper bits of every 2 count bits of `a` with the lower ones of `b`; mask: the lower ones
+MBQ_HD void swap_fields(uint32_t& a, uint32_t& b, int count, uint32_t mask) {
+  const uint32_t low = (a & mask) | (b << count & ~mask);
+  b = (a >> count & mask) | (b & ~mask);
+  a = low;
+}
+
+// The same in every byte of eight words: bit i of word p becomes bit p of word i.
+MBQ_HD void transpose_words(uint32_t (&words)[8]) {
+  MBQ_UNROLL_8
+  for (int i = 0; i < 4; ++i) swap_fields(words[i], words[i + 4], 4, 0x0F0F0F0Fu);
+  MBQ_UNROLL_8
+  for (int i = 0; i < 4; ++i) swap_fields(words[i + i / 2 * 2], words[i + i / 2 * 2 + 2], 2, 0x33333333u);
+  MBQ_UNROLL_8
+  for (int i = 0; i < 8; i += 2) swap_fields(words[i], words[i + 1], 1, 0x55555555u);
+}
+
 MBQ_HD int byte_of(uint64_t word, int i, bool is_signed) {
   const uint8_t byte = static_cast<uint8_t>(word >> (8 * i));
   return is_signed ? static_cast<int8_t>(byte) : byte;

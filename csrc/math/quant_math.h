@@ -123,7 +123,8 @@ MBQ_HD T operator+(T x, NoOffset) {
 }
 
 // rint, half to even, for |v| < 2^22 (2^51 in double): adding 1.5 * 2^23 leaves no room for a fraction.
-MBQ_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+constexpr float kRounder = 12582912.0f;
+MBQ_HD float round_even(float v) { return (v + kRounder) - kRounder; }
 MBQ_HD double round_even(double v) { return (v + 6755399441055744.0) - 6755399441055744.0; }
 
 // NaN stays NaN: both comparisons are false for it. (On the GPU an instruction each does the same.)
@@ -446,6 +447,12 @@ struct QuantizeCodesWithin {
   MBQ_HD T value(T x, Scale scale, Shift offset) const {
     const T v = scaled(x, scale, offset), code = encode(v, quotient_sign(v, x - offset, scale), range);
     return code == code ? code : range.lo;
+  }
+  // kRounder + value in float, whose lowest byte is the code
+  template <class Scale, class Shift>
+  MBQ_HD T rounded(T x, Scale scale, Shift offset) const {
+    if (range.binary()) return kRounder + value(x, scale, offset);
+    return std::fmin(std::fmax(scaled(x, scale, offset), range.lo), range.hi) + kRounder;  // NaN loses to lo
   }
   MBQ_HD QuantizeCodesWithin<T, LevelBounds<T>> levels() const { return {{range}}; }
 };

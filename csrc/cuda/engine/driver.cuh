@@ -7,6 +7,8 @@
 
 namespace mbq::cuda {
 
+constexpr int64_t kMostElements = int64_t{1} << 37;  // of a launch, whose tiles 32 bits count
+
 inline bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
 
 // Calls body with values of the storage types of x and of `other`, its results or their gradients; float64 is refused.
@@ -88,7 +90,7 @@ void fill_job(Work& job, const Quantizers& q, const std::vector<Tensor>& others,
     job.other[k] = static_cast<typename Work::Others*>(others[k].data_ptr());
     aligned = aligned && on_16_bytes(others[k]);
   }
-  check(q.layout.numel() < int64_t{1} << 37, q.op, ": x is too large for one launch");
+  check(q.layout.numel() < kMostElements, q.op, ": x is too large for one launch");
   job.tiles = Tiles(q.layout.outer, q.layout.channels, q.layout.inner, Work::kTile, Work::kWidth, aligned);
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "last_block.cuh"
+#include "math/byte_codes.h"
 #include "packs.cuh"
 #include "tiles.cuh"
 
@@ -95,6 +96,22 @@ struct Channel {
   }
 };
 
+// Elements through a quantizer; of codes the lowest bytes of what rounds them.
+template <class Out, class Quantizer, class T, int count, class Scale, class Shift>
+MBQ_HD Pack<Out, count> results(const Quantizer& quantizer, const Pack<T, count>& x, Scale scale, Shift shift) {
+  if constexpr (sizeof(Out) == 1) {
+    Pack<Out, count> codes;
+#pragma unroll
+    for (int j = 0; j < count; ++j) codes.at[j] = low_byte<Out>(quantizer.rounded(element(x, j), scale, shift));
+    return codes;
+  } else {
+    float values[count];
+#pragma unroll
+    for (int j = 0; j < count; ++j) values[j] = quantizer.value(element(x, j), scale, shift);
+    return pack_of<Out>(values);
+  }
+}
+
 // other[k] = x through quantizer k
 template <class Job, bool plain>
 struct Forward : Channel<Job, plain> {
@@ -114,12 +131,8 @@ struct Forward : Channel<Job, plain> {
       if (!job.has(k)) break;
       this->with_level(k, [&](const auto& quantizer, auto shift) {
 #pragma unroll
-        for (int b = 0; b < batch; ++b) {
-          float out[count];
-#pragma unroll
-          for (int j = 0; j < count; ++j) out[j] = quantizer.value(element(x[b], j), divisors.at[k], shift);
-          store(job.other[k] + i + b * step, pack_of<Out>(out));
-        }
+        for (int b = 0; b < batch; ++b)
+          store(job.other[k] + i + b * step, results<Out>(quantizer, x[b], divisors.at[k], shift));
       });
     }
   }

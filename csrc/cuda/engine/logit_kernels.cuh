@@ -67,7 +67,8 @@ __device__ __forceinline__ float row_sum(float value) {
   return static_cast<float>(total);
 }
 
-template <class T, int lanes>
+// smooth: the targets may be smoothed, which asks for a second look at the row.
+template <class T, bool smooth, int lanes>
 __global__ void logit_rows_kernel(const __grid_constant__ LogitJob<T> job) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   if (row >= job.rows) return;  // whole warps, or whole blocks
@@ -75,12 +76,12 @@ __global__ void logit_rows_kernel(const __grid_constant__ LogitJob<T> job) {
   const int64_t target = job.target(row), begin = row * job.classes;
   const bool valid = 0 <= target && target < job.classes, counts = target != job.ignore_index;
   const int64_t at = begin + (valid ? target : 0);
-  AddToRow<T> visit{job.x, at};
+  AddToRow<T, smooth> visit{job.x, at};
   walk_span<kPack<T>, 2>(begin, job.classes, lane, lanes, job.aligned, visit);
   const RowSums<float> sums = row_merge<lanes>(visit.sums);
   const float logit = static_cast<float>(job.x[at]);
   RowResult<float> result = row_result(sums, logit);
-  if (job.smoothing > 0.0f) {
+  if (smooth && job.smoothing > 0.0f) {
     const float mean = row_sum<lanes>(visit.plain) / static_cast<float>(job.classes);
     const RowGaps gaps{result.top, result.log_sum, job.smoothing, job.uniform};
     AddGaps<T> again{job.x, at, gaps};

@@ -2,12 +2,21 @@
 #pragma once
 
 #include "math/softmax_math.h"
-#include "walk.cuh"
+#include "packs.cuh"
 
 namespace mbq::cuda {
 
-// Of the classes but the target: maximum and sums below it; of all: the plain sum.
-template <class T>
+// Puts `value` where `at` is, if that is one of them: one question for all, because a row has one target.
+template <int count>
+MBQ_HD void put_at(float (&values)[count], int64_t at, float value) {
+  if (static_cast<uint64_t>(at) >= static_cast<uint64_t>(count)) return;
+#pragma unroll
+  for (int j = 0; j < count; ++j)
+    if (j == static_cast<int>(at)) values[j] = value;
+}
+
+// Of the classes but the target: maximum and sums below it; of all, if `smooth`: the plain sum.
+template <class T, bool smooth>
 struct AddToRow {
   const T* x;
   int64_t target;  // its place in memory
@@ -19,23 +28,27 @@ struct AddToRow {
     Pack<T, count> pack[batch];  // all loads first: they are then in flight together
 #pragma unroll
     for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
+    float value[batch][count], top = sums.max;
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      float value[count], top = sums.max;
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        value[j] = static_cast<float>(pack[b].at[j]);
-        plain += value[j];
-        if (i + b * step + j == target) value[j] = -INFINITY;
-        top = value[j] > top ? value[j] : top;
+        value[b][j] = element(pack[b], j);
+        if (smooth) plain += value[b][j];
       }
-      sums.raise(top);
-      const float base = sums.base();
+      put_at(value[b], target - i - b * step, -INFINITY);
+#pragma unroll
+      for (int j = 0; j < count; ++j) top = std::fmax(top, value[b][j]);  // NaN, which shows in the sums, is no maximum
+    }
+    sums.raise(top);
+    const float base = sums.base();
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        const float e = exponential(value[j] - base);
+        const float e = exponential(value[b][j] - base);
         sums.sum += e;
-        sums.squares += e * e;
+        sums.squares = std::fma(e, e, sums.squares);
       }
     }
   }
@@ -45,6 +58,14 @@ struct AddToRow {
 struct RowGaps {
   float top, log_sum, smoothing, uniform;
 };
+
+// The gaps of some classes, of which the one at `at`, if it is there, is the target, with a gap of its own.
+template <class T, int count>
+MBQ_HD void gaps_of(const Pack<T, count>& pack, const RowGaps& row, int64_t at, float of_target, float (&gap)[count]) {
+#pragma unroll
+  for (int j = 0; j < count; ++j) gap[j] = class_gap(element(pack, j), row.top, row.log_sum, row.uniform);
+  put_at(gap, at, of_target);
+}
 
 // The squares of the gaps of all classes but the target.
 template <class T>
@@ -56,19 +77,20 @@ struct AddGaps {
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) {
+    Pack<T, count> pack[batch];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      const Pack<T, count> pack = load<T, count>(x + i + b * step);
+      float gap[count];
+      gaps_of(pack[b], row, target - i - b * step, 0.0f, gap);
 #pragma unroll
-      for (int j = 0; j < count; ++j) {
-        const float gap = class_gap(static_cast<float>(pack.at[j]), row.top, row.log_sum, row.uniform);
-        squares += i + b * step + j == target ? 0.0f : gap * gap;
-      }
+      for (int j = 0; j < count; ++j) squares = std::fma(gap[j], gap[j], squares);
     }
   }
 };
 
-// grad_x = gap * grad; of_target: the target's gap
+// grad_x = gap * grad, 0 where the row does not count; of_target: the target's gap
 template <class T>
 struct WriteGaps {
   const T* x;
@@ -85,14 +107,11 @@ struct WriteGaps {
     for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
+      float gap[count];
+      gaps_of(pack[b], row, target - i - b * step, of_target, gap);
 #pragma unroll
-      for (int j = 0; j < count; ++j) {
-        const float gap = i + b * step + j == target
-                              ? of_target
-                              : class_gap(static_cast<float>(pack[b].at[j]), row.top, row.log_sum, row.uniform);
-        pack[b].at[j] = static_cast<T>(counts ? gap * grad : 0.0f);
-      }
-      store(grad_x + i + b * step, pack[b]);
+      for (int j = 0; j < count; ++j) gap[j] = counts ? gap[j] * grad : 0.0f;
+      store(grad_x + i + b * step, pack_of<T>(gap));
     }
   }
 };
