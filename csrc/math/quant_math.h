@@ -59,9 +59,26 @@ MBQ_HD T effective_scale(T scale, T unit, T floor) {
   return size < floor ? floor : size;
 }
 
-// v = (x - offset) / scale
+// The shift of a quantizer that has none: x - it and x + it are x and cost nothing. (Codes are never -0, which + 0 would
+// change.)
+struct NoShift {
+  template <class T>
+  MBQ_HD operator T() const {
+    return T(0);
+  }
+};
 template <class T>
-MBQ_HD T scaled(T x, T scale, T offset) {
+MBQ_HD T operator-(T x, NoShift) {
+  return x;
+}
+template <class T>
+MBQ_HD T operator+(T x, NoShift) {
+  return x;
+}
+
+// v = (x - offset) / scale
+template <class T, class Shift>
+MBQ_HD T scaled(T x, T scale, Shift offset) {
   return divide(x - offset, scale);
 }
 
@@ -73,8 +90,8 @@ MBQ_HD T encode(T v, Bounds<T> b) {
 }
 
 // x_hat = code * scale + offset
-template <class T>
-MBQ_HD T decode(T code, T scale, T offset) {
+template <class T, class Shift>
+MBQ_HD T decode(T code, T scale, Shift offset) {
   return code * scale + offset;
 }
 
@@ -255,7 +272,8 @@ template <class T>
 struct FakeQuantize {
   static constexpr bool integer_shift = false;
   Bounds<T> range;
-  MBQ_HD T value(T x, T scale, T offset) const {
+  template <class Shift>
+  MBQ_HD T value(T x, T scale, Shift offset) const {
     return decode(encode(scaled(x, scale, offset), range), scale, offset);
   }
   MBQ_HD Terms<T> terms(T grad, T x, T scale, T offset) const {
@@ -325,7 +343,8 @@ template <class T>
 struct QuantizeCodes {
   static constexpr bool integer_shift = false;
   Bounds<T> range;
-  MBQ_HD T value(T x, T scale, T offset) const {
+  template <class Shift>
+  MBQ_HD T value(T x, T scale, Shift offset) const {
     const T code = encode(scaled(x, scale, offset), range);
     return code == code ? code : range.lo;
   }

@@ -28,25 +28,34 @@ struct Block {
   int64_t n() const { return count * length; }
 };
 
-// A scale and shift for every run.
-template <class Quantizer, class W>
+// A scale and shift for every run. X: W, or a dtype that needs no buffer to be read as such.
+template <class Quantizer, class W, class X = W>
 struct ValuesByRun {
-  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict x, W* __restrict out) const {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const X* __restrict x, W* __restrict out) const {
     for (int64_t run = 0, channel = block.channel; run < block.count; ++run) {
-      const W scale = level.scale[channel], shift = level.shift ? level.shift[channel] : W(0);
-      for (int64_t i = 0; i < block.length; ++i) out[i] = level.quantizer.value(x[i], scale, shift);
+      if (level.shift) {
+        values(level.quantizer, level.scale[channel], level.shift[channel], x, out, block.length);
+      } else {
+        values(level.quantizer, level.scale[channel], NoShift{}, x, out, block.length);
+      }
       x += block.length;
       out += block.length;
       if (++channel == block.channels) channel = 0;
     }
   }
+  template <class Shift>
+  MBQ_HD static void values(const Quantizer& quantizer, W scale, Shift shift, const X* __restrict x, W* __restrict out,
+                            int64_t n) {
+    for (int64_t i = 0; i < n; ++i) out[i] = quantizer.value(static_cast<W>(x[i]), scale, shift);
+  }
 };
 
 // A scale and shift for every element.
-template <class Quantizer, class W>
+template <class Quantizer, class W, class X = W>
 struct ValuesByColumn {
-  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict x, W* __restrict out) const {
-    for (int64_t i = 0; i < block.length; ++i) out[i] = level.quantizer.value(x[i], level.scale[i], level.shift[i]);
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const X* __restrict x, W* __restrict out) const {
+    for (int64_t i = 0; i < block.length; ++i)
+      out[i] = level.quantizer.value(static_cast<W>(x[i]), level.scale[i], level.shift[i]);
   }
 };
 

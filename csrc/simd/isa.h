@@ -34,6 +34,16 @@ inline Isa isa() {
 #endif
 }
 
+// Whether the loops may use the instructions that round to bfloat16.
+inline bool rounds_to_bfloat16() {
+#if defined(__x86_64__)
+  static const bool can = isa() == Isa::v4 && __builtin_cpu_supports("avx512bf16");
+  return can;
+#else
+  return false;
+#endif
+}
+
 // body(value) with the value as a constant of the compiler's; `value` is one of `values`.
 template <int... values, class Body>
 inline void with_constant(int value, Body body) {
