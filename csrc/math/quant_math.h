@@ -59,8 +59,8 @@ MBQ_HD T effective_scale(T scale, T unit, T floor) {
   return size < floor ? floor : size;
 }
 
-// The shift of a quantizer that has none: x - it and x + it are x and cost nothing. (Codes are never -0, which + 0 would
-// change.)
+// The shift of a quantizer that has none: x - it and x + it are x and cost nothing. (Codes are never -0, which + 0
+// would change.)
 struct NoShift {
   template <class T>
   MBQ_HD operator T() const {

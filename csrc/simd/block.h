@@ -9,7 +9,7 @@
 namespace mbq {
 
 constexpr int64_t kBlock = 1024;
-constexpr int64_t kLanes = 32;    // sums of a block that has one scale
+constexpr int64_t kLanes = 32;     // sums of a block that has one scale
 constexpr int64_t kShortRun = 32;  // shorter runs are walked by column
 
 // One bit-width: its arithmetic and its parameters, (channels,) each; shift is the offset or zero point, null where
@@ -93,8 +93,10 @@ struct Ahead {
   const char* from;
   int64_t size;  // of an element
 
+  // Of kLanes elements the first cache line and the last: of float32 all, of half as wide ones the same line twice.
   MBQ_HD void fetch(int64_t i) const {
-    for (int64_t line = 0; line < kLanes * size; line += 64) __builtin_prefetch(from + i * size + line);
+    __builtin_prefetch(from + i * size);
+    __builtin_prefetch(from + (i + kLanes) * size - 64);
   }
 };
 
@@ -104,8 +106,8 @@ MBQ_HD void add_neighbours(const W* __restrict in, W* __restrict out, int64_t n)
   for (int64_t i = 0; i < n; ++i) out[i] = in[2 * i] + in[2 * i + 1];
 }
 
-// Adds to `to` the sum of every one of `rows` rows of kLanes / 2, all rows in one vector loop a halving; both arrays are
-// overwritten. Row after row took three times as long as what is summed where runs have 32 elements.
+// Adds to `to` the sum of every one of `rows` rows of kLanes / 2, all rows in one vector loop a halving; both arrays
+// are overwritten. Row after row took three times as long as what is summed where runs have 32 elements.
 template <class W>
 MBQ_HD void lane_sums(W* __restrict lanes, W* __restrict half, int64_t rows, double* __restrict to) {
   if (rows == 1) {

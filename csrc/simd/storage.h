@@ -39,17 +39,16 @@ inline const W* load(const T* from, W* buffer, int64_t n) {
 }
 
 #if defined(__x86_64__)
-// Rounds lines of 32 floats to bfloat16, past the cache where `to` is aligned to lines and `past_cache`. The instruction
-// takes subnormals for zeros, and NaN keeps its bits: lines that hold either are rounded by `exact`.
+// Rounds lines of 32 floats to bfloat16, past the cache if wished: then `to` is aligned to lines. The instruction takes
+// subnormals for zeros, and NaN keeps its bits: lines that hold either are rounded by `exact`.
 template <class T>
 __attribute__((target("avx512f,avx512dq,avx512bf16"))) inline void round_lines(const float* from, T* to, int64_t lines,
-                                                                              bool past_cache,
-                                                                              void (*exact)(const float*, T*)) {
+                                                                               bool past_cache,
+                                                                               void (*exact)(const float*, T*)) {
   constexpr int kNanOrSubnormal = 0x01 | 0x20 | 0x80;
   for (int64_t line = 0; line < lines; ++line, from += 32, to += 32) {
     const __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
-    const __mmask16 odd =
-        _mm512_fpclass_ps_mask(low, kNanOrSubnormal) | _mm512_fpclass_ps_mask(high, kNanOrSubnormal);
+    const __mmask16 odd = _mm512_fpclass_ps_mask(low, kNanOrSubnormal) | _mm512_fpclass_ps_mask(high, kNanOrSubnormal);
     if (__builtin_expect(odd != 0, 0)) {
       exact(from, to);
       continue;
