@@ -34,16 +34,6 @@ inline Isa isa() {
 #endif
 }
 
-// Whether the loops may use the instructions that round to bfloat16.
-inline bool rounds_to_bfloat16() {
-#if defined(__x86_64__)
-  static const bool can = isa() == Isa::v4 && __builtin_cpu_supports("avx512bf16");
-  return can;
-#else
-  return false;
-#endif
-}
-
 // body(value) with the value as a constant of the compiler's; `value` is one of `values`.
 template <int... values, class Body>
 inline void with_constant(int value, Body body) {
@@ -86,6 +76,16 @@ inline void run(const Arguments&... arguments) {
   if (isa() == Isa::v3) return run_v3<Body>(arguments...);
 #endif
   run_baseline<Body>(arguments...);
+}
+
+// Whether the loops may use the instructions that round to bfloat16.
+inline bool rounds_to_bfloat16() {
+#if defined(__x86_64__)
+  static const bool can = isa() == Isa::v4 && __builtin_cpu_supports("avx512bf16");
+  return can;
+#else
+  return false;
+#endif
 }
 
 // Copies of whole cache lines past the cache, `to` aligned to a line. One store a line where the processor has one that
