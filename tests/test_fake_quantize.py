@@ -7,7 +7,7 @@ import torch
 import mbq_kernels as mbq
 
 SHAPES = [((1,), None), ((7,), None), ((2053,), None), ((3, 1031), None), ((4, 1031), 0), ((3, 50, 3), 1),
-          ((5, 6, 2, 3), 1), ((4, 3, 17), -1), ((2, 33, 40), -2), ((1, 5), 0), ((6, 4), 0)]
+          ((5, 6, 2, 3), 1), ((4, 3, 17), -1), ((2, 33, 40), -2), ((75, 32), 0), ((1, 5), 0), ((6, 4), 0)]
 shapes = pytest.mark.parametrize("shape, axis", SHAPES, ids=lambda v: str(v).replace(" ", ""))
 dtypes = pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 
@@ -60,6 +60,16 @@ def test_ties_edges_and_special_values(device, dtype, bits, signed):
         s = torch.tensor(scale, device=device)
         actual = mbq.fake_quantize(x, s, bits=bits, signed=signed, out_dtype=torch.float32)
         oracles.assert_same(actual, oracles.fake_quantize(x, s, bits=bits, signed=signed, out_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e-38, 3e-40])
+def test_results_of_bfloat16_keep_subnormals_and_nan(scale):
+    """Whole cache lines, as x_hat is rounded: the bfloat16 instruction of processors takes subnormals for zeros."""
+    x = torch.randn(3000) * 40 * scale
+    x[[5, 1100, 2990]] = torch.nan
+    s = torch.tensor(scale)
+    actual = mbq.fake_quantize(x, s, bits=8, out_dtype=torch.bfloat16)
+    oracles.assert_same(actual, oracles.fake_quantize(x, s, bits=8, signed=True, out_dtype=torch.bfloat16))
 
 
 def test_hand_worked_table(device):

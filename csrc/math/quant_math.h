@@ -111,14 +111,20 @@ MBQ_HD T quotient_sign(T v, T x, Scale scale) {
   return rounds_to_0 ? v - v : (v == T(0) ? x * scale : v);
 }
 
-// In the place of an offset, where there is none.
-struct NoOffset {};
+// In the place of a shift, where there is none: x - it and x + it are x and cost nothing. (Codes are never -0, which +
+// 0 would change.)
+struct NoShift {
+  template <class T>
+  MBQ_HD operator T() const {
+    return T(0);
+  }
+};
 template <class T>
-MBQ_HD T operator-(T x, NoOffset) {
+MBQ_HD T operator-(T x, NoShift) {
   return x;
 }
 template <class T>
-MBQ_HD T operator+(T x, NoOffset) {
+MBQ_HD T operator+(T x, NoShift) {
   return x;
 }
 
@@ -350,7 +356,7 @@ MBQ_HD T lsb_gradient(T grad, T x, T residual, T slope, UnitForm<T> form) {
 }
 
 // What the loops of csrc/cpu and csrc/cuda run: one bit-width of one quantizer, with a scale and a shift per channel.
-// Scale is T, or on CUDA InvertedScale or AnyScale; Shift is T, or NoOffset. integer_shift: the shift stands for an
+// Scale is T, or on CUDA InvertedScale or AnyScale; Shift is T, or NoShift. integer_shift: the shift stands for an
 // integer, which NaN cannot. levels(): the same quantizer, of which it is known that it is not binary.
 template <class T, class Range>
 struct FakeQuantizeWithin {
@@ -400,11 +406,11 @@ struct DoubleRound {
   MBQ_HD T code(T v) const { return second_encode(round_even(clamp(v, reach.lo, reach.hi)), again); }
   template <class Scale, class Shift>
   MBQ_HD T value(T x, Scale scale, Shift) const {
-    return double_decode<T>(code(scaled(x, scale, NoOffset())), again, scale);
+    return double_decode<T>(code(scaled(x, scale, NoShift())), again, scale);
   }
   template <class Scale, class Shift>
   MBQ_HD Terms<T> terms(T grad, T x, Scale scale, Shift) const {
-    const T v = scaled(x, scale, NoOffset());
+    const T v = scaled(x, scale, NoShift());
     return gradient_terms(grad, v * again.inv_ratio, code(v), range);
   }
   MBQ_HD DoubleRound levels() const { return *this; }

@@ -42,7 +42,7 @@ inline void with_constant(int value, Body body) {
 
 // A Body may ask, by a template parameter of its operator(), for the set it is compiled for.
 template <Isa level, class Body, class... Arguments>
-inline __attribute__((always_inline)) void run_at(Body body, Arguments... arguments) {
+inline __attribute__((always_inline)) void run_at(Body body, const Arguments&... arguments) {
   if constexpr (requires { body.template operator()<level>(arguments...); })
     body.template operator()<level>(arguments...);
   else
@@ -50,18 +50,18 @@ inline __attribute__((always_inline)) void run_at(Body body, Arguments... argume
 }
 
 template <class Body, class... Arguments>
-inline void run_baseline(Arguments... arguments) {
+inline void run_baseline(const Arguments&... arguments) {
   run_at<Isa::baseline>(Body{}, arguments...);
 }
 
 #if defined(__x86_64__)
 template <class Body, class... Arguments>
-__attribute__((target("arch=x86-64-v3"))) inline void run_v3(Arguments... arguments) {
+__attribute__((target("arch=x86-64-v3"))) inline void run_v3(const Arguments&... arguments) {
   run_at<Isa::v3>(Body{}, arguments...);
 }
 
 template <class Body, class... Arguments>
-__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(Arguments... arguments) {
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(const Arguments&... arguments) {
   run_at<Isa::v4>(Body{}, arguments...);
 }
 #endif
@@ -70,12 +70,22 @@ __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void ru
 // its loop into the function that carries the target. (target_clones would do the same, but nobody could then choose
 // the set, and the tests compare all of them.)
 template <class Body, class... Arguments>
-inline void run(Arguments... arguments) {
+inline void run(const Arguments&... arguments) {
 #if defined(__x86_64__)
   if (isa() == Isa::v4) return run_v4<Body>(arguments...);
   if (isa() == Isa::v3) return run_v3<Body>(arguments...);
 #endif
   run_baseline<Body>(arguments...);
+}
+
+// Whether the loops may use the instructions that round to bfloat16.
+inline bool rounds_to_bfloat16() {
+#if defined(__x86_64__)
+  static const bool can = isa() == Isa::v4 && __builtin_cpu_supports("avx512bf16");
+  return can;
+#else
+  return false;
+#endif
 }
 
 // Copies of whole cache lines past the cache, `to` aligned to a line. One store a line where the processor has one that

@@ -107,6 +107,8 @@ std::vector<Tensor> quantize_forward(const std::vector<Quantizers>& each, std::o
   return all;
 }
 
+constexpr int64_t kChannelGrain = 1 << 14;  // channels worth a thread: groups of a weight may be half a million
+
 // Appends factor * channel sum, added over the levels of a row, to `gradients`, in tensors like those of `rows`, whose
 // dtype W is; over the unit of its parameter, where there are units.
 template <class W, class Work>
@@ -121,11 +123,14 @@ void append_gradients(const Rows& rows, const Rows& units, const Work& work, con
       out = static_cast<W*>(gradients.back().mutable_data_ptr());
     }
     const W* unit = units.row<W>(k, channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      double sum = 0;
-      for (size_t j = k; j < k + together; ++j) sum += factors[j] * work.channel_sum(partial, j, c);
-      *out++ = static_cast<W>(unit ? sum / unit[c] : sum);
-    }
+    torch::stable::parallel_for(0, channels, kChannelGrain, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        double sum = 0;
+        for (size_t j = k; j < k + together; ++j) sum += factors[j] * work.channel_sum(partial, j, c);
+        out[c] = static_cast<W>(unit ? sum / unit[c] : sum);
+      }
+    });
+    out += channels;
   }
 }
 

@@ -23,19 +23,20 @@ struct ForwardWork : Work<Quantizer, W> {
       : Work<Quantizer, W>(layout, levels), x(from), outs(std::move(to)) {}
 
   void operator()(const Task& task, bool past_cache) const {
-    alignas(64) W wide_x[kBlock];
+    using X = std::conditional_t<kIsBFloat16<T>, T, W>;
+    alignas(64) X read_x[kBlock];
     Results<Out, W> results(past_cache);
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride;
       const Block block = this->within(task.block, begin);
-      const W* xs = load(x + begin, wide_x, block.n());
+      const X* xs = load(x + begin, read_x, block.n());
       for (size_t k = 0; k < outs.size(); ++k) {
         const Level<Quantizer, W> level = this->at(k, block);
         W* to = results.target(outs[k] + begin);
         if (this->walk.by_run) {
-          run<ValuesByRun<Quantizer, W>>(level, block, xs, to);
+          run<ValuesByRun<Quantizer, W, X>>(level, block, xs, to);
         } else {
-          run<ValuesByColumn<Quantizer, W>>(level, block, xs, to);
+          run<ValuesByColumn<Quantizer, W, X>>(level, block, xs, to);
         }
         results.finish(outs[k] + begin, block.n());
       }

@@ -6,7 +6,6 @@
 
 namespace mbq {
 
-constexpr int64_t kShortRun = 64;    // shorter runs are walked by column: a run costs some 20 ns to begin
 constexpr int64_t kRowGroup = 256;   // rows of one task by column, whose column sums are kept together
 constexpr int64_t kGrain = 1 << 15;  // elements worth a thread
 

@@ -85,7 +85,7 @@ struct Channel {
   MBQ_HD void with_level(int k, const Body& body) const {
     const auto& quantizer = job.quantizer[k];
     if constexpr (plain) {
-      body(quantizer.levels(), NoOffset());
+      body(quantizer.levels(), NoShift());
     } else if constexpr (std::is_same_v<decltype(quantizer.levels()), std::remove_cvref_t<decltype(quantizer)>>) {
       body(quantizer, shifts[k]);  // has no 1 bit
     } else if (quantizer.range.binary()) {
