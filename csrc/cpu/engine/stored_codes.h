@@ -76,16 +76,18 @@ class StoredCodes {
   }
 
   void read_planes(int64_t row, int64_t begin, int64_t n, int8_t* to) const {
-    constexpr int64_t stride = kPiece / 8;
-    alignas(64) uint8_t read[8 * stride] = {};
-    const int64_t bytes = (n + 7) / 8;
-    for (int p = 0; p < planes_; ++p) {
-      const char* from = data_ + (p * rows + row) * row_bytes_ + begin / 8;
-      fetch(from + stride, std::min(kPiece, columns - begin - n) / 8);
-      std::memcpy(read + p * stride, from, bytes);
+    const int64_t bytes = (n + 7) / 8, next = std::min(kPiece, columns - begin - n) / 8;
+    const uint8_t* from = reinterpret_cast<const uint8_t*>(data_) + row * row_bytes_ + begin / 8;
+    int64_t stride = rows * row_bytes_;
+    for (int p = 0; p < planes_; ++p) fetch(from + p * stride + kPiece / 8, next);
+    alignas(64) uint8_t rounded[kPiece];
+    if (planes_ > bits_) {
+      run<RoundPlanes>(from, stride, bytes, bits_, planes_, lower_.odd != 0, static_cast<uint8_t*>(rounded),
+                       kPiece / 8);
+      from = rounded;
+      stride = kPiece / 8;
     }
-    run<RoundPlanes>(static_cast<uint8_t*>(read), stride, bytes, bits_, planes_, lower_.odd != 0);
-    join_planes(read, stride, bits_, true, reinterpret_cast<uint8_t*>(to), bytes);
+    join_planes(from, stride, bits_, true, reinterpret_cast<uint8_t*>(to), bytes);
   }
 
   const char* op_;
