@@ -49,18 +49,19 @@ void each_element(const Tensor& x, const Visit& visit) {
 // sums (rows, batch, lanes) += codes times x over n columns; x from its first row and column on
 void dot(const int8_t* codes, int64_t code_stride, int64_t rows, const float* x, int64_t stride, int64_t batch,
          int64_t n, float* sums, NextRows next) {
-  const auto tiles = [&](auto body, int64_t r_step, int64_t m_step) {
+  const auto tiles = [&]<int r_step, int m_step>() {
     for (int64_t m = 0; m < batch; m += m_step)
       for (int64_t r = 0; r < rows; r += r_step) {
-        NextRows below = next;
-        below.from += r * next.row_stride;
-        run<decltype(body)>(codes + r * code_stride, code_stride, x + m * stride, stride, n,
-                            sums + (r * batch + m) * kLanes16, batch, below);
+        const auto go = [&](auto fetched) {
+          run<DotTile<r_step, m_step, decltype(fetched)>>(codes + r * code_stride, code_stride, x + m * stride, stride,
+                                                          n, sums + (r * batch + m) * kLanes16, batch, fetched);
+        };
+        m == 0 ? go(next.below(r)) : go(NoRows{});
       }
   };
   const bool wide = isa() == Isa::v4;  // twice the registers, of four times baseline's width
-  if (batch == 1) return wide ? tiles(DotTile<4, 1>{}, 4, 1) : tiles(DotTile<2, 1>{}, 2, 1);
-  return wide ? tiles(DotTile<4, 4>{}, 4, 4) : tiles(DotTile<2, 2>{}, 2, 2);
+  if (batch == 1) return wide ? tiles.template operator()<4, 1>() : tiles.template operator()<2, 1>();
+  return wide ? tiles.template operator()<4, 4>() : tiles.template operator()<2, 2>();
 }
 
 // sums (rows, batch, lanes) of `rows` rows of the weight from `first` on, `piece` columns at a time; codes: memory for
@@ -130,7 +131,10 @@ void outer_columns(StoredCodes& weight, int64_t begin, int64_t n, const float* g
   sums.assign(batch * kColumns, 0.0f);
   for (int64_t first = 0; first < weight.rows; first += kGroup) {
     const int64_t rows = std::min(kGroup, weight.rows - first);
-    for (int64_t r = 0; r < rows; ++r) weight.read(first + r, begin, n, &codes[r * kColumns]);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < n; k += kBlock64) weight.next(first + kGroup + r, begin).fetch(1, k);
+      weight.read(first + r, begin, n, &codes[r * kColumns]);
+    }
     const auto tiles = [&](auto body, int64_t m_step) {
       for (int64_t m = 0; m < batch; m += m_step)
         for (int64_t k = 0; k < n; k += kBlock64)

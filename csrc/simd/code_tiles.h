@@ -47,17 +47,24 @@ struct NextRows {
     for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(at + r * row_stride);
   }
 
+  MBQ_HD NextRows below(int64_t rows) const { return {from + rows * row_stride, row_stride, plane_stride, planes}; }
+
   // The same from `columns`, a multiple of 512, later on.
   MBQ_HD NextRows after(int64_t columns) const {
     return {from + (planes == 0 ? columns : columns / 8), row_stride, plane_stride, planes};
   }
 };
 
+// For products with the same codes again.
+struct NoRows {
+  MBQ_HD void fetch(int64_t, int64_t) const {}
+};
+
 // sums[r * sum_stride + m] (16 lanes) += codes[r] x[m] over n columns, a multiple of 64, x in the order of the words
-template <int rows, int batch>
+template <int rows, int batch, class Next>
 struct DotTile {
   MBQ_HD void operator()(const int8_t* codes, int64_t code_stride, const float* x, int64_t x_stride, int64_t n,
-                         float* sums, int64_t sum_stride, NextRows next) const {
+                         float* sums, int64_t sum_stride, Next next) const {
     Lanes sum[rows][batch] = {};
     for (int64_t k = 0; k < n; k += kBlock64) {
       next.fetch(rows, k);
