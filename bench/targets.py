@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 import lsb_rivals as lsb
 from norm_rivals import OPACUS, RIVALS
 from rivals import (
-    BREVITAS,
     COMPILED,
     COMPILED_DOUBLE,
     EAGER,
@@ -31,39 +30,33 @@ class Target:
 
 
 TARGETS = (
-    Target("cpu", "fake_quantize-tensor-64Mi-float32-forward", COPY, 1 / 1.1),
+    # A streaming op moves the bytes that it must move: its target is a share of the copy.
+    Target("cpu", "fake_quantize-*-forward", COPY, 0.95),
+    Target("cpu", "fake_quantize-*-forward+backward", COPY, 0.95),
+    Target("cpu", "fake_quantize-*-forward+backward", (COMPILED,), 1.0),
     Target("cpu", "fake_quantize-tensor-64Mi-float32-forward", (TORCH_FIXED,), 3.5),
-    Target("cpu", "fake_quantize-*-float32-forward+backward", (COMPILED,), 1.0),
-    Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (TORCH_LEARNABLE,), 20),
-    Target("cpu", "fake_quantize-tensor-512x512x3x3-float32-forward+backward", (BREVITAS,), 20),
-    Target("cpu", "fake_quantize_multi-*-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cpu", "fake_quantize_multi-*", COPY, 0.95),
+    Target("cpu", "fake_quantize_multi-*-forward+backward", (COMPILED, JOINT), 1.5),
     Target("cpu", "fake_quantize_foreach-axis0-resnet20-float32-forward+backward", (SINGLE_CALLS,), 3),
-    Target("cpu", "fake_quantize_foreach-*-float32-*", (COMPILED, JOINT, NETWORK), 1.0),
-    Target("cpu", "fake_quantize_foreach-axis0-resnet50-float32-forward+backward", (COMPILED, JOINT), 1.6),
+    Target("cpu", "fake_quantize_foreach-*-forward+backward", (COMPILED, JOINT, NETWORK), 1.5),
     Target("cpu", "fake_quantize_affine-*-float32-forward+backward", (TORCH_LEARNABLE,), 5),
-    Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.3),
-    Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.15),
-    Target("cpu", "double_round-*-float32-forward+backward", (COMPILED_DOUBLE, JOINT), 1.6),
+    Target("cpu", "double_round-*", COPY, 0.95),
+    Target("cpu", "double_round-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.5),
+    Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.10),
+    Target("cpu", "*lsb*-tensor-*x*-float32-forward+backward", COPY, 0.90),
     Target("cpu", "lsb_penalty-*-float32-forward+backward", (lsb.EAGER,), 20),
-    Target("cpu", "lsb_penalty-*-float32-forward+backward", (lsb.COMPILED,), 1.0),
-    Target("cpu", "round_clamp_lsb*-float32-forward+backward", (lsb.COMPILED, lsb.NETWORK), 1.0),
-    Target("cuda", "*lsb*-4096x4096-*", COPY, 0.90),
-    Target("cuda", "round_clamp*-4096x4096-*", COPY, 0.90),
-    *(Target(device, f"{op}-*-64Mi", COPY, share) for device, share in (("cpu", 0.8), ("cuda", 0.90))
+    Target("cpu", "*lsb*-float32-forward+backward", (lsb.COMPILED, lsb.NETWORK), 1.0),
+    *(Target(device, f"{op}-*-64Mi", COPY, 0.95) for device in ("cpu", "cuda")
       for op in ("switch_bits", "dequantize_codes", "pack_codes", "to_planes")),
     Target("cpu", "quantize_codes-*-64Mi", ("eager integers",), 3),
     Target("cpu", "correct_weight_bias-*", ("torch.compile(eager)",), 1.0),
-    Target("cpu", "el2n-65536x1000-*", ("eager PyTorch",), 5),
-    Target("cpu", "el2n-2048x128Ki-*", ("eager PyTorch",), 5),
-    Target("cpu", "el2n-*", ("torch.compile(eager)",), 1.0),
-    Target("cpu", "cross_entropy_el2n-*", ("torch.compile(eager)",), 1.0),
     Target("cpu", "fake_quantize_corrected-*", ("torch.compile(eager)",), 1.0),
-    Target("cuda", "el2n-65536x1000-*", COPY, 0.90),
-    Target("cuda", "el2n-2048x128Ki-*", COPY, 0.90),
+    *(Target("cpu", f"el2n-{shape}-*", ("eager PyTorch",), 5) for shape in ("65536x1000", "2048x128Ki")),
+    *(Target("cpu", f"el2n-{shape}-*", COPY, 0.90) for shape in ("65536x1000", "2048x128Ki")),
+    *(Target("cpu", f"{op}-*", ("torch.compile(eager)",), 1.0) for op in ("el2n", "cross_entropy_el2n")),
     Target("cpu", "switched_linear-*-rows1-*", ("dequantize + linear",), 1.0),
-    Target("cuda", "switched_linear-codes*-rows1-*", ("linear bfloat16",), 1.7),
-    *(Target("cuda", f"switched_linear-planes{bits}-rows1-*", ("linear bfloat16",), ratio)
-      for bits, ratio in ((8, 1.4), (4, 2), (2, 3))),
+    Target("cpu", "switched_linear-codes*-rows1-28672x8192", ("linear bfloat16",), 1.5),
+    Target("cpu", "switched_linear-planes*-rows1-28672x8192", ("linear bfloat16",), 1.2),
     *(Target("cpu", f"sample_grad_norm_{layer}-*", RIVALS, 1 / 1.05) for layer in ("linear", "conv2d")),
     *(Target("cpu", f"sample_grad_norm_{layer}-*", ("torch.compile(eager)",), 1 / 1.05)
       for layer in ("embedding", "layer_norm", "batch_norm")),
@@ -71,17 +64,34 @@ TARGETS = (
     *(Target("cpu", f"sample_grad_norm_{case}-*", RIVALS, 1.5)  # here Gram products are the cheaper way
       for case in ("linear-design", "linear-short", "linear-vit_s", "linear-llama", "linear-middle",
                    "conv2d-resnet18-N8-T14-256to256", "conv2d-resnet18-N8-T7-512to512")),
-    Target("cuda", "sample_grad_norm_linear-*-float32", (OPACUS,), 2),
-    Target("cuda", "sample_grad_norm_linear-*-bfloat16", (OPACUS,), 4),
-    Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.90),
-    Target("cuda", "fake_quantize-tensor-64Mi-*-forward+backward", COPY, 0.90),
+    Target("cuda", "fake_quantize-tensor-64Mi-*-forward", COPY, 0.95),
+    Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", COPY, 0.94),
+    Target("cuda", "fake_quantize-tensor-64Mi-bfloat16-forward+backward", COPY, 0.92),
+    Target("cuda", "fake_quantize-*-4096x4096-float32-forward+backward", COPY, 0.90),
     Target("cuda", "fake_quantize-*-forward+backward", (COMPILED,), 0.95),
     Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", (TORCH_LEARNABLE,), 1.6),
     Target("cuda", "fake_quantize-tensor-1Mi-float32-forward+backward", (TORCH_LEARNABLE,), 4),
     Target("cuda", "fake_quantize-tensor-64Mi-float32-forward+backward", (EAGER,), 5),
-    Target("cuda", "fake_quantize_multi-*-forward+backward", (COMPILED, JOINT), 1.3),
-    Target("cuda", "double_round-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.3),
+    Target("cuda", "fake_quantize_multi-*-4096x4096-float32-forward+backward", COPY, 0.93),
+    Target("cuda", "fake_quantize_multi-*-4096x4096-bfloat16-forward+backward", COPY, 0.90),
+    # The joint function moves the same bytes in one launch fewer: at the speed of a copy we are 1.16 to 1.23 times it.
+    Target("cuda", "fake_quantize_multi-*-4096x4096-*-forward+backward", (JOINT,), 1.10),
+    Target("cuda", "fake_quantize_multi-*-4096x4096-*-forward+backward", (COMPILED,), 3),
+    Target("cuda", "fake_quantize_multi-*-512x512x3x3-*-forward+backward", (COMPILED, JOINT), 1.3),
+    Target("cuda", "double_round-*-4096x4096-*-forward+backward", (JOINT,), 1.10),
+    Target("cuda", "double_round-*-512x512x3x3-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.3),
+    Target("cuda", "fake_quantize_foreach-*-forward+backward", (COMPILED, JOINT, NETWORK), 2),
+    Target("cuda", "*lsb*-4096x4096-*", COPY, 0.92),
+    Target("cuda", "round_clamp-*-4096x4096-*", COPY, 0.92),
+    Target("cuda", "el2n-65536x1000-float32-*", COPY, 0.90),
+    Target("cuda", "el2n-2048x128Ki-float32-*", COPY, 0.90),
+    Target("cuda", "switched_linear-codes*-rows1-28672x8192", ("linear bfloat16",), 1.7),
+    Target("cuda", "switched_linear-planes*-rows1-28672x8192", ("linear bfloat16",), 1.5),
+    Target("cuda", "sample_grad_norm_linear-*-float32", (OPACUS,), 2),
+    Target("cuda", "sample_grad_norm_linear-*-bfloat16", (OPACUS,), 4),
+    Target("cuda", "training_step-*", (FLOAT_STEPS,), 1 / 1.10),
 )
+
 
 
 def verdicts(device: str, rows: list[dict]) -> list[dict]:

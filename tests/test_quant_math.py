@@ -1,5 +1,6 @@
 """The arithmetic is stated once per language; the statements agree on a table of awkward values, and name for name."""
 
+import ast
 import contextlib
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ STATEMENTS = {
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
 FILES = ["quant_math", "code_math", "softmax_math"]
-ON_THE_HOST = {"bounds", "default_grad_factor", "switching", "unit_form"}  # Triton kernels get them as numbers
+ON_THE_HOST = {"bounds", "default_grad_factor", "second_rounding", "switching", "unit_form"}  # numbers in Triton
 
 
 def names(language, file="quant_math"):
@@ -34,6 +35,18 @@ def test_states_what_the_reference_states_in_the_same_order(language, file):
     found = [name for name in names(language, file) if name in stated]
     assert stated and not set(stated) - set(found), f"{language}'s {file} lacks {set(stated) - set(found)}"
     assert found == stated
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_triton_takes_what_the_reference_takes(file):
+    """Capitals are a kernel's constants."""
+    stated, found = (
+        {node.name: [argument.arg.lower() for argument in node.args.args] for node in ast.parse(path.read_text()).body
+         if isinstance(node, ast.FunctionDef)}
+        for path in (STATEMENTS[language][0].with_stem(file) for language in ("reference", "triton")))
+    assert stated.keys() & found.keys()
+    assert {name: found[name] for name in stated.keys() & found.keys()} == {
+        name: stated[name] for name in stated.keys() & found.keys()}
 
 
 def same_as_the_reference(device, x, call, *parameters):

@@ -132,8 +132,7 @@ Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
   if constexpr (std::is_same_v<Quantizer<W>, DoubleRound<W>>) {
     const W ratio = static_cast<W>(q.rounding->ratio(q.ranges[k]));
     const Bounds<W> range = in_w(q.ranges[k]);
-    return {
-        range, {range.lo * ratio, range.hi * ratio}, {ratio, 1 / ratio, static_cast<W>(nudge(q.rounding->half_up))}};
+    return {range, {range.lo * ratio, range.hi * ratio}, second_rounding(ratio, q.rounding->half_up)};
   } else {
     return {in_w(q.ranges[k])};
   }

@@ -140,7 +140,10 @@ struct SecondRounding {
 };
 
 // Ties stay, for half to even, or go up. Positions are multiples of 2^-6 (D <= 6): nothing but ties passes a tie.
-inline double nudge(bool half_up) { return half_up ? 1.0 / 256 : 0.0; }
+template <class T>
+MBQ_HD SecondRounding<T> second_rounding(T ratio, bool half_up) {
+  return {ratio, 1 / ratio, half_up ? T(1) / 256 : T(0)};
+}
 
 // clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio], which the clamp leaves as it is
 template <class T>

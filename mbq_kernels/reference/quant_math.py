@@ -84,28 +84,40 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max:
     return torch.where(inside, grad, 0), grad * slope, torch.where(clipped, -(scale * grad), 0)
 
 
-def second_encode(code, ratio: float, half_up: bool, lo: float, hi: float):
-    """clamp(round(code / ratio), lo, hi), ratio = 2^D; half_up: floor((code + ratio / 2) / ratio), else half to even"""
-    position = code / ratio
-    return torch.clamp(torch.floor(position + 0.5) if half_up else torch.round(position), lo, hi)
+def second_rounding(ratio: float, half_up: bool) -> tuple[float, float, float]:
+    """(ratio, inv_ratio, nudge) to codes ratio = 2^D times coarser; nudge, added to a position, decides its ties
+
+    Positions are multiples of 2^-6 (D <= 6): nothing but ties passes a tie by 2^-8.
+    """
+    return ratio, 1 / ratio, 2.0**-8 if half_up else 0.0
 
 
-def double_decode(code, ratio: float, scale):
+def second_encode(code, again):
+    """clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio], which the clamp leaves as it is"""
+    _, inv_ratio, nudge = again
+    return torch.round(code * inv_ratio + nudge)
+
+
+def double_decode(code, again, scale):
     """x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not"""
-    return code * ratio * scale
+    return code * again[0] * scale
 
 
-def switching(from_bits: int, to_bits: int, half_even: bool) -> tuple[int, int, int, int, int]:
-    """(shift, bias, odd, lo, hi) of switch_code: bias + (quotient & odd) is what the rounding adds before the floor."""
+def switching(from_bits: int, to_bits: int, half_even: bool) -> tuple[int, int, int, int]:
+    """(shift, bias, odd, top) of switch_code: bias + (quotient & odd) is what the rounding adds before the floor.
+
+    Codes above `top` would round to hi + 1; cut off at `top` they become hi.
+    """
     shift = from_bits - to_bits
-    odd = int(shift > 0 and half_even)
-    lo, hi = bounds(to_bits, True)
-    return shift, (1 << shift) // 2 - odd, odd, int(lo), int(hi)
+    odd, half = int(shift > 0 and half_even), (1 << shift) // 2
+    return shift, half - odd, odd, int(bounds(from_bits, True)[1]) - half
 
 
-def switch_code(code, shift: int, bias: int, odd: int, lo: int, hi: int):
-    """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even; integers at twice the width of codes"""
-    return torch.clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+def switch_code(code, switch):
+    """code_l = (kept + bias + (floor(kept / 2^D) & odd)) >> D, kept = min(code, top), of a code of the higher range"""
+    shift, bias, odd, top = switch
+    kept = torch.clamp(code, max=top)
+    return (kept + bias + ((kept >> shift) & odd)) >> shift
 
 
 def unit_form(is_weight: bool, sign_magnitude: bool) -> tuple[float, float, float, float]:

@@ -9,4 +9,4 @@ from ._codes import codes_in_range
 @torch.no_grad()
 def switch_bits_forward(codes, from_bits, to_bits, half_even):
     wide = codes_in_range("switch_bits", codes, from_bits, True)
-    return torch.empty_like(codes).copy_(qm.switch_code(wide, *qm.switching(from_bits, to_bits, half_even)))
+    return torch.empty_like(codes).copy_(qm.switch_code(wide, qm.switching(from_bits, to_bits, half_even)))

@@ -16,14 +16,14 @@ def _lower_codes(store, in_features, high_bits, bits, half_up):
         if store.device.type == "cpu" and store.numel() and not (lo <= store.min() and store.max() <= hi):
             raise RuntimeError(f"{NAME}: store must hold codes of {high_bits} bits, [{lo:g}, {hi:g}], got others")
         code = store.to(torch.int32).clamp(int(lo), int(hi))
-        return qm.switch_code(code, *qm.switching(high_bits, bits, not half_up))
+        return qm.switch_code(code, qm.switching(high_bits, bits, not half_up))
     planes = store[:min(bits + 1, high_bits)] if half_up else store
     shifts = torch.arange(8, dtype=torch.uint8, device=store.device)
     rows = ((planes.unsqueeze(-1) >> shifts) & 1).flatten(2)[..., :in_features].to(torch.int32)
     code = -rows[0]  # two's complement: the first plane is the sign
     for row in rows[1:]:
         code = code * 2 + row
-    return qm.switch_code(code, *qm.switching(len(planes), bits, not half_up))
+    return qm.switch_code(code, qm.switching(len(planes), bits, not half_up))
 
 
 def _weight(store, scale, in_features, high_bits, bits, half_up):

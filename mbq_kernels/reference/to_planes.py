@@ -19,4 +19,4 @@ def from_planes_forward(planes, high_bits, bits, half_even, shape):
     fields = sum(cm.spread_fields(plane.int(), 1)[..., :shape[-1]] << (count - 1 - p)
                  for p, plane in enumerate(planes[:count]))
     code = cm.from_fields(fields, count, True)
-    return qm.switch_code(code, *qm.switching(count, bits, half_even)).to(torch.int8).contiguous()
+    return qm.switch_code(code, qm.switching(count, bits, half_even)).to(torch.int8).contiguous()

@@ -1,15 +1,12 @@
 """double_round in Triton."""
 
-from ..reference.quant_math import bounds, default_grad_factor
+from ..reference.quant_math import bounds, default_grad_factor, second_rounding
 from ._elementwise import launch_backward, launch_forward
 from .quant_math import double_round_terms, double_round_value
 
-_TIES_UP = 2.0**-8  # codes over 2^D, D <= 6, are multiples of 2^-6: nothing but ties passes a tie
-
 
 def _levels(high_bits, bits, half_up):
-    nudge = _TIES_UP if half_up else 0.0
-    return [(*bounds(b, True), 2.0 ** (high_bits - b), 2.0 ** (b - high_bits), nudge) for b in bits]
+    return [(*bounds(b, True), second_rounding(2.0 ** (high_bits - b), half_up)) for b in bits]
 
 
 def double_round_forward(x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, out_dtype):
@@ -21,6 +18,6 @@ def double_round_backward(grads, x, scale, scale_unit, scale_floor, high_bits, b
                           scale_chain):
     levels, count = _levels(high_bits, bits, half_up), x.numel() // max(scale.numel(), 1)
     factors = [(default_grad_factor(count, hi) if grad_factor is None else grad_factor) * (ratio if scale_chain else 1)
-               for _, hi, ratio, *_ in levels]
+               for _, hi, (ratio, *_) in levels]
     return launch_backward(double_round_terms, grads, x, scale, None, levels, factors, axis,
                            units=scale_unit, floors=scale_floor)[:2]

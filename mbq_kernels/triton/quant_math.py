@@ -92,21 +92,24 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
 
 
 @triton.jit
-def second_encode(code, inv_ratio, nudge):
-    """clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio]; nudge, 2^-8 or 0, moves ties up or not"""
+def second_encode(code, again):
+    """clamp(round(code / ratio), lo, hi) of a code in [lo ratio, hi ratio], which the clamp leaves as it is"""
+    ratio, inv_ratio, nudge = again
     return round_even(code * inv_ratio + nudge)
 
 
 @triton.jit
-def double_decode(code, ratio, scale):
+def double_decode(code, again, scale):
     """x_hat = (code * 2^D) * scale: one rounding, and no overflow that x_hat has not"""
-    return code * ratio * scale
+    return code * again[0] * scale
 
 
 @triton.jit
-def switch_code(code, shift, bias, odd, lo, hi):
-    """code_l = clamp(round(code / 2^shift), lo, hi), half up or to even (reference.quant_math.switching); int32"""
-    return clamp((code + bias + ((code >> shift) & odd)) >> shift, lo, hi)
+def switch_code(code, switch):
+    """code_l = (kept + bias + (floor(kept / 2^D) & odd)) >> D, kept = min(code, top), of a code of the higher range"""
+    shift, bias, odd, top = switch
+    kept = tl.minimum(code, top)
+    return (kept + bias + ((kept >> shift) & odd)) >> shift
 
 
 @triton.jit
@@ -202,8 +205,8 @@ def fake_quantize_affine_terms(grad, x, scale, zero_point, levels):
 @triton.jit
 def _double_round_code(v, levels):
     """The code of v = x / scale; codes of high_bits above hi ratio all become hi, so one clamp does for both"""
-    lo, hi, ratio, inv_ratio, nudge = levels
-    return second_encode(round_even(clamp(v, lo * ratio, hi * ratio)), inv_ratio, nudge)
+    lo, hi, again = levels
+    return second_encode(round_even(clamp(v, lo * again[0], hi * again[0])), again)
 
 
 @triton.jit
@@ -216,7 +219,7 @@ def double_round_value(x, scale, offset, levels):
 def double_round_terms(grad, x, scale, offset, levels):
     """gradient_terms at v = x / (scale 2^D)"""
     v = scaled(x, scale, 0.0)
-    return gradient_terms(grad, v * levels[3], _double_round_code(v, levels), levels[0], levels[1])
+    return gradient_terms(grad, v * levels[2][1], _double_round_code(v, levels), levels[0], levels[1])
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import itertools
 from .entry import Variant
 from .variants import SIZES, THREADS
 
-FROM, SWITCH = dict.fromkeys(("from_lo", "from_hi"), "i32"), dict.fromkeys(("shift", "bias", "odd", "lo", "hi"), "i32")
+FROM, SWITCH = dict.fromkeys(("from_lo", "from_hi"), "i32"), {"switch": ("i32",) * 4}
 STORAGE = {"*fp32": 4, "*bf16": 2}
 
 

@@ -6,7 +6,7 @@ import mbq_kernels as mbq
 
 from .entry import FLOATS, Op
 from .sweeps import over_tensors
-from .variants import quantizer_variants
+from .variants import PAIR, quantizer_variants
 
 S, ONE, HALF = torch.ones(4), torch.ones(1), torch.ones(4).bfloat16()
 X = torch.randn(4, 33)
@@ -61,7 +61,7 @@ FAKE_QUANTIZE = Op(
         "bfloat16 unit": ("fake_quantize_backward", {"scale_unit": HALF}),
         "too few units": ("fake_quantize_forward", {"scale_unit": S[:1]}),
         "bits": ("fake_quantize_forward", {"bits": 99})},
-    aot=quantizer_variants("fake_quantize", numbers=2, levels=(1,), shifts=(False, True)),
+    aot=quantizer_variants("fake_quantize", levels=(1,), shifts=(False, True)),
     on_host="test_cuda_on_host.test_fake_quantize",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         mbq.fake_quantize(x, scale, offset, bits=4, axis=axis), mbq.fake_quantize(x, scale, bits=1, axis=axis),
@@ -79,7 +79,7 @@ FAKE_QUANTIZE_MULTI = Op(
     malformed={
         "gradients of two dtypes": ("fake_quantize_multi_backward", {"grads": [X, X.bfloat16()]}),
         "a gradient too few": ("fake_quantize_multi_backward", {"grads": [X]})},
-    aot=quantizer_variants("fake_quantize", numbers=2, levels=(4,), shifts=(False, True), in_units=(True,)),
+    aot=quantizer_variants("fake_quantize", levels=(4,), shifts=(False, True), in_units=(True,)),
     on_host="test_cuda_on_host.test_fake_quantize",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor:
                           mbq.fake_quantize_multi(x, [scale] * 3, bits=(8, 4, 2), axis=axis)))
@@ -133,8 +133,8 @@ DOUBLE_ROUND = Op(
         "bits over high_bits": ("double_round_forward", {"high_bits": 4, "bits": [6]}),
         "1 bit": ("double_round_forward", {"high_bits": 4, "bits": [1]}),
         "high_bits": ("double_round_forward", {"high_bits": 99, "bits": [4]})},
-    aot=quantizer_variants("double_round", numbers=5, levels=(1, 4), shifts=(False,), in_units=(False,),
-                           one_scale=True),
+    aot=quantizer_variants("double_round", level=(*PAIR, ("fp32",) * 3), levels=(1, 4), shifts=(False,),
+                           in_units=(False,), one_scale=True),
     on_host="test_cuda_on_host.test_double_round",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         *mbq.double_round(x, scale, bits=(8, 4, 2), axis=axis),
@@ -148,7 +148,7 @@ FAKE_QUANTIZE_AFFINE = Op(
         "fake_quantize_affine_backward": lambda x, s: dict(
             grad=x * 2, x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0, grad_factor=1.0)},
     malformed={"too few zero points": ("fake_quantize_affine_forward", {"zero_point": S[:2]})},
-    aot=quantizer_variants("fake_quantize_affine", numbers=2, levels=(1,), shifts=(True,), mixed=False),
+    aot=quantizer_variants("fake_quantize_affine", levels=(1,), shifts=(True,), mixed=False),
     on_host="test_cuda_on_host.test_fake_quantize_affine",
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
         mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]))

@@ -8,6 +8,7 @@ THREADS = 128
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
 BYTES = {"*fp32": 4, "*bf16": 2, "*fp16": 2}
 MIXED = (("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*fp16", "*fp16"), ("*fp32", "*bf16"))  # x; x_hat and its gradient
+PAIR = ("fp32", "fp32")  # lo, hi
 NARROW = (".b16", ".b8")
 
 
@@ -17,7 +18,7 @@ def tiles(elements):
             {"BLOCK_ROWS": 8, "BLOCK_COLS": elements // 8, "BY_ROW": False})
 
 
-def _quantizer(name, x, y, levels, shift, units, shape, numbers, one_scale):
+def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     """Give the forward and the backward of `levels` quantizers; x_bytes, y_bytes: of a thread's eight elements."""
     from mbq_kernels.triton import _elementwise as elementwise
     from mbq_kernels.triton import quant_math
@@ -27,7 +28,7 @@ def _quantizer(name, x, y, levels, shift, units, shape, numbers, one_scale):
                 "grad_scale_ptr": False}
     present = {argument: "*fp32" for argument, there in optional.items() if there}
     constants = {**dict.fromkeys(optional.keys() - present), "ONE_SCALE": one_scale, **shape}
-    inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": (("fp32",) * numbers,) * levels, **SIZES, **present}
+    inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": (level,) * levels, **SIZES, **present}
     what = f"{x} {y} levels={levels} shift={shift} units={units} by_row={shape['BY_ROW']}"
     common = {"options": elementwise.OPTIONS, "no_loads": NARROW}
     yield Variant(name=f"forward {what}", kernel=elementwise.forward_kernel, reads=x_bytes, writes=y_bytes, **common,
@@ -39,10 +40,10 @@ def _quantizer(name, x, y, levels, shift, units, shape, numbers, one_scale):
                   constants={"TERMS": getattr(quant_math, f"{name}_terms"), **constants})
 
 
-def quantizer_variants(name, *, numbers, levels, shifts, in_units=(), mixed=True, one_scale=False):
+def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), mixed=True, one_scale=False):
     """Compile elementwise.py's kernels with <name>_value and <name>_terms of quant_math.
 
-    numbers: how many make a level; levels: bit-widths in one launch; shifts: with a shift, without, or both; in_units:
+    levels: bit-widths in one launch; level: types of one's numbers; shifts: with a shift, without, or both; in_units:
     shifts with which units and floors are compiled too, of one storage type; mixed: x_hat may have a type of its own.
     """
     def variants():
@@ -51,7 +52,7 @@ def quantizer_variants(name, *, numbers, levels, shifts, in_units=(), mixed=True
         for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(elementwise.TILE)):
             for shift, units in itertools.product(shifts, (False, True)):
                 if not units or (shift in in_units and count > 1 and x == y != "*fp16"):
-                    yield from _quantizer(name, x, y, count, shift, units, shape, numbers, one_scale)
+                    yield from _quantizer(name, x, y, count, shift, units, shape, level, one_scale)
     return variants
 
 
