@@ -10,6 +10,7 @@ constexpr int64_t kFewClasses = 64;
 
 // Of kLanes rows side by side: class c of row j lies at c * kLanes + j, -inf where it is the target.
 struct NormsOfFew {
+  template <Isa level>
   MBQ_HD void operator()(const float* __restrict x, const float* __restrict logit, int64_t classes,
                          float* __restrict out) const {
     alignas(64) float top[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
@@ -18,11 +19,12 @@ struct NormsOfFew {
       for (int64_t j = 0; j < kLanes; ++j) top[j] = x[c * kLanes + j] > top[j] ? x[c * kLanes + j] : top[j];
     for (int64_t c = 0; c < classes; ++c)
       for (int64_t j = 0; j < kLanes; ++j) {
-        const float e = exponential(x[c * kLanes + j] - (top[j] == -INFINITY ? 0.0f : top[j]));
+        const float e = exponential<kFused<level>>(x[c * kLanes + j] - (top[j] == -INFINITY ? 0.0f : top[j]));
         sum[j] += e;
         squares[j] += e * e;
       }
-    for (int64_t j = 0; j < kLanes; ++j) out[j] = row_result(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
+    for (int64_t j = 0; j < kLanes; ++j)
+      out[j] = row_result<kFused<level>>(RowSums<float>{top[j], sum[j], squares[j]}, logit[j]).el2n;
   }
 };
 

@@ -12,6 +12,7 @@ namespace {
 constexpr const char* kOp = "switched_linear";
 constexpr int64_t kChunk = 64;       // rows of x whose sums are kept at once
 constexpr int64_t kGroup = 32;       // rows of the weight that share a read of x
+constexpr int64_t kLaneSum = 1024;   // columns whose products are added in one lane
 constexpr int64_t kColumns = 512;    // columns of the weight in one task of the gradient
 constexpr int64_t kGrain = 1 << 16;  // products worth a thread
 
@@ -46,26 +47,40 @@ void each_element(const Tensor& x, const Visit& visit) {
 }
 
 // sums (rows, batch, lanes) += codes times x over n columns; x from its first row and column on
-void dot(const int8_t* codes, int64_t rows, const float* x, int64_t stride, int64_t batch, int64_t n, float* sums) {
-  const auto tiles = [&](auto body, int64_t r_step, int64_t m_step) {
+void dot(const int8_t* codes, int64_t code_stride, int64_t rows, const float* x, int64_t stride, int64_t batch,
+         int64_t n, float* sums, NextRows next) {
+  const auto tiles = [&]<int r_step, int m_step>() {
     for (int64_t m = 0; m < batch; m += m_step)
-      for (int64_t r = 0; r < rows; r += r_step)
-        run<decltype(body)>(codes + r * kPiece, kPiece, x + m * stride, stride, n, sums + (r * batch + m) * kLanes16,
-                            batch);
+      for (int64_t r = 0; r < rows; r += r_step) {
+        const auto go = [&](auto fetched) {
+          run<DotTile<r_step, m_step, decltype(fetched)>>(codes + r * code_stride, code_stride, x + m * stride, stride,
+                                                          n, sums + (r * batch + m) * kLanes16, batch, fetched);
+        };
+        m == 0 ? go(next.below(r)) : go(NoRows{});
+      }
   };
   const bool wide = isa() == Isa::v4;  // twice the registers, of four times baseline's width
-  if (batch == 1) return wide ? tiles(DotTile<8, 1>{}, 8, 1) : tiles(DotTile<2, 1>{}, 2, 1);
-  return wide ? tiles(DotTile<4, 4>{}, 4, 4) : tiles(DotTile<2, 2>{}, 2, 2);
+  if (batch == 1) return wide ? tiles.template operator()<4, 1>() : tiles.template operator()<2, 1>();
+  return wide ? tiles.template operator()<4, 4>() : tiles.template operator()<2, 2>();
 }
 
-// sums (rows, batch, lanes) of `rows` rows of the weight from `first` on
-void dot_rows(StoredCodes& weight, int64_t first, int64_t rows, const float* x, int64_t stride, int64_t batch,
-              std::vector<int8_t>& codes, std::vector<float>& sums) {
+// sums (rows, batch, lanes) of `rows` rows of the weight from `first` on, `piece` columns at a time; codes: memory for
+// them
+void dot_rows(StoredCodes& weight, int64_t first, int64_t rows, int64_t piece, const float* x, int64_t stride,
+              int64_t batch, std::vector<int8_t>& codes, std::vector<float>& sums) {
   sums.assign(rows * batch * kLanes16, 0.0f);
-  for (int64_t k = 0; k < weight.columns; k += kPiece) {
-    const int64_t n = std::min(kPiece, weight.columns - k);
-    for (int64_t r = 0; r < rows; ++r) weight.read(first + r, k, n, &codes[r * kPiece]);
-    dot(codes.data(), rows, x + k, stride, batch, round_up(n, kBlock64), sums.data());
+  const int8_t* stored = weight.in_place(first, rows);
+  for (int64_t k = 0; k < weight.columns; k += piece) {
+    const int64_t n = std::min(piece, weight.columns - k);
+    for (int64_t r = 0; r < rows && stored == nullptr; ++r) weight.read(first + r, k, n, &codes[r * piece]);
+    const int8_t* from = stored ? stored + k : codes.data();
+    const bool more = k + piece < weight.columns;
+    NextRows next = more ? weight.next(first, k + piece) : weight.next(first + rows, 0);
+    for (int64_t at = 0; at < n; at += kLaneSum) {
+      dot(from + at, stored ? weight.row_stride() : piece, rows, x + k + at, stride, batch,
+          round_up(std::min(kLaneSum, n - at), kBlock64), sums.data(), next);
+      next = next.after(kLaneSum);
+    }
   }
 }
 
@@ -80,7 +95,7 @@ Tensor switched_linear_forward(const Tensor& x, const Tensor& store, const Tenso
   check(x.dim() == 2, kOp, ": x must be a matrix");
   const int64_t count = x.size(0), stride = round_up(x.size(1), kBlock64);
   StoredCodes weight(kOp, store, x.size(1), high_bits, bits, half_up);
-  const int64_t outputs = weight.rows, group = count == 1 ? 8 : kGroup;
+  const int64_t outputs = weight.rows, group = count == 1 ? 4 : kGroup, piece = count == 1 ? kPiece : kLaneSum;
   const std::vector<float> step = steps(scale, outputs, high_bits, bits);
   check(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_cpu() && bias->numel() == outputs), kOp,
         ": bias must be float32 with ", outputs, " elements on the CPU");
@@ -92,12 +107,12 @@ Tensor switched_linear_forward(const Tensor& x, const Tensor& store, const Tenso
   dispatch_floats(kOp, x.scalar_type(), [&](auto zero) {
     auto* out = static_cast<decltype(zero)*>(y.mutable_data_ptr());
     torch::stable::parallel_for(0, (outputs + group - 1) / group, grain, [&](int64_t begin, int64_t end) {
-      std::vector<int8_t> codes(group * kPiece);
+      std::vector<int8_t> codes(group * piece);
       std::vector<float> sums;
       for (int64_t first = begin * group; first < std::min(end * group, outputs); first += group)
         for (int64_t m = 0; m < count; m += kChunk) {
           const int64_t live = std::min(kChunk, count - m), batch = count == 1 ? 1 : round_up(live, 4);
-          dot_rows(weight, first, group, wide.data() + m * stride, stride, batch, codes, sums);
+          dot_rows(weight, first, group, piece, wide.data() + m * stride, stride, batch, codes, sums);
           for (int64_t n = first; n < std::min(first + group, outputs); ++n)
             for (int64_t i = 0; i < live; ++i) {
               const double total = lane_sum(&sums[((n - first) * batch + i) * kLanes16]);
@@ -116,7 +131,10 @@ void outer_columns(StoredCodes& weight, int64_t begin, int64_t n, const float* g
   sums.assign(batch * kColumns, 0.0f);
   for (int64_t first = 0; first < weight.rows; first += kGroup) {
     const int64_t rows = std::min(kGroup, weight.rows - first);
-    for (int64_t r = 0; r < rows; ++r) weight.read(first + r, begin, n, &codes[r * kColumns]);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < n; k += kBlock64) weight.next(first + kGroup + r, begin).fetch(1, k);
+      weight.read(first + r, begin, n, &codes[r * kColumns]);
+    }
     const auto tiles = [&](auto body, int64_t m_step) {
       for (int64_t m = 0; m < batch; m += m_step)
         for (int64_t k = 0; k < n; k += kBlock64)

@@ -27,12 +27,15 @@ Tensor to_planes_forward(const Tensor& given_codes, int64_t bits) {
     const int8_t* source = from + row * rows.n + begin;
     range.see(source, n);
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
-    alignas(64) uint8_t read[kChunk];
+    alignas(64) uint8_t last[kChunk];
     alignas(64) Planes made;
-    std::memcpy(read, source, n);
-    std::memset(read + n, 0, whole_steps(n) - n);
-    fetch(source + n, n);
-    split_planes(read, made[0], kChunkWords, static_cast<int>(bits), bytes);
+    const int8_t* whole = source;
+    if (n % kPlaneCodes != 0) {
+      std::memcpy(last, source, n);
+      std::memset(last + n, 0, whole_steps(n) - n);
+      whole = reinterpret_cast<const int8_t*>(last);
+    }
+    split_planes(reinterpret_cast<const uint8_t*>(whole), made[0], kChunkWords, static_cast<int>(bits), bytes);
     for (int64_t p = 0; p < bits; ++p) deliver(made[p], to + p * plane_bytes + offset, bytes, large);
   });
   range.finish(from, codes.numel());
@@ -54,15 +57,17 @@ Tensor from_planes_forward(const Tensor& given_planes, int64_t high_bits, int64_
   const bool large = is_large(codes.numel());
   for_each_chunk(rows, [&](int64_t row, int64_t begin, int64_t n) {
     const int64_t bytes = (n + kWord - 1) / kWord, offset = row * rows.bytes(kWord) + begin / kWord;
-    alignas(64) Planes read;
+    const uint8_t* read = from + offset;
+    int64_t stride = plane_bytes;
+    alignas(64) Planes rounded;
     alignas(64) uint8_t made[kChunk];
-    for (int64_t p = 0; p < count; ++p) {
-      std::memcpy(read[p], from + p * plane_bytes + offset, bytes);
-      fetch(from + p * plane_bytes + offset + bytes, bytes);
+    if (count > bits) {
+      run<RoundPlanes>(read, stride, bytes, static_cast<int>(bits), static_cast<int>(count), half_even, rounded[0],
+                       kChunkWords);
+      read = rounded[0];
+      stride = kChunkWords;
     }
-    run<RoundPlanes>(static_cast<uint8_t*>(read[0]), kChunkWords, bytes, static_cast<int>(bits),
-                     static_cast<int>(count), half_even);
-    join_planes(read[0], kChunkWords, static_cast<int>(bits), true, made, bytes);
+    join_planes(read, stride, static_cast<int>(bits), true, made, bytes);
     deliver(made, to + row * rows.n + begin, n, large);
   });
   return codes;

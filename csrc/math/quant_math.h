@@ -307,18 +307,19 @@ MBQ_HD T unit_position(T x, T limit, UnitForm<T> form) {
   return x == T(0) ? form.centre : u;
 }
 
-// u within [0, 1], NaN to 0
+// u within [0, 1], NaN to 0. A loop whose compiler does not know the bounds takes a maximum and a minimum; constants it
+// would carry into what is computed from u, under masks.
 template <class T>
-MBQ_HD T within_unit(T u) {
-  const T raised = u >= T(0) ? u : T(0);
-  return raised > T(1) ? T(1) : raised;
+MBQ_HD T within_unit(T u, Bounds<T> unit = {T(0), T(1)}) {
+  const T raised = u > unit.lo ? u : unit.lo;
+  return raised < unit.hi ? raised : unit.hi;
 }
 
 // c = min(rint(steps u), steps - 1), half to even, of u in [0, 1]; steps = 2^bits
 template <class T>
 MBQ_HD T round_clamp_code(T u, T steps) {
-  const T level = round_even(u * steps);
-  return level < steps ? level : steps - 1;
+  const T level = round_even(u * steps), top = steps - 1;
+  return level < top ? level : top;
 }
 
 // What a signed code is multiplied by, limit / (steps half - less): of a weight limit * 2^(1 - bits), or
@@ -425,6 +426,7 @@ template <class T>
 struct RoundClamp {
   UnitForm<T> form;
   T steps, coarse, ratio, factor;
+  Bounds<T> unit = {T(0), T(1)};
   MBQ_HD bool mirrored() const { return form.mirror < T(0); }
   // For loops of which the compiler makes two, so that the offset form spends nothing on signs.
   template <bool is_mirrored>
@@ -440,7 +442,7 @@ struct RoundClamp {
   }
   MBQ_HD T residual(T u) const { return lsb_residual(u, steps, coarse, ratio); }
   MBQ_HD T gradient(T grad, T x, T limit, T slope) const {
-    return lsb_gradient(grad, x, residual(within_unit(position(x, limit))), slope, form);
+    return lsb_gradient(grad, x, residual(within_unit(position(x, limit), unit)), slope, form);
   }
 };
 

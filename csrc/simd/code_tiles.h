@@ -34,13 +34,40 @@ MBQ_HD void add_to(float* sums, const Lanes& more) {
   std::memcpy(sums, &sum, sizeof(Lanes));
 }
 
+// The rows of codes, or of bit planes, that come next: their cache lines are fetched while others are summed, one line
+// of every row for 64 codes, so that memory is never idle. The processor does not see rows in pieces coming.
+struct NextRows {
+  const char* from;
+  int64_t row_stride, plane_stride;
+  int planes;  // 0: codes
+
+  MBQ_HD void fetch(int64_t rows, int64_t column) const {
+    const int64_t line = column / 64, plane = line % 8;
+    const char* at = from + (planes == 0 ? line * 64 : plane < planes ? plane * plane_stride + line / 8 * 64 : 0);
+    for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(at + r * row_stride);
+  }
+
+  MBQ_HD NextRows below(int64_t rows) const { return {from + rows * row_stride, row_stride, plane_stride, planes}; }
+
+  // The same from `columns`, a multiple of 512, later on.
+  MBQ_HD NextRows after(int64_t columns) const {
+    return {from + (planes == 0 ? columns : columns / 8), row_stride, plane_stride, planes};
+  }
+};
+
+// For products with the same codes again.
+struct NoRows {
+  MBQ_HD void fetch(int64_t, int64_t) const {}
+};
+
 // sums[r * sum_stride + m] (16 lanes) += codes[r] x[m] over n columns, a multiple of 64, x in the order of the words
-template <int rows, int batch>
+template <int rows, int batch, class Next>
 struct DotTile {
   MBQ_HD void operator()(const int8_t* codes, int64_t code_stride, const float* x, int64_t x_stride, int64_t n,
-                         float* sums, int64_t sum_stride) const {
+                         float* sums, int64_t sum_stride, Next next) const {
     Lanes sum[rows][batch] = {};
     for (int64_t k = 0; k < n; k += kBlock64) {
+      next.fetch(rows, k);
       Words words[rows];
       for (int r = 0; r < rows; ++r) std::memcpy(&words[r], codes + r * code_stride + k, sizeof(Words));
 #pragma GCC unroll 4

@@ -34,6 +34,15 @@ inline Isa isa() {
 #endif
 }
 
+// Whether a set has one instruction for a * b + c; what a compiler knows of other processors it knows of all of them.
+#if defined(__x86_64__)
+template <Isa level>
+constexpr bool kFused = level != Isa::baseline;
+#else
+template <Isa level>
+constexpr bool kFused = true;
+#endif
+
 // body(value) with the value as a constant of the compiler's; `value` is one of `values`.
 template <int... values, class Body>
 inline void with_constant(int value, Body body) {

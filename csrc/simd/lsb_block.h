@@ -5,33 +5,46 @@
 
 namespace mbq {
 
-// Of one block: the sum of |B|, how many B are not 0, and whether u was outside [0, 1] or NaN anywhere. Integers: their
-// sums are exact in any order, so that the compiler may choose one.
+// What one block adds up to: the sum of |B|, how many B are not 0, and whether u was outside [0, 1] or NaN anywhere.
+// Integers: their sums are exact in any order, so that the compiler may choose one.
 struct BlockCounts {
-  int penalty = 0, nonzero = 0, outside = 0;
+  int penalty = 0, nonzero = 0;
+  bool outside = false;
 };
 
-// n elements with a limit and a scale of codes each (step 1) or one for all (step 0).
+// The bits of u as an integer: no larger than those of 1 where u is within [0, 1] and no -0, which unit_position never
+// gives. Larger ones are negative, above 1 or NaN.
+template <class W>
+MBQ_HD auto position_bits(W u) {
+  std::conditional_t<sizeof(W) == 4, uint32_t, uint64_t> bits;
+  std::memcpy(&bits, &u, sizeof(bits));
+  return bits;
+}
+
+// n elements with a limit and a scale of codes each (step 1) or one for all (step 0). A call with u outside [0, 1] ends
+// in an error: what is computed from it does not matter.
 template <LsbOut out, bool counts, int step, bool mirrored, class W>
 MBQ_HD void round_clamp_run(const RoundClamp<W>& any, const W* __restrict limits, const W* __restrict scales,
                             const W* __restrict x, W* __restrict to, int64_t n, BlockCounts* found) {
   const RoundClamp<W> quantizer = any.template known<mirrored>();
   const W one = step == 0 ? limits[0] : W(0), scale = step == 0 ? scales[0] : W(0);
-  int penalty = 0, nonzero = 0, outside = 0;
+  int penalty = 0, nonzero = 0;
+  decltype(position_bits(one)) furthest = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const W limit = step == 0 ? one : limits[i], position = quantizer.position(x[i], limit), u = within_unit(position);
-    outside |= position != u;  // NaN too
+    const W u = quantizer.position(x[i], step == 0 ? one : limits[i]);
+    furthest = std::max(furthest, position_bits(u));
     if (out == LsbOut::value) to[i] = quantizer.value(u, x[i], step == 0 ? scale : scales[i]);
     if (out != LsbOut::residual && !counts) continue;
     const W residual = quantizer.residual(u);
     if (out == LsbOut::residual) to[i] = residual;
-    const int lsb = static_cast<int>(residual), size = lsb < 0 ? -lsb : lsb;
-    penalty += size;
-    nonzero += size < 1 ? size : 1;
+    if (!counts) continue;
+    const int lsb = static_cast<int>(std::abs(residual));
+    penalty += lsb;
+    nonzero += lsb < 1 ? lsb : 1;
   }
   found->penalty += penalty;
   found->nonzero += nonzero;
-  found->outside |= outside;
+  found->outside |= furthest > position_bits(W(1));
 }
 
 template <LsbOut out, bool counts, class W>

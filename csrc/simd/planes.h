@@ -10,15 +10,20 @@ constexpr int64_t kPlaneCodes = 64;
 
 typedef uint64_t PlaneBlock __attribute__((vector_size(32)));
 
-// round_planes of planes `stride` bytes apart, in memory for full PlaneBlocks.
+// `count` planes of `bytes` bytes, `stride` apart, to `bits` rounded ones, to_stride apart in memory for full
+// PlaneBlocks; those may be where the planes are.
 struct RoundPlanes {
-  MBQ_HD void operator()(uint8_t* planes, int64_t stride, int64_t bytes, int bits, int count, bool half_even) const {
-    if (count == bits) return;
+  MBQ_HD void operator()(const uint8_t* planes, int64_t stride, int64_t bytes, int bits, int count, bool half_even,
+                         uint8_t* to, int64_t to_stride) const {
     for (int64_t i = 0; i < bytes; i += sizeof(PlaneBlock)) {
       PlaneBlock blocks[8] = {};
-      for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], planes + p * stride + i, sizeof(PlaneBlock));
+      if (const int64_t rest = bytes - i; rest < static_cast<int64_t>(sizeof(PlaneBlock))) {
+        for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], planes + p * stride + i, rest);
+      } else {
+        for (int p = 0; p < count; ++p) std::memcpy(&blocks[p], planes + p * stride + i, sizeof(PlaneBlock));
+      }
       round_planes(blocks, bits, count, half_even);
-      for (int p = 0; p < bits; ++p) std::memcpy(planes + p * stride + i, &blocks[p], sizeof(PlaneBlock));
+      for (int p = 0; p < bits; ++p) std::memcpy(to + p * to_stride + i, &blocks[p], sizeof(PlaneBlock));
     }
   }
 };

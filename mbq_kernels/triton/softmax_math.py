@@ -13,13 +13,13 @@ def exponential(x):
     shifted = tl.fma(x, 1.44269504088896341, 12582912.0)  # n, x / log 2 rounded, is in the low bits
     n = shifted - 12582912.0
     r = tl.fma(n, 2.12194440e-4, tl.fma(n, -0.693359375, x))
-    p = tl.fma(r, 1.9875691500e-4, 1.3981999507e-3)
-    p = tl.fma(p, r, 8.3334519073e-3)
-    p = tl.fma(p, r, 4.1665795894e-2)
-    p = tl.fma(p, r, 1.6666665459e-1)
-    p = tl.fma(p, r, 5.0000001201e-1)
-    power = ((shifted.to(tl.uint32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-    return tl.where(x < -87.3, 0.0, (tl.fma(p * r, r, r) + 1.0) * power)
+    p = tl.fma(r, 1.38145775794e-3, 8.36872705088e-3)
+    p = tl.fma(p, r, 4.16683890317e-2)
+    p = tl.fma(p, r, 1.66665205479e-1)
+    p = tl.fma(p, r, 4.99999934422e-1)
+    p = tl.fma(tl.fma(p, r, 1.0), r, 1.0)
+    bits = p.to(tl.uint32, bitcast=True) + (shifted.to(tl.uint32, bitcast=True) << 23)
+    return tl.where(x < -87.3, 0.0, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit

@@ -9,7 +9,7 @@
 
 namespace mbq {
 
-constexpr int64_t kChunk = 8192;  // codes taken at a time: they and their result stay in the cache
+constexpr int64_t kChunk = 2048;  // codes taken at a time: few, so that memory is read while results are written
 constexpr int64_t kChunkWords = kChunk / kWord;
 constexpr int64_t kCodesPerThread = 1 << 17;  // worth a thread
 

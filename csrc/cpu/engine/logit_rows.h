@@ -12,23 +12,59 @@ namespace mbq {
 
 constexpr int64_t kRowGrain = 1 << 15;  // logits worth a thread
 
-// Adds n logits, a multiple of kLanes, to the sums of their row.
+// Whole steps of kLanes logits that lie one after the other.
+template <class W>
+struct Steps {
+  const W* from;
+  int64_t n;
+};
+
+// A block of logits in whole steps. That of the target and the last one, if it is not full, are copied, with -inf where
+// there is nothing to add.
+template <class W>
+struct BlockSteps {
+  alignas(64) W copies[2 * kLanes];
+  Steps<W> parts[4];
+
+  MBQ_HD BlockSteps(const W* x, int64_t n, int64_t target) {
+    constexpr W kNone = -static_cast<W>(INFINITY);
+    const int64_t whole = n / kLanes * kLanes, hole = 0 <= target && target < whole ? target / kLanes * kLanes : whole;
+    const int64_t patched = hole < whole ? kLanes : 0, after = hole + patched, tail = whole < n ? kLanes : 0;
+    parts[0] = {x, hole};
+    parts[1] = {copies, patched};
+    parts[2] = {x + after, whole - after};
+    parts[3] = {copies + kLanes, tail};
+    std::memcpy(copies, x + hole, patched * sizeof(W));
+    std::fill_n(copies + kLanes, kLanes, kNone);
+    std::memcpy(copies + kLanes, x + whole, (n - whole) * sizeof(W));
+    if (0 <= target && target < n) copies[target < whole ? target - hole : kLanes + target - whole] = kNone;
+  }
+};
+
+// Adds n logits but the target to the sums of their row, fetching what is next.
 template <class W>
 struct AddToRow {
-  MBQ_HD void operator()(const W* __restrict x, int64_t n, RowSums<double>* sums) const {
+  template <Isa level>
+  MBQ_HD void operator()(const W* x, int64_t n, int64_t target, Ahead ahead, RowSums<double>* sums) const {
     alignas(64) W top[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
     for (int64_t j = 0; j < kLanes; ++j) top[j] = -static_cast<W>(INFINITY);
-    for (int64_t i = 0; i < n; i += kLanes)
-      for (int64_t j = 0; j < kLanes; ++j) top[j] = x[i + j] > top[j] ? x[i + j] : top[j];
+    const BlockSteps<W> steps(x, n, target);
+    for (const auto [from, count] : steps.parts)
+      for (int64_t i = 0; i < count; i += kLanes)
+        for (int64_t j = 0; j < kLanes; ++j) top[j] = from[i + j] > top[j] ? from[i + j] : top[j];
     for (int64_t half = kLanes / 2; half > 0; half /= 2)
       for (int64_t j = 0; j < half; ++j) top[j] = top[j + half] > top[j] ? top[j + half] : top[j];
     sums->raise(top[0]);
     const W base = static_cast<W>(sums->base());
-    for (int64_t i = 0; i < n; i += kLanes)
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const W e = exponential(x[i + j] - base);
-        sum[j] += e;
-        squares[j] += e * e;
+    int64_t at = 0;
+    for (const auto [from, count] : steps.parts)
+      for (int64_t i = 0; i < count; i += kLanes, at += kLanes) {
+        ahead.fetch(at);
+        for (int64_t j = 0; j < kLanes; ++j) {
+          const W e = exponential<kFused<level>>(from[i + j] - base);
+          sum[j] += e;
+          squares[j] = fused<kFused<level>>(e, e, squares[j]);
+        }
       }
     sums->sum += lane_sum(sum);
     sums->squares += lane_sum(squares);
@@ -50,9 +86,10 @@ struct SumOfLogits {
 // out = gap of every class, as if none were the target
 template <class W>
 struct ClassGaps {
+  template <Isa level>
   MBQ_HD void operator()(const W* __restrict x, W* __restrict out, int64_t n, W top, W log_sum, W uniform,
                          W factor) const {
-    for (int64_t i = 0; i < n; ++i) out[i] = class_gap(x[i], top, log_sum, uniform) * factor;
+    for (int64_t i = 0; i < n; ++i) out[i] = class_gap<kFused<level>>(x[i], top, log_sum, uniform) * factor;
   }
 };
 
@@ -138,16 +175,9 @@ RowSums<double> row_sums(const T* x, int64_t classes, int64_t target) {
   alignas(64) W buffer[kBlock];
   RowSums<double> sums;
   for (int64_t begin = 0; begin < classes; begin += kBlock) {
-    const int64_t n = std::min(kBlock, classes - begin), at = target - begin;
-    const bool whole = n % kLanes == 0 && (at < 0 || at >= n);
-    const W* block = load(x + begin, buffer, n);
-    if (!whole) {
-      if (block != buffer) std::memcpy(buffer, block, n * sizeof(W));
-      if (0 <= at && at < n) buffer[at] = -static_cast<W>(INFINITY);
-      std::fill(buffer + n, buffer + (n + kLanes - 1) / kLanes * kLanes, -static_cast<W>(INFINITY));
-      block = buffer;
-    }
-    run<AddToRow<W>>(block, (n + kLanes - 1) / kLanes * kLanes, &sums);
+    const int64_t n = std::min(kBlock, classes - begin);
+    const Ahead ahead{reinterpret_cast<const char*>(x + begin + n), sizeof(T)};
+    run<AddToRow<W>>(load(x + begin, buffer, n), n, target - begin, ahead, &sums);
   }
   return sums;
 }

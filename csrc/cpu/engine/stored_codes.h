@@ -6,12 +6,13 @@
 #include <cstring>
 
 #include "arguments/codes.h"
+#include "simd/code_tiles.h"
 #include "simd/code_words.h"
 #include "simd/planes.h"
 
 namespace mbq {
 
-constexpr int64_t kPiece = 1024;  // codes of a row at a time, a multiple of 512
+constexpr int64_t kPiece = 4096;  // the most codes of a row at a time, a multiple of 512
 
 struct OutOfRange {
   MBQ_HD void operator()(const int8_t* codes, int64_t n, int8_t hi, bool* found) const {
@@ -49,7 +50,6 @@ class StoredCodes {
     if (row >= rows) return static_cast<void>(std::memset(to, 0, (n + 63) / 64 * 64));
     if (is_planes_) return read_planes(row, begin, n, to);
     const int8_t* from = reinterpret_cast<const int8_t*>(data_) + row * row_bytes_ + begin;
-    fetch(from + kPiece, std::min(kPiece, columns - begin - n));
     if (high_bits_ < 8) {
       bool found = false;
       run<OutOfRange>(from, n, static_cast<int8_t>((1 << (high_bits_ - 1)) - 1), &found);
@@ -63,6 +63,20 @@ class StoredCodes {
     std::memset(to + n, 0, -n & 63);
   }
 
+  // Where `count` rows lie from `first` on, row_stride() apart, if their codes are those asked for; else null.
+  const int8_t* in_place(int64_t first, int64_t count) const {
+    if (is_planes_ || lower_.shift > 0 || high_bits_ < 8 || columns % 64 != 0 || first + count > rows) return nullptr;
+    return reinterpret_cast<const int8_t*>(data_) + first * row_bytes_;
+  }
+
+  int64_t row_stride() const { return row_bytes_; }
+
+  // Rows from `row` on, from column `begin`, a multiple of 512.
+  NextRows next(int64_t row, int64_t begin) const {
+    return {data_ + row * row_bytes_ + (is_planes_ ? begin / 8 : begin), row_bytes_, rows * row_bytes_,
+            is_planes_ ? planes_ : 0};
+  }
+
   // After all reads; in between, a thread cannot throw.
   void check_range() const {
     check(!out_of_range_, op_, ": store must hold codes of ", high_bits_, " bits, [", -(1 << (high_bits_ - 1)), ", ",
@@ -70,22 +84,18 @@ class StoredCodes {
   }
 
  private:
-  // The next piece of a row comes after pieces of other rows: the processor does not see it coming.
-  static void fetch(const void* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-  }
-
   void read_planes(int64_t row, int64_t begin, int64_t n, int8_t* to) const {
-    constexpr int64_t stride = kPiece / 8;
-    alignas(64) uint8_t read[8 * stride] = {};
     const int64_t bytes = (n + 7) / 8;
-    for (int p = 0; p < planes_; ++p) {
-      const char* from = data_ + (p * rows + row) * row_bytes_ + begin / 8;
-      fetch(from + stride, std::min(kPiece, columns - begin - n) / 8);
-      std::memcpy(read + p * stride, from, bytes);
+    const uint8_t* from = reinterpret_cast<const uint8_t*>(data_) + row * row_bytes_ + begin / 8;
+    int64_t stride = rows * row_bytes_;
+    alignas(64) uint8_t rounded[kPiece];
+    if (planes_ > bits_) {
+      run<RoundPlanes>(from, stride, bytes, bits_, planes_, lower_.odd != 0, static_cast<uint8_t*>(rounded),
+                       kPiece / 8);
+      from = rounded;
+      stride = kPiece / 8;
     }
-    run<RoundPlanes>(static_cast<uint8_t*>(read), stride, bytes, bits_, planes_, lower_.odd != 0);
-    join_planes(read, stride, bits_, true, reinterpret_cast<uint8_t*>(to), bytes);
+    join_planes(from, stride, bits_, true, reinterpret_cast<uint8_t*>(to), bytes);
   }
 
   const char* op_;
