@@ -51,7 +51,7 @@ inline void with_constant(int value, Body body) {
 
 // A Body may ask, by a template parameter of its operator(), for the set it is compiled for.
 template <Isa level, class Body, class... Arguments>
-inline __attribute__((always_inline)) void run_at(Body body, const Arguments&... arguments) {
+inline __attribute__((always_inline)) void run_at(Body body, Arguments&... arguments) {
   if constexpr (requires { body.template operator()<level>(arguments...); })
     body.template operator()<level>(arguments...);
   else
@@ -59,27 +59,28 @@ inline __attribute__((always_inline)) void run_at(Body body, const Arguments&...
 }
 
 template <class Body, class... Arguments>
-inline void run_baseline(const Arguments&... arguments) {
+inline void run_baseline(Arguments&... arguments) {
   run_at<Isa::baseline>(Body{}, arguments...);
 }
 
 #if defined(__x86_64__)
 template <class Body, class... Arguments>
-__attribute__((target("arch=x86-64-v3"))) inline void run_v3(const Arguments&... arguments) {
+__attribute__((target("arch=x86-64-v3"))) inline void run_v3(Arguments&... arguments) {
   run_at<Isa::v3>(Body{}, arguments...);
 }
 
 template <class Body, class... Arguments>
-__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(const Arguments&... arguments) {
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) inline void run_v4(Arguments&... arguments) {
   run_at<Isa::v4>(Body{}, arguments...);
 }
 #endif
 
 // Runs Body{}(arguments...) compiled for the instruction set in use. Body::operator() must be always_inline: that puts
 // its loop into the function that carries the target. (target_clones would do the same, but nobody could then choose
-// the set, and the tests compare all of them.)
+// the set, and the tests compare all of them.) By reference: a structure copied in vectors waits for the words that it
+// was written in.
 template <class Body, class... Arguments>
-inline void run(const Arguments&... arguments) {
+inline void run(Arguments&&... arguments) {
 #if defined(__x86_64__)
   if (isa() == Isa::v4) return run_v4<Body>(arguments...);
   if (isa() == Isa::v3) return run_v3<Body>(arguments...);
