@@ -66,17 +66,18 @@ def affine(dtype):
 
 
 LSB = {"limit": ONE[0], "bits": 8, "k": 1}
+WANTED = {F32: {"share": 0.6}, BF16: {"share": 0.6, "occupancy": 0.5, "in_flight": 32 * 1024}}  # more registers a tile
 
 
 def lsb(op, dtype, writes, **wanted):
     return Path(operator=f"{op}_forward", what=name_of(dtype), arguments={"x": FULL[dtype], **LSB},
-                reads=dtype.itemsize, writes=writes, **wanted)
+                reads=dtype.itemsize, writes=writes, **WANTED[dtype], **wanted)
 
 
-def lsb_gradient(op, dtype, reads, arguments, **wanted):
+def lsb_gradient(op, dtype, reads, arguments):
     x = FULL[dtype]
     return Path(operator=f"{op}_backward", what=name_of(dtype), reads=reads * dtype.itemsize, writes=dtype.itemsize,
-                arguments={"x": x, **LSB, **arguments}, **wanted)
+                arguments={"x": x, **LSB, **arguments}, **WANTED[dtype])
 
 
 def codes(operator, what, reads, writes, arguments, **wanted):
@@ -118,16 +119,15 @@ PATHS = {
     "fake_quantize_foreach": [*foreach([4]), *foreach(FOUR, occupancy=0.5)],
     "double_round": [*double(F32), *double(BF16)],
     "fake_quantize_affine": [*affine(F32), *affine(BF16)],
-    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize, share=0.65) for dtype in (F32, BF16)],
-    "extract_lsb": [lsb("extract_lsb", dtype, 1, share=0.6, narrow=("writes",)) for dtype in (F32, BF16)],
+    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize) for dtype in (F32, BF16)],
+    "extract_lsb": [lsb("extract_lsb", dtype, 1, narrow=("writes",)) for dtype in (F32, BF16)],
     "lsb_penalty": [path for dtype in (F32, BF16) for path in (
-        lsb("lsb_penalty", dtype, 0, share=0.6),
-        lsb_gradient("lsb_penalty", dtype, 1, {"grad": ONE[0]}, share=0.6))],
+        lsb("lsb_penalty", dtype, 0), lsb_gradient("lsb_penalty", dtype, 1, {"grad": ONE[0]}))],
     "round_clamp_lsb": [path for dtype in (F32, BF16) for path in (
-        lsb("round_clamp_lsb", dtype, dtype.itemsize, share=0.75),
-        lsb_gradient("round_clamp_lsb", dtype, 2, {"grad": FULL[dtype], "grad_penalty": ONE[0]}, share=0.75))],
+        lsb("round_clamp_lsb", dtype, dtype.itemsize),
+        lsb_gradient("round_clamp_lsb", dtype, 2, {"grad": FULL[dtype], "grad_penalty": ONE[0]}))],
     "round_clamp_lsb_foreach": [*forward_and_backward("round_clamp_lsb_foreach", F32, WEIGHTS, {
-        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE, share=0.75)],
+        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE, share=0.6, occupancy=0.5)],
     "quantize_codes": [quantize(F32), quantize(BF16)],
     "switch_bits": [codes("switch_bits", "int8", 1, 1, {"codes": FULL[CODES], "from_bits": 8, "to_bits": 4},
                           in_flight=24 * 1024)],
