@@ -36,8 +36,8 @@ def objects() -> tuple[Path, ...]:
 
 
 @functools.cache
-def dump(kind: str, paths: tuple[Path, ...]) -> str:
-    """Return what cuobjdump, which comes with Triton, prints of object files."""
+def dump(kind: str, paths: tuple[Path, ...] | None = None) -> str:
+    """Return what cuobjdump, which comes with Triton, prints of object files, of all by default."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -45,11 +45,11 @@ def dump(kind: str, paths: tuple[Path, ...]) -> str:
     def one(path):
         return subprocess.run([tool, kind, path], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return "".join(pool.map(one, paths))
+        return "".join(pool.map(one, paths or objects()))
 
 
 @functools.cache
-def functions(kind: str, marker: str, paths: tuple[Path, ...]) -> dict[tuple[str, str], str]:
+def functions(kind: str, marker: str, paths: tuple[Path, ...] | None = None) -> dict[tuple[str, str], str]:
     """Return {(architecture, function): its part of the dump}; `marker` is what stands before a function's name."""
     _, *by_arch = re.split(r"arch = sm_(\d+)", dump(kind, paths))
     found = {}

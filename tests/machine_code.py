@@ -82,9 +82,10 @@ def widest(launched: list) -> list:
     return max(launched, key=lambda launch: launch[1] * launch[2])
 
 
-def count(objects: tuple[Path, ...]) -> dict:
-    """Return {path: its facts}."""
-    launched = launches(build_library(objects, objects[0].parent / "launches.so"))
+def count(objects: tuple[Path, ...] | None = None) -> dict:
+    """Return {path: its facts} of object files, of all by default."""
+    every = objects or cuda_objects.objects()
+    launched = launches(build_library(every, every[0].parent / "launches.so"))
     code = cuda_objects.functions("--dump-sass", "Function : ", objects)
     used = cuda_objects.functions("--dump-resource-usage", "Function ", objects)
     fast = functools.cache(lambda kernel, *given: sass.fast_path(code[ARCHITECTURE, kernel], *given))
@@ -99,7 +100,7 @@ def count(objects: tuple[Path, ...]) -> dict:
 @functools.cache
 def counted() -> dict:
     """Return the facts of csrc/cuda as it is."""
-    return count(cuda_objects.objects())
+    return count()
 
 
 def run(*command: str) -> str:

@@ -25,7 +25,8 @@ def forward_and_backward(op, dtype, arguments, gradients, what="", levels=1, **w
     """Give the two paths of an op that reads x and writes `levels` results, and back reads x and their gradients."""
     size, name = dtype.itemsize, " ".join([name_of(dtype), *([what] if what else [])])
     common = {"what": name, "levels": levels, **wanted}
-    return (Path(operator=f"{op}_forward", arguments=arguments, reads=size, writes=levels * size, **common),
+    forward = common | ({"in_flight": 32 * 1024} if levels > 1 else {})  # of its bytes a fifth is read
+    return (Path(operator=f"{op}_forward", arguments=arguments, reads=size, writes=levels * size, **forward),
             Path(operator=f"{op}_backward", arguments=arguments | gradients, reads=(1 + levels) * size, writes=size,
                  longest=levels > 1, **common))
 
@@ -53,28 +54,30 @@ def foreach(bits, **wanted):
 def double(dtype):
     x = FULL[dtype]
     return forward_and_backward("double_round", dtype, {"x": x, "scale": ROWS, "axis": 0, "bits": FOUR, "high_bits": 8},
-                                {"grads": [x] * 4}, "x4", levels=4, occupancy=0.5)
+                                {"grads": [x] * 4}, "x4", levels=4, occupancy=0.5, share=0.72)
 
 
 def affine(dtype):
     x = FULL[dtype]
     return forward_and_backward(
         "fake_quantize_affine", dtype,
-        {"x": x, "scale": ONE, "zero_point": ONE, "quant_min": -8, "quant_max": 7, "grad_factor": 1.0}, {"grad": x})
+        {"x": x, "scale": ONE, "zero_point": ONE, "quant_min": -8, "quant_max": 7, "grad_factor": 1.0}, {"grad": x},
+        occupancy=0.5, share=0.76)
 
 
 LSB = {"limit": ONE[0], "bits": 8, "k": 1}
+WANTED = {F32: {"share": 0.6}, BF16: {"share": 0.6, "occupancy": 0.5, "in_flight": 32 * 1024}}  # more registers a tile
 
 
 def lsb(op, dtype, writes, **wanted):
     return Path(operator=f"{op}_forward", what=name_of(dtype), arguments={"x": FULL[dtype], **LSB},
-                reads=dtype.itemsize, writes=writes, **wanted)
+                reads=dtype.itemsize, writes=writes, **WANTED[dtype], **wanted)
 
 
-def lsb_gradient(op, dtype, reads, arguments, **wanted):
+def lsb_gradient(op, dtype, reads, arguments):
     x = FULL[dtype]
     return Path(operator=f"{op}_backward", what=name_of(dtype), reads=reads * dtype.itemsize, writes=dtype.itemsize,
-                arguments={"x": x, **LSB, **arguments}, **wanted)
+                arguments={"x": x, **LSB, **arguments}, **WANTED[dtype])
 
 
 def codes(operator, what, reads, writes, arguments, **wanted):
@@ -83,7 +86,7 @@ def codes(operator, what, reads, writes, arguments, **wanted):
 
 def quantize(dtype):
     return codes("quantize_codes", name_of(dtype), dtype.itemsize, 1, {"x": FULL[dtype], "scale": ONE, "bits": 8},
-                 narrow=("writes",))
+                 narrow=("writes",), share=0.6)
 
 
 def dequantize(dtype, in_flight):
@@ -102,29 +105,29 @@ def linear(layout, reads, store, **wanted):
                  in_flight=32 * 1024, **wanted)
 
 
-def logits(dtype):
-    targets = empty(SIDE, dtype=torch.int64)
-    return {"logits": empty(SIDE, CLASSES, dtype=dtype), "targets": targets, "ignore_index": -100}
+def rows_of_logits(op, dtype, direction="forward", writes=0, arguments=None, **wanted):
+    logits, targets = empty(SIDE, CLASSES, dtype=dtype), empty(SIDE, dtype=torch.int64)
+    every = {"logits": logits, "targets": targets, "ignore_index": -100, **(arguments or {})}
+    return Path(operator=f"{op}_{direction}", what=name_of(dtype), reads=dtype.itemsize, writes=writes, longest=True,
+                numel=logits.numel(), arguments=every, **wanted)
 
 
 WEIGHTS = {"xs": [FULL[F32][:1024]] * 3, "limits": [ONE[0]] * 3, "bits": [8] * 3, "k": [1] * 3, "axes": [-1] * 3}
-LOSS = {**logits(F32), "label_smoothing": 0.0}
 PATHS = {
     "fake_quantize": [*single(F32, None), *single(BF16, None), *single(F32, 0)],
     "fake_quantize_multi": [*multi(F32), *multi(BF16)],
     "fake_quantize_foreach": [*foreach([4]), *foreach(FOUR, occupancy=0.5)],
     "double_round": [*double(F32), *double(BF16)],
     "fake_quantize_affine": [*affine(F32), *affine(BF16)],
-    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize, share=0.65) for dtype in (F32, BF16)],
-    "extract_lsb": [lsb("extract_lsb", dtype, 1, share=0.6, narrow=("writes",)) for dtype in (F32, BF16)],
+    "round_clamp": [lsb("round_clamp", dtype, dtype.itemsize) for dtype in (F32, BF16)],
+    "extract_lsb": [lsb("extract_lsb", dtype, 1, narrow=("writes",)) for dtype in (F32, BF16)],
     "lsb_penalty": [path for dtype in (F32, BF16) for path in (
-        lsb("lsb_penalty", dtype, 0, share=0.6),
-        lsb_gradient("lsb_penalty", dtype, 1, {"grad": ONE[0]}, share=0.6))],
+        lsb("lsb_penalty", dtype, 0), lsb_gradient("lsb_penalty", dtype, 1, {"grad": ONE[0]}))],
     "round_clamp_lsb": [path for dtype in (F32, BF16) for path in (
-        lsb("round_clamp_lsb", dtype, dtype.itemsize, share=0.75),
-        lsb_gradient("round_clamp_lsb", dtype, 2, {"grad": FULL[dtype], "grad_penalty": ONE[0]}, share=0.75))],
+        lsb("round_clamp_lsb", dtype, dtype.itemsize),
+        lsb_gradient("round_clamp_lsb", dtype, 2, {"grad": FULL[dtype], "grad_penalty": ONE[0]}))],
     "round_clamp_lsb_foreach": [*forward_and_backward("round_clamp_lsb_foreach", F32, WEIGHTS, {
-        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE, share=0.75)],
+        "grads": WEIGHTS["xs"], "grad_penalties": empty(3)}, numel=3 * 1024 * SIDE, share=0.6, occupancy=0.5)],
     "quantize_codes": [quantize(F32), quantize(BF16)],
     "switch_bits": [codes("switch_bits", "int8", 1, 1, {"codes": FULL[CODES], "from_bits": 8, "to_bits": 4},
                           in_flight=24 * 1024)],
@@ -138,11 +141,10 @@ PATHS = {
         codes("from_planes", "8 to 4 bits", 5 / 8, 1, {"planes": PLANES, "high_bits": 8, "bits": 4,
                                                        "shape": [SIDE, SIDE]}, narrow=("reads",), in_flight=15 * 1024)],
     "switched_linear": [linear("codes", 1, FULL[CODES]), linear("4 planes", 5 / 8, PLANES, narrow=("reads",))],
-    "el2n": [Path(operator="el2n_forward", what=name_of(dtype), arguments=logits(dtype), reads=dtype.itemsize, writes=0,
-                  numel=SIDE * CLASSES, longest=True) for dtype in (F32, BF16)],
+    "el2n": [rows_of_logits("el2n", F32, share=0.9),
+             rows_of_logits("el2n", BF16, share=0.9, occupancy=0.5, in_flight=32 * 1024)],
     "cross_entropy_el2n": [
-        Path(operator="cross_entropy_el2n_forward", what="float32", arguments=LOSS, reads=4, writes=0,
-             numel=SIDE * CLASSES, longest=True),
-        Path(operator="cross_entropy_el2n_backward", what="float32", reads=4, writes=4, numel=SIDE * CLASSES,
-             arguments=LOSS | {"grad": ROWS, "rows": empty(SIDE, 2)})],
+        rows_of_logits("cross_entropy_el2n", F32, in_flight=40 * 1024, arguments={"label_smoothing": 0.0}),
+        rows_of_logits("cross_entropy_el2n", F32, in_flight=40 * 1024, direction="backward", share=0.9, writes=4,
+                       arguments={"label_smoothing": 0.0, "grad": ROWS, "rows": empty(SIDE, 2)})],
 }
