@@ -173,7 +173,7 @@ void run_slotted(const Arguments<T>& a) {
     }
   };
   if (a.slots == 1) return run(std::integral_constant<int, 1>());
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4 && plain) {
     if (a.slots == kMaxLevels) return run(std::integral_constant<int, kMaxLevels>());
   }
   run(std::integral_constant<int, 4>());

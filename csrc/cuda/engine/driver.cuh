@@ -7,6 +7,7 @@
 
 namespace mbq::cuda {
 
+static_assert(kThreads == static_cast<int>(kTeamThreads));
 constexpr int64_t kMostElements = int64_t{1} << 37;  // of a launch, whose tiles 32 bits count
 
 inline bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
@@ -98,7 +99,8 @@ inline int64_t blocks_of(const Walk& walk) {
   return (walk.tasks * (walk.by_run ? kWarpLanes : 1) + kThreads - 1) / kThreads;
 }
 
-// Launches `kernel` over all items, as many at once as a batch takes; blocks_of(item) blocks each.
+// Launches `kernel` over all items, as many at once as a batch takes; blocks_of(item) blocks each. Of quantizers that
+// is 122 tensors forward and 82 backward at up to four levels, 71 and 47 at more (15, 10, 8 and 5 before CUDA 12.1).
 template <class Item, int capacity, class Blocks>
 void launch_all(const Launch& launch, void (*kernel)(Batch<Item, capacity>), const std::vector<Item>& items,
                 const Blocks& blocks_of) {

@@ -61,11 +61,13 @@ __device__ __forceinline__ bool is_last_team(const Job& job, const Share& share,
   const unsigned count = tiles.sums_of_channel();
   if (tiles.by_run && !tiles.wide) {
     if (share.team >= tiles.teams) return false;
+    if (count > 1) return last_warp(job.counters + share.channel, count);
     __syncwarp();
-    return count == 1 || last_warp(job.counters + share.channel, count);
+  } else {
+    if (count > 1) return last_block(job.counters + (tiles.by_run ? share.channel : strip), count);
+    __syncthreads();
   }
-  __syncthreads();
-  return count == 1 || last_block(job.counters + (tiles.by_run ? share.channel : strip), count);
+  return true;
 }
 
 template <class Visit>

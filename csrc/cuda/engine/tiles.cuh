@@ -37,7 +37,7 @@ struct Tiles {
   unsigned channels = 0;
   unsigned per_run = 0, repeats = 0, teams = 0;         // teams a run; runs a channel, or groups of rows; teams of all
   unsigned rounds = 0;                                  // tiles of a warp, or rows of a thread
-  unsigned strip = 0, strips = 0, width = 0, subs = 0;  // channels of a strip; strips; its columns; rows at a time
+  unsigned strip = 1, strips = 1, width = 1, subs = 1;  // channels of a strip; strips; its columns; rows at a time
   bool by_run = false, wide = false, aligned = false, packed = false;
 
   Tiles() = default;  // unset: the room for more in a batch

@@ -122,10 +122,14 @@ __device__ __forceinline__ void put(Word* to, Word word) {
   *to = word;
 }
 
-// In assembler, or nvcc stores each quarter as soon as it is known: four stores of four bytes.
+// In assembler, or nvcc stores each word as soon as it is known: four stores of four bytes, or two.
 __device__ __forceinline__ void put(uint4* to, uint4 word) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y),
                "r"(word.z), "r"(word.w));
+}
+
+__device__ __forceinline__ void put(uint2* to, uint2 word) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y));
 }
 #endif
 
