@@ -57,9 +57,10 @@ SIZES = {"f": 4, "a": 1, "h": 1}  # of mangled types; all others are floats of 1
 
 def quantizer_kernel(name):
     """Return what a mangled name says: direction, quantizer, bytes of x and of the other tensors, slots, plain."""
-    match = re.search(r"(forward|backward)_kernelI.*?JobINS_\d+(\w+?)E((?:[fah]|N\w+?E|S\d*_)+)Li(\d)EEELb([01])E", name)
+    storage = r"[fah]|N\w+?E|S\d*_"
+    match = re.search(rf"(forward|backward)_kernelI.*?JobINS_\d+(\w+?)E((?:{storage})+)Li(\d)EEELb([01])E", name)
     direction, quantizer, types, slots, plain = match.groups()
-    x, other = (SIZES.get(one, 2) for one in re.findall(r"[fah]|N\w+?E|S\d*_", types))
+    x, other = (SIZES.get(one, 2) for one in re.findall(storage, types))
     return direction, quantizer, x, other, int(slots), plain == "1"
 
 
@@ -69,7 +70,7 @@ def accesses_of_tiles(direction, slots):
 
 
 def test_quantizers_move_16_bytes_at_once():
-    """Of the wider of what is read and written, in whole tiles: as many accesses as a lane has in flight, each whole."""
+    """Of the wider of what is read and written, in whole tiles: every access that a lane has in flight is whole."""
     kernels = machine_code(QUANTIZERS)
     assert len(kernels) > 50
     for key, text in kernels.items():
@@ -101,13 +102,13 @@ def test_quantizers_neither_divide_nor_contract():
 
 
 def test_quantizers_keep_half_of_the_threads_resident():
-    """Of single calls: registers for four blocks of 256 threads and more, up to four levels without an offset."""
+    """Of calls of one tensor without offsets: registers for four blocks of 256 threads, for five at one level."""
     usage = dict(re.findall(r"Function (\S+):\s*\n.*?REG:(\d+)", dump("--dump-resource-usage")))
     kernels = [name for name in usage if re.search(QUANTIZERS, name) and re.search(r"Lb1ELi1E", name)]
     assert len(kernels) > 20
     for name in kernels:
         slots = quantizer_kernel(name)[4]
-        assert int(usage[name]) <= (48 if slots == 1 else 64 if slots == 4 else 80), name
+        assert int(usage[name]) <= (48 if slots == 1 else 64), name
 
 
 @pytest.mark.parametrize("pattern, least", [(QUANTIZERS, 50), (LSBS, 15)])

@@ -47,8 +47,8 @@ inline bool is_plain(const Quantizers& q) {
   return q.shifts.absent() && std::none_of(q.ranges.begin(), q.ranges.end(), [](auto b) { return b.binary(); });
 }
 
-// Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler. More
-// than four levels are rare: they have one loop. many: tensors share a launch, and one level has the loop of four.
+// Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler. many:
+// tensors share a launch; one level of them has the loop of four, and more than four have one loop, plain or not.
 template <template <class> class Quantizer, bool many = false, class Body>
 void dispatch_loop(const Quantizers& first, const Body& body) {
   const auto slotted = [&](auto slots) {
@@ -63,8 +63,12 @@ void dispatch_loop(const Quantizers& first, const Body& body) {
   const size_t levels = first.ranges.size();
   check(levels <= kMaxLevels, first.op, ": at most ", kMaxLevels, " bit-widths at once, got ", levels);
   if constexpr (!kSingle<Quantizer>) {
-    if (levels > 4)
-      return body(std::integral_constant<int, kMaxLevels>(), std::bool_constant<!kHasShifted<Quantizer>>());
+    constexpr std::integral_constant<int, kMaxLevels> most;
+    if constexpr (many) {
+      if (levels > 4) return body(most, std::bool_constant<!kHasShifted<Quantizer>>());
+    } else {
+      if (levels > 4) return slotted(most);
+    }
     if (levels > 1 || many) return slotted(std::integral_constant<int, 4>());
   }
   if constexpr (!many) slotted(std::integral_constant<int, 1>());

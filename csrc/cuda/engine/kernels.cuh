@@ -20,7 +20,8 @@ __device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& bat
 
 // Blocks of a multiprocessor: as many as registers for the loads of a tile leave room for.
 constexpr int blocks_at_once(int slots, bool plain, int capacity) {
-  return (slots == 1 ? 4 : slots <= 4 ? 3 : 2) + (plain && capacity == 1);
+  const int lean = plain && capacity == 1;
+  return slots == 1 ? 4 + lean : slots <= 4 ? 3 + lean : 2 + 2 * lean;
 }
 
 template <class Job, bool plain, int capacity>
