@@ -459,8 +459,9 @@ struct QuantizeCodesWithin {
   // kRounder + value in float, whose lowest byte is the code
   template <class Scale, class Shift>
   MBQ_HD T rounded(T x, Scale scale, Shift offset) const {
-    if (range.binary()) return kRounder + value(x, scale, offset);
-    return std::fmin(std::fmax(scaled(x, scale, offset), range.lo), range.hi) + kRounder;  // NaN loses to lo
+    const T v = scaled(x, scale, offset);
+    const T code = range.binary() ? encode(v, quotient_sign(v, x - offset, scale), range) : v;
+    return std::fmin(std::fmax(code, range.lo), range.hi) + kRounder;  // NaN loses to lo
   }
   MBQ_HD QuantizeCodesWithin<T, LevelBounds<T>> levels() const { return {{range}}; }
 };
