@@ -150,7 +150,7 @@ MBQ_HD void walk_share(const Tiles& tiles, const Share& share, int lane, Visit& 
       visit.template at<width, batch, true>(begin + lane * width, step);
     if (!visit.lean()) {  // of a warp, whose lanes have one channel
 #if defined(__CUDA_ARCH__)
-      __syncwarp();  // what a lane has written wrong another one may write right
+      if constexpr (rest != width) __syncwarp();  // what a lane has written wrong another one writes right
 #endif
       visit.restart();
       begin = share.begin;
