@@ -21,7 +21,7 @@ struct Arguments {
   float *scale, *shift, *unit, *floor, *lo, *hi, *scale_grad, *shift_grad;
   const int* order;  // of blocks; null: as they come
   int64_t outer, channels, inner;
-  int levels, slots;
+  int levels, slots, enough_blocks;
   bool aligned, plain, together;
 };
 
@@ -39,7 +39,7 @@ Quantizer quantizer_of(float lo, float hi) {
 template <template <class> class Quantizer, class Work, class T>
 Work job_of(const Arguments<T>& a) {
   Work job{};
-  job.tiles = Tiles(a.outer, a.channels, a.inner, Work::kTile, Work::kWidth, a.aligned);
+  job.tiles = Tiles(a.outer, a.channels, a.inner, Work::kTile, Work::kWidth, a.aligned, a.enough_blocks);
   job.levels = a.levels;
   job.x = a.x;
   for (int k = 0; k < a.levels; ++k) {

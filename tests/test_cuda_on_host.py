@@ -17,7 +17,7 @@ TENSORS = ["scale", "shift", "unit", "floor", "lo", "hi", "scale_grad", "shift_g
 class Arguments(ctypes.Structure):
     _fields_ = [("x", PTR), ("others", PTR), ("grad_x", PTR), *((name, PTR) for name in TENSORS),
                 ("outer", I64), ("channels", I64), ("inner", I64), ("levels", INT), ("slots", INT),
-                ("aligned", BOOL), ("plain", BOOL), ("together", BOOL)]
+                ("enough_blocks", INT), ("aligned", BOOL), ("plain", BOOL), ("together", BOOL)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ class Run:
         self.lo, self.hi = (torch.tensor(column, dtype=torch.float32) for column in zip(*ranges, strict=True))
         self.scale_grad, self.shift_grad = (torch.full((count, channels), torch.nan) for _ in range(2))
         self.unit = self.floor = self.order = None
-        self.together = False
+        self.together, self.enough_blocks = False, 8192
 
     def call(self, kind, others, grad_x):
         pointers = (PTR * len(others))(*(t.data_ptr() for t in others))
@@ -49,7 +49,7 @@ class Run:
         plain = self.shift is None and bool((self.lo != -self.hi).all())
         arguments = Arguments(self.x.data_ptr(), ctypes.cast(pointers, PTR), grad_x.data_ptr(),
                               *(None if t is None else t.data_ptr() for t in tensors), *self.shape, len(others),
-                              self.slots, self.aligned, plain, self.together)
+                              self.slots, self.enough_blocks, self.aligned, plain, self.together)
         getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
 
     def forward(self, kind="forward"):
@@ -93,6 +93,17 @@ def test_fake_quantize(host, shape, dtype, aligned):
 def test_fake_quantize_without_offsets(host, shape, bits):
     run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits], slots=8 if len(bits) > 4 else None)
     run.shift = None
+    check_against_the_cpu(run, bits)
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 40001), (2, 3, 20470), (2, 2, 20480), (1, 4, 600), (1, 9, 130)], ids=str)
+@pytest.mark.parametrize("bits", [(4,), (8, 4, 2)], ids=len)
+def test_warps_that_take_several_tiles(host, shape, bits, offsets):
+    """As of a large tensor: enough blocks are one."""
+    run = Run(host, shape, torch.float32, [oracles.bounds(b, True) for b in bits])
+    run.enough_blocks = 1
+    run.shift = run.shift if offsets else None
     check_against_the_cpu(run, bits)
 
 

@@ -42,21 +42,21 @@ struct Tiles {
 
   Tiles() = default;  // unset: the room for more in a batch
   // tile: elements that a warp takes at once, in accesses of `access`. is_aligned: all pointers are to 16 bytes.
-  Tiles(int64_t o, int64_t c, int64_t i, int tile, int access, bool is_aligned)
+  Tiles(int64_t o, int64_t c, int64_t i, int tile, int access, bool is_aligned, int64_t enough = kEnoughBlocks)
       : outer(o), inner(i), channels(static_cast<unsigned>(c)), by_run(c <= 1 || i >= kColumnRun), aligned(is_aligned) {
     packed = by_run && aligned && (inner % access == 0 || outer * c == 1);
     if (outer * c * inner == 0) return;
     if (by_run) {
-      cut_runs(tile);
+      cut_runs(tile, enough);
     } else {
       cut_columns();
     }
   }
 
-  void cut_runs(int tile) {
+  void cut_runs(int tile, int64_t enough) {
     const int64_t pieces = (inner + tile - 1) / tile, all = pieces * outer * channels;
     wide = pieces > kTeamWarps / 2;
-    const int64_t many = all / (kTeamWarps * kEnoughBlocks), most = wide ? (pieces - 1) / kTeamWarps + 1 : pieces;
+    const int64_t many = all / (kTeamWarps * enough), most = wide ? (pieces - 1) / kTeamWarps + 1 : pieces;
     rounds = static_cast<unsigned>(many < 1 ? 1 : many > kMostRounds ? kMostRounds : many);
     if (rounds > most) rounds = static_cast<unsigned>(most);
     const int64_t each = int64_t{rounds} * (wide ? kTeamWarps : 1);
@@ -148,7 +148,10 @@ MBQ_HD void walk_share(const Tiles& tiles, const Share& share, int lane, Visit& 
 #pragma unroll 1
     for (; left >= tile; left -= static_cast<int>(share.hop), begin += share.hop)
       visit.template at<width, batch, true>(begin + lane * width, step);
-    if (!visit.lean()) {
+    if (!visit.lean()) {  // of a warp, whose lanes have one channel
+#if defined(__CUDA_ARCH__)
+      if constexpr (rest != width) __syncwarp();  // what a lane has written wrong another one writes right
+#endif
       visit.restart();
       begin = share.begin;
       left = share.left;
