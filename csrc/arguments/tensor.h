@@ -103,7 +103,7 @@ inline Layout layout_of(const char* op, const Tensor& dense, std::optional<int64
   check(0 <= *axis && *axis < dense.dim(), op, ": axis must be between 0 and ", dense.dim(), ", got ", *axis);
   Layout layout{1, dense.size(*axis), 1};
   if (layout.channels < 2) return {1, layout.channels, dense.numel()};
-  if (dense.is_contiguous()) {
+  if (dense.is_contiguous() && dense.numel() > 0) {
     for (int64_t d = 0; d < dense.dim(); ++d)
       if (d != *axis) (d > *axis ? layout.inner : layout.outer) *= dense.size(d);
     return layout;
