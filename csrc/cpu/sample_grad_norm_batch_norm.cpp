@@ -15,7 +15,9 @@ Tensor sample_grad_norm_batch_norm_forward(const Tensor& normalized, const Tenso
       double with_x = 0, alone = 0;
       for (int64_t begin = 0; begin < positions; begin += kBlock) {
         const int64_t n = std::min(kBlock, positions - begin), at = c * positions + begin;
-        run<AddChannel<W>>(load(g + at, wide_g, n), load(x + at, wide_x, n), n, &with_x, &alone);
+        const Ahead next_g{reinterpret_cast<const char*>(g + at + n), sizeof(*g)};
+        const Ahead next_x{reinterpret_cast<const char*>(x + at + n), sizeof(*x)};
+        run<AddChannel<W>>(load(g + at, wide_g, n), load(x + at, wide_x, n), n, next_g, next_x, &with_x, &alone);
       }
       norm += (weight ? with_x * with_x : 0.0) + (bias ? alone * alone : 0.0);
     }

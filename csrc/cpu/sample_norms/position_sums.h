@@ -17,17 +17,21 @@ struct AddPosition {
   }
 };
 
-// The same of one channel, whose n positions lie side by side.
+// The same of one channel, whose n positions lie side by side; what comes next is fetched.
 template <class W>
 struct AddChannel {
-  MBQ_HD void operator()(const W* __restrict g, const W* __restrict x, int64_t n, double* with_x, double* alone) const {
+  MBQ_HD void operator()(const W* __restrict g, const W* __restrict x, int64_t n, Ahead next_g, Ahead next_x,
+                         double* with_x, double* alone) const {
     alignas(64) double products[kLanes] = {}, sums[kLanes] = {};
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
+    for (; i + kLanes <= n; i += kLanes) {
+      next_g.fetch(i);
+      next_x.fetch(i);
       for (int64_t j = 0; j < kLanes; ++j) {
         products[j] += static_cast<double>(g[i + j]) * static_cast<double>(x[i + j]);
         sums[j] += static_cast<double>(g[i + j]);
       }
+    }
     for (int64_t j = 0; i + j < n; ++j) {
       products[j] += static_cast<double>(g[i + j]) * static_cast<double>(x[i + j]);
       sums[j] += static_cast<double>(g[i + j]);
