@@ -181,10 +181,11 @@ def test_no_two_paths_have_one_name_and_each_operator_has_one():
 
 @every_path
 def test_instructions_per_element(path, facts):
-    """Of a round of the loop, or of all where there is none, against the code before; and of the whole call."""
+    """Of a round of the loop, or of all where there is none, against the code before; and of the whole call, where what
+    stands around the rounds of a tensor of this size weighs more since a thread has fewer."""
     before = json.loads(BEFORE.read_text())["paths"][path.name]
     assert facts["round"] <= path.share * before["round"]
-    assert facts["instructions"] <= 1.1 * before["instructions"]
+    assert facts["instructions"] <= 1.2 * before["instructions"]
 
 
 @every_path
