@@ -34,7 +34,8 @@ def resnet20() -> tuple[tuple[int, ...], ...]:
 
 SHAPES = {"resnet50": resnet50(), "resnet20": resnet20(), "512x512x3x3": ((512, 512, 3, 3),),
           "64x64x56x56": ((64, 64, 56, 56),), "1Mi": ((1024, 1024),), "4096x4096": ((4096, 4096),),
-          "64Mi": ((8192, 8192),)}
+          "64Mi": ((8192, 8192),), "4x4": ((4, 4),),  # 4x4: what a call costs
+          **{f"groups{size}": ((2**24 // size, size),) for size in (128, 64, 32)}}
 MULTI_BITS = (8, 6, 4, 2)
 
 
@@ -65,12 +66,13 @@ def _cases():
     f32, bf16 = torch.float32, torch.bfloat16
     single, multi, affine = "fake_quantize", "fake_quantize_multi", "fake_quantize_affine"
     foreach, double = "fake_quantize_foreach", "double_round"
-    every = [shape for shape in SHAPES if shape != "resnet20"]
+    every = [shape for shape in SHAPES if shape != "resnet20" and not shape.startswith("groups")]
     chosen = [(single, shape, f32, what, None) for shape in every for what in (FORWARD, BOTH)]
     chosen += [(single, shape, f32, BOTH, 0) for shape in ("resnet50", "512x512x3x3", "4096x4096")]
     chosen += [(single, "64x64x56x56", f32, BOTH, 1)]
     chosen += [(single, shape, bf16, what, None) for shape in ("4096x4096", "64Mi") for what in (FORWARD, BOTH)]
     chosen += [(single, "512x512x3x3", bf16, BOTH, 0)]
+    chosen += [(single, f"groups{size}", dtype, BOTH, 0) for size in (128, 64, 32) for dtype in (f32, bf16)]
     chosen += [(multi, shape, f32, BOTH, None) for shape in ("512x512x3x3", "4096x4096", "64Mi")]
     chosen += [(multi, "resnet50", f32, BOTH, 0), (multi, "4096x4096", f32, FORWARD, None),
                (multi, "4096x4096", bf16, BOTH, None)]

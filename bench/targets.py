@@ -18,6 +18,7 @@ from rivals import (
 )
 
 FLOAT_STEPS = "four float steps"
+LARGE = ("512x512x3x3", "64x64x56x56", "1Mi", "4096x4096", "64Mi", "resnet50")
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
 
 
@@ -32,8 +33,12 @@ class Target:
 
 TARGETS = (
     # A streaming op moves the bytes that it must move: its target is a share of the copy.
-    Target("cpu", "fake_quantize-*-forward", COPY, 0.95),
-    Target("cpu", "fake_quantize-*-forward+backward", COPY, 0.95),
+    *(Target("cpu", f"fake_quantize-*-{shape}-*", COPY, 0.95) for shape in LARGE),
+    # 1.05 and, in groups of 32, 1.15 times what whole channels take at 0.95 of a copy
+    *(Target("cpu", f"fake_quantize-axis0-groups{size}-*", COPY, share)
+      for size, share in ((128, 0.90), (64, 0.90), (32, 0.82))),
+    Target("cpu", "fake_quantize-tensor-4x4-*-forward", (TORCH_LEARNABLE,), 1 / 2.0),
+    Target("cpu", "fake_quantize-tensor-4x4-*-forward+backward", (TORCH_LEARNABLE,), 1 / 1.2),
     Target("cpu", "fake_quantize-*-forward+backward", (COMPILED,), 1.0),
     Target("cpu", "fake_quantize-tensor-64Mi-float32-forward", (TORCH_FIXED,), 3.5),
     Target("cpu", "fake_quantize_multi-*", COPY, 0.95),

@@ -8,7 +8,9 @@ namespace mbq::cuda {
 
 // Blocks of a multiprocessor: as many as have registers without a stack.
 template <LsbOut out, class T, int capacity>
-constexpr int kLsbBlocks = capacity > 1 || (out == LsbOut::residual && sizeof(T) == 2) ? 4 : 5;
+constexpr int kLsbBlocks = capacity > 1 && sizeof(T) == 2                                ? 3
+                           : capacity > 1 || (out == LsbOut::residual && sizeof(T) == 2) ? 4
+                                                                                         : 5;
 template <class T>
 constexpr int kLsbGradientBlocks = sizeof(T) == 2 ? 4 : 5;
 

@@ -37,7 +37,7 @@ struct AnyChannel {
   const RoundClamp<float>& quantizer;
   float limit, scale, slope;
 
-  MBQ_HD float position(float x) const { return within_unit(quantizer.position(x, limit)); }
+  MBQ_HD float position(float x) const { return saturate(quantizer.position(x, limit)); }
   MBQ_HD float value(float u, float x) const { return quantizer.value(u, x, scale); }
   MBQ_HD float residual(float u, float base) const { return base + quantizer.residual(u); }
   MBQ_HD float gradient(float grad, float x) const { return quantizer.gradient(grad, x, limit, slope); }
