@@ -96,12 +96,12 @@ def sweep(backend: str, values: float, device: str = "cpu", seed: int = 0, ops: 
 @contextlib.contextmanager
 def _large_tiles():
     """Triton programs over 64 Ki elements: the interpreter's cost is per program, the arithmetic is the same."""
-    from mbq_kernels.triton import _elementwise as elementwise
-    tile, elementwise.TILE = elementwise.TILE, 2**16
+    from mbq_kernels.triton import _tiling
+    tile, _tiling.TILE = _tiling.TILE, 2**16
     try:
         yield
     finally:
-        elementwise.TILE = tile
+        _tiling.TILE = tile
 
 
 def _compare(tally: Tally, setting, inputs, backend: str, device: str) -> None:

@@ -118,7 +118,8 @@ struct Block {
     if (job.tiles.repeats > 1 && !take_ticket(job.counters + strip.at, job.tiles.repeats)) return;
     std::vector<double> carried(strip.channels), parts(kTeamThreads);
     for (int row = 0; row < job.rows(); ++row) {
-      for (unsigned thread = 0; thread < kTeamThreads; ++thread) parts[thread] = strip.part(job, row, thread);
+      for (unsigned thread = 0; thread < kTeamThreads; ++thread)
+        parts[thread] = strip.part(job, row, thread, kTeamThreads);
       for (unsigned c = 0; c < strip.channels; ++c)
         job.write_gradient(row, strip.first + c, strip.total(parts.data(), c), carried[c]);
     }

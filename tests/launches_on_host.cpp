@@ -2,6 +2,7 @@
 // called where there is no GPU, on tensors whose elements nobody touches.
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <sstream>
 #include <string>
@@ -76,6 +77,8 @@ int cudaMemsetAsync(void*, int, size_t, void*) {
   launches += "memset 1 1 0\n";
   return 0;
 }
+int cudaMalloc(void** memory, size_t bytes) { return (*memory = std::malloc(bytes)) == nullptr; }
+int cudaThreadExchangeStreamCaptureMode(int*) { return 0; }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorString(int) { return ""; }
 int cudaStreamIsCapturing(void*, int* status) { return *status = 0; }

@@ -6,62 +6,17 @@ import itertools
 import oracles
 import pytest
 import torch
+from cuda_runs import Run
 from running import host_library
 
 import mbq_kernels as mbq
-
-I64, PTR, INT, BOOL = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
-TENSORS = ["scale", "shift", "unit", "floor", "lo", "hi", "scale_grad", "shift_grad", "order"]
-
-
-class Arguments(ctypes.Structure):
-    _fields_ = [("x", PTR), ("others", PTR), ("grad_x", PTR), *((name, PTR) for name in TENSORS),
-                ("outer", I64), ("channels", I64), ("inner", I64), ("levels", INT), ("slots", INT),
-                ("enough_blocks", INT), ("aligned", BOOL), ("plain", BOOL), ("together", BOOL)]
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     loaded = host_library("cuda_on_host", tmp_path_factory)
-    loaded.blocks.restype = I64
+    loaded.blocks.restype = ctypes.c_int64
     return loaded
-
-
-class Run:
-    """One x of (outer, channels, inner) in memory with K quantizers, as the kernels get it."""
-
-    def __init__(self, host, shape, dtype, ranges, aligned=True, slots=None):
-        self.host, self.shape, self.dtype, self.aligned = host, shape, dtype, aligned
-        count, channels = len(ranges), shape[1]
-        self.slots = slots or (1 if count == 1 else 4)
-        self.x = (torch.randn(shape) * 4).to(dtype)
-        self.grads = [torch.randn(shape).to(dtype) for _ in ranges]
-        self.scale = torch.rand(count, channels) * 0.5 + 0.3
-        self.shift = torch.randint(-3, 3, (count, channels)).float()
-        self.lo, self.hi = (torch.tensor(column, dtype=torch.float32) for column in zip(*ranges, strict=True))
-        self.scale_grad, self.shift_grad = (torch.full((count, channels), torch.nan) for _ in range(2))
-        self.unit = self.floor = self.order = None
-        self.together, self.enough_blocks = False, 8192
-
-    def call(self, kind, others, grad_x):
-        pointers = (PTR * len(others))(*(t.data_ptr() for t in others))
-        tensors = (getattr(self, name) for name in TENSORS)
-        plain = self.shift is None and bool((self.lo != -self.hi).all())
-        arguments = Arguments(self.x.data_ptr(), ctypes.cast(pointers, PTR), grad_x.data_ptr(),
-                              *(None if t is None else t.data_ptr() for t in tensors), *self.shape, len(others),
-                              self.slots, self.enough_blocks, self.aligned, plain, self.together)
-        getattr(self.host, f"{kind}_{str(self.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
-
-    def forward(self, kind="forward"):
-        outs = [torch.full_like(self.x, torch.nan) for _ in self.grads]
-        self.call(kind, outs, self.x)
-        return outs
-
-    def backward(self, kind="backward"):
-        """Return the gradients of x, of the scales and of the shifts."""
-        grad_x = torch.full_like(self.x, torch.nan)
-        self.call(kind, self.grads, grad_x)
-        return grad_x, self.scale_grad.clone(), self.shift_grad.clone()
 
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (1, 1, 2048), (1, 1, 2053), (1, 1, 10000), (3, 5, 33), (1, 4, 4608), (2, 3, 2047),
@@ -221,7 +176,7 @@ ORDERS = list(itertools.permutations(range(4)))
                          ids=["one channel", "two channels", "warps", "columns"])
 def test_sums_are_the_same_whichever_block_is_last(host, shape, blocks):
     """Bit for bit, in every order in which the blocks of a launch can end; every counter is 0 again after each."""
-    assert host.blocks(*map(I64, shape)) == blocks
+    assert host.blocks(*map(ctypes.c_int64, shape)) == blocks
     run = Run(host, shape, torch.float32, [(-8, 7)])
     expected = run.backward()
     for order in ORDERS:
@@ -238,8 +193,8 @@ def test_one_team_of_every_launch_is_the_last(host, launches):
     counters = (ctypes.c_uint * kinds)()
     for order in sorted(set(itertools.permutations(launches))):
         turns = list(order) * 3
-        last = (BOOL * len(turns))()
-        host.take_tickets((INT * len(turns))(*turns), len(turns), teams, counters, last)
+        last = (ctypes.c_bool * len(turns))()
+        host.take_tickets((ctypes.c_int * len(turns))(*turns), len(turns), teams, counters, last)
         assert not any(counters)
         ends = [max(i for i, launch in enumerate(order) if launch == one) for one in range(kinds)]
         assert [i % len(order) for i, is_last in enumerate(last) if is_last] == sorted(ends) * 3
@@ -248,13 +203,13 @@ def test_one_team_of_every_launch_is_the_last(host, launches):
 @pytest.mark.parametrize("blocks", [(5,), (1, 1), (3, 1, 4), (1, 700, 2)], ids=str)
 def test_every_block_works_for_its_item(host, blocks):
     items = (ctypes.c_int * sum(blocks))(*[-1] * sum(blocks))
-    host.items_of_blocks((I64 * len(blocks))(*blocks), len(blocks), items)
+    host.items_of_blocks((ctypes.c_int64 * len(blocks))(*blocks), len(blocks), items)
     assert list(items) == [i for i, count in enumerate(blocks) for _ in range(count)]
 
 
 def test_a_launch_takes_no_more_than_its_batch_and_its_grid(host):
     def takes(*blocks):
-        return bool(host.takes(*map(I64, blocks)) & 1)
+        return bool(host.takes(*map(ctypes.c_int64, blocks)) & 1)
 
     host.takes.restype = ctypes.c_uint8
     assert not takes(1, 1, 1, 1)  # four items for three places

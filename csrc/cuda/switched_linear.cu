@@ -87,7 +87,9 @@ __global__ void switched_linear_columns(const __grid_constant__ Linear<T> job) {
     dot_column<kBatch>(job.weight, column, job.scale, job.one_scale, job.x, first, job.count, job.y);
 }
 
-StoredRows stored_rows(const Tensor& store, int64_t columns, int64_t high_bits, int64_t bits, bool half_up) {
+StoredRows stored_rows(const Tensor& store, const Tensor& x, int64_t columns, int64_t high_bits, int64_t bits,
+                       bool half_up) {
+  check(same_device(store, x), kOp, ": store must be on the device of x or its gradient");
   const Switch lower = checked_switch(kOp, high_bits, bits, !half_up);
   const bool codes = store.scalar_type() == ScalarType::Char && store.dim() == 2;
   const bool planes = store.scalar_type() == ScalarType::Byte && store.dim() == 3;
@@ -111,6 +113,7 @@ StoredRows stored_rows(const Tensor& store, int64_t columns, int64_t high_bits, 
 
 template <class T>
 Linear<T> job_of(const StoredRows& weight, const Tensor& scale, const Tensor* bias, const Tensor& x, const Tensor& y) {
+  check(same_device(scale, x) && (!bias || same_device(*bias, x)), kOp, ": scale and bias must be on x's device");
   check(scale.scalar_type() == ScalarType::Float && (scale.numel() == 1 || scale.numel() == weight.rows), kOp,
         ": scale must be float32 with 1 or ", weight.rows, " elements");
   check(!bias || (bias->scalar_type() == ScalarType::Float && bias->numel() == weight.rows), kOp,
@@ -163,7 +166,7 @@ Tensor switched_linear_forward(const Tensor& given_x, const Tensor& given_store,
   const Launch launch(kOp, given_x);
   const Tensor x = make_contiguous(given_x), store = make_contiguous(given_store), scale = make_contiguous(given_scale);
   const Tensor bias = given_bias ? make_contiguous(*given_bias) : none_like(scale);
-  const StoredRows weight = stored_rows(store, x.size(1), high_bits, bits, half_up);
+  const StoredRows weight = stored_rows(store, x, x.size(1), high_bits, bits, half_up);
   Tensor y = torch::stable::new_empty(x, {x.size(0), weight.rows});
   dispatch(x, [&](auto zero) {
     const auto job = job_of<decltype(zero)>(weight, scale, given_bias ? &bias : nullptr, x, y);
@@ -177,7 +180,7 @@ Tensor switched_linear_backward(const Tensor& given_grad, const Tensor& given_st
   const Launch launch(kOp, given_grad);
   const Tensor grad = make_contiguous(given_grad), store = make_contiguous(given_store);
   const Tensor scale = make_contiguous(given_scale);
-  const StoredRows weight = stored_rows(store, in_features, high_bits, bits, half_up);
+  const StoredRows weight = stored_rows(store, grad, in_features, high_bits, bits, half_up);
   check(grad.dim() == 2 && grad.size(1) == weight.rows, kOp, ": the gradient must have ", weight.rows, " columns");
   Tensor grad_x = torch::stable::new_empty(grad, {grad.size(0), in_features});
   dispatch(grad, [&](auto zero) {

@@ -69,7 +69,7 @@ struct BackwardJob : Job<Quantizer, T, Grad, slots> {
   }
 };
 
-// By column: the channels of a block, and what its threads do with the sums of theirs, which all of them see.
+// The channels of a block by column, and what its threads do with sums in shared memory.
 struct Strip {
   const Tiles& tiles;
   unsigned group, at, first, channels;  // of rows; the strip; its first channel; how many it has
@@ -93,10 +93,10 @@ struct Strip {
     partials[int64_t{group} * tiles.channels + first + c] = sum;
   }
 
-  // What a thread adds of the partial sums of a channel, and the sum of all parts of channel c.
+  // What thread `thread` of `threads` adds of the partial sums of a channel, and the sum of all parts of channel c.
   template <class Work>
-  MBQ_HD double part(const Work& job, int row, unsigned thread) const {
-    const unsigned sub = thread / channels, subs = kTeamThreads / channels;
+  MBQ_HD double part(const Work& job, int row, unsigned thread, unsigned threads) const {
+    const unsigned sub = thread / channels, subs = threads / channels;
     return sub < subs ? job.share_of_sum(row, first + thread - sub * channels, sub, subs) : 0.0;
   }
   MBQ_HD double total(const double* parts, unsigned c) const {

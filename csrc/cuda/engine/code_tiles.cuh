@@ -62,7 +62,7 @@ struct TileProducts {
   int64_t row, first;  // of the weight, of x
   int lane;
 
-  // Whether every lane's columns from k on are whole is asked by each for itself.
+  // Each lane asks whether its own columns are whole.
   MBQ_HD void read(int64_t column, Fragments& out) const {
     const int64_t k = column + lane % 4 * kCodes;
     if (job.weight.aligned && job.aligned && k + kCodes <= job.weight.columns) {

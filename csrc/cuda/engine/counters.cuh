@@ -12,9 +12,10 @@ namespace mbq::cuda {
 //
 // Launches of one stream never overlap and each leaves its counters at 0, so that all launches of a stream share one
 // array, however many are in flight. Streams are told apart by the id that CUDA gives once, not by the handle, which
-// may come back while work of a destroyed stream still runs. An array that has become too small is kept: another thread
-// may be about to launch with it. A launch that is captured may be replayed beside any other: its counters are its own,
-// and a node in front of it clears them.
+// may come back while work of a destroyed stream still runs. The array is CUDA's memory and not PyTorch's, whose
+// allocator may be told to take back all that a part of a program has allocated; one that has become too small is kept,
+// because another thread may be about to launch with it. A launch that is captured may be replayed beside any other:
+// its counters are its own, and a node in front of it clears them.
 class __attribute__((visibility("hidden"))) Counters {
  public:
   Counters(const Launch& launch, const Tensor& like, int64_t count) {
@@ -25,12 +26,13 @@ class __attribute__((visibility("hidden"))) Counters {
     if (capturing == cudaStreamCaptureStatusNone) {
       unsigned long long id = 0;
       check_cuda(cudaStreamGetId(launch.stream, &id), launch.op);
-      first_ = of_stream(launch, like, id, count);
+      first_ = of_stream(launch, like.get_device(), id, count);
       return;
     }
 #endif
-    own_ = cleared(launch, like, count);
+    own_ = torch::stable::new_empty(like, {count}, ScalarType::Int);
     first_ = static_cast<unsigned*>(own_->mutable_data_ptr());
+    clear(launch, first_, count);
   }
 
   unsigned* first() const { return first_; }
@@ -41,24 +43,34 @@ class __attribute__((visibility("hidden"))) Counters {
     int64_t count = 0;
   };
 
-  static Tensor cleared(const Launch& launch, const Tensor& like, int64_t count) {
-    const Tensor counters = torch::stable::new_empty(like, {count}, ScalarType::Int);
-    const size_t bytes = count * sizeof(unsigned);
-    check_cuda(cudaMemsetAsync(counters.mutable_data_ptr(), 0, bytes, launch.stream), launch.op);
-    return counters;
+  static void clear(const Launch& launch, unsigned* counters, int64_t count) {
+    check_cuda(cudaMemsetAsync(counters, 0, count * sizeof(unsigned), launch.stream), launch.op);
   }
 
-  static unsigned* of_stream(const Launch& launch, const Tensor& like, unsigned long long id, int64_t count) {
+  static unsigned* of_stream(const Launch& launch, int32_t device, unsigned long long id, int64_t count) {
     static std::mutex mutex;
-    static auto& arrays = *new std::map<std::pair<int32_t, unsigned long long>, Array>;
-    static auto& kept = *new std::vector<Tensor>;  // never freed: at exit CUDA may be gone already
+    static auto& arrays = *new std::map<std::pair<int32_t, unsigned long long>, Array>;  // at exit CUDA may be gone
     const std::lock_guard lock(mutex);
-    Array& array = arrays[{like.get_device(), id}];
+    Array& array = arrays[{device, id}];
     if (array.count < count) {
       const int64_t wanted = std::max(kFewest, 2 * count);
-      array = {static_cast<unsigned*>(kept.emplace_back(cleared(launch, like, wanted)).mutable_data_ptr()), wanted};
+      unsigned* counters = allocate(launch, wanted);
+      clear(launch, counters, wanted);
+      array = {counters, wanted};
     }
     return array.first;
+  }
+
+  // While another thread captures a graph, cudaMalloc is forbidden to threads that have not said that they capture
+  // none.
+  static unsigned* allocate(const Launch& launch, int64_t count) {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), launch.op);
+    void* counters = nullptr;
+    const cudaError_t error = cudaMalloc(&counters, count * sizeof(unsigned));
+    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), launch.op);
+    check_cuda(error, launch.op);
+    return static_cast<unsigned*>(counters);
   }
 
   static constexpr int64_t kFewest = 4096;

@@ -49,7 +49,7 @@ inline bool is_plain(const Quantizers& q) {
 }
 
 // Calls body with the loop's slots for levels and with whether it is the plain one, both known to the compiler. many:
-// tensors share a launch; one level of them has the loop of four, and more than four have one loop, plain or not.
+// tensors share a launch; more than four levels of them have one loop, plain or not.
 template <template <class> class Quantizer, bool many = false, class Body>
 void dispatch_loop(const Quantizers& first, const Body& body) {
   const auto slotted = [&](auto slots) {
@@ -70,9 +70,9 @@ void dispatch_loop(const Quantizers& first, const Body& body) {
     } else {
       if (levels > 4) return slotted(most);
     }
-    if (levels > 1 || many) return slotted(std::integral_constant<int, 4>());
+    if (levels > 1) return slotted(std::integral_constant<int, 4>());
   }
-  if constexpr (!many) slotted(std::integral_constant<int, 1>());
+  slotted(std::integral_constant<int, 1>());
 }
 
 // Fills in what a job has of x, of `others`, its results or upstream gradients, and of the parameters. written: a
@@ -99,8 +99,7 @@ inline int64_t blocks_of(const Walk& walk) {
   return (walk.tasks * (walk.by_run ? kWarpLanes : 1) + kThreads - 1) / kThreads;
 }
 
-// Launches `kernel` over all items, as many at once as a batch takes; blocks_of(item) blocks each. Of quantizers that
-// is 122 tensors forward and 82 backward at up to four levels, 71 and 47 at more (15, 10, 8 and 5 before CUDA 12.1).
+// Launches `kernel` over all items, as many at once as a batch takes; blocks_of(item) blocks each.
 template <class Item, int capacity, class Blocks>
 void launch_all(const Launch& launch, void (*kernel)(Batch<Item, capacity>), const std::vector<Item>& items,
                 const Blocks& blocks_of) {

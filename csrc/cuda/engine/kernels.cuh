@@ -12,20 +12,22 @@ __device__ __forceinline__ unsigned block_index(const Batch<Item, capacity>& bat
   return capacity == 1 ? blockIdx.x : blockIdx.x - batch.first_block[item];
 }
 
-// This thread's index among those of its item.
-template <class Item, int capacity>
-__device__ __forceinline__ int64_t thread_index(const Batch<Item, capacity>& batch, int item) {
-  return static_cast<int64_t>(blockIdx.x - batch.first_block[item]) * blockDim.x + threadIdx.x;
-}
-
-// Blocks of a multiprocessor: as many as registers for the loads of a tile leave room for.
-constexpr int blocks_at_once(int slots, bool plain, int capacity) {
-  const int lean = plain && capacity == 1;
-  return slots == 1 ? 4 + lean : slots <= 4 ? 3 + lean : 2 + 2 * lean;
+// Blocks of a multiprocessor: as many as have registers without a stack. (For GPUs before Hopper nvcc needs more of
+// them.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocksOfFourLevels = 3;
+#else
+constexpr int kBlocksOfFourLevels = 4;
+#endif
+template <class Job, bool plain, int capacity>
+constexpr int blocks_at_once() {
+  if (Job::kSlots > 4) return plain && capacity == 1 ? 4 : 2;
+  if (Job::kSlots > 1) return plain ? (capacity == 1 ? 4 : kBlocksOfFourLevels) : capacity == 1 ? 3 : 2;
+  return plain && (capacity == 1 || sizeof(typename Job::Others) > 2) ? 5 : 4;
 }
 
 template <class Job, bool plain, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
+__global__ void __launch_bounds__(kTeamThreads, (blocks_at_once<Job, plain, capacity>()))
     forward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const Job& job = batch.items[item];
@@ -39,7 +41,8 @@ __global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plai
 template <class Visit>
 using BlockSums = float[(Visit::kPlain ? 1 : 2) * Visit::slots][kTeamThreads];
 
-// By run: writes the partial sums of a block's team, in its warps row by row, or of its warps.
+// By run: writes the partial sums of teams. A block that is a team: warp w those of rows w, w + 8, ...; else each warp
+// its own.
 template <class Job>
 __device__ __forceinline__ void write_team_sums(const Job& job, const Share& share, const float (*sums)[kTeamThreads]) {
   const bool wide = job.tiles.wide, writes = threadIdx.x % kWarpLanes == 0 && share.team < job.tiles.teams;
@@ -54,7 +57,7 @@ __device__ __forceinline__ void write_team_sums(const Job& job, const Share& sha
 }
 
 // By run, the team with a channel's last ticket writes its gradients; by column, the block with a strip's those of its
-// channels. Whether this thread is in it, all of whose threads call.
+// channels. Whether this thread belongs to such a team; all threads of a team call.
 template <class Job>
 __device__ __forceinline__ bool is_last_team(const Job& job, const Share& share, unsigned strip) {
   const Tiles& tiles = job.tiles;
@@ -93,11 +96,11 @@ __device__ __forceinline__ void finish(const Visit& visit, const Share& share, u
     for (int row = 0; row < job.rows(); ++row) strip.write_partial(job.partials(row), sums[row], threadIdx.x);
   }
   if (!is_last_team(job, share, strip.at)) return;
-  const unsigned thread = threadIdx.x % lanes, sub = thread / strip.channels, subs = lanes / strip.channels;
+  const unsigned thread = threadIdx.x % lanes;
   double carried = 0.0;
 #pragma unroll 1
   for (int row = 0; row < job.rows(); ++row) {
-    double sum = sub < subs ? job.share_of_sum(row, strip.first + thread - sub * strip.channels, sub, subs) : 0.0;
+    double sum = strip.part(job, row, thread, lanes);
     if (lanes == kWarpLanes) {
       sum = warp_sum(sum);
     } else if (tiles.by_run) {
@@ -113,7 +116,7 @@ __device__ __forceinline__ void finish(const Visit& visit, const Share& share, u
 }
 
 template <class Job, bool plain, int capacity>
-__global__ void __launch_bounds__(kTeamThreads, blocks_at_once(Job::kSlots, plain, capacity))
+__global__ void __launch_bounds__(kTeamThreads, (blocks_at_once<Job, plain, capacity>()))
     backward_kernel(const __grid_constant__ Batch<Job, capacity> batch) {
   const int item = batch.item_of(blockIdx.x);
   const Job& job = batch.items[item];

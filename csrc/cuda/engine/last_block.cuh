@@ -68,7 +68,9 @@ __device__ __forceinline__ bool last_warp(unsigned* counter, unsigned count) {
   __syncwarp();
   unsigned last = 0;
   if (threadIdx.x % kWarpLanes == 0) last = take_ticket(counter, count);
-  return __shfl_sync(kFullWarp, last, 0) != 0;
+  last = __shfl_sync(kFullWarp, last, 0);
+  __syncwarp();  // a shuffle orders no memory: all lanes read what the ticket's lane has seen
+  return last != 0;
 }
 
 // Whether this block, all of whose threads call, is the last of `count` teams.

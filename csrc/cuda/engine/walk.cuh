@@ -1,4 +1,4 @@
-// How a tensor in memory order is cut into tasks, where the sums of a channel are, and 16-byte access to memory.
+// How a tensor in memory order is cut into tasks, and 16-byte access to memory.
 #pragma once
 
 #include <cstring>
@@ -50,13 +50,6 @@ struct Walk {
   MBQ_HD int64_t channel_of(int64_t task) const {
     if (channels == 1) return 0;
     return by_run ? remainder_of(quotient(task, pieces), channels) : quotient(remainder_of(task, columns()), inner);
-  }
-
-  // The partial sums of a channel, in the order of memory: how many, and where the e-th is.
-  MBQ_HD int64_t sums_of_channel() const { return pieces * (by_run ? outer : inner); }
-  MBQ_HD int64_t sum_index(int64_t channel, int64_t e) const {
-    const int64_t within = by_run ? pieces : inner, before = quotient(e, within), rest = e - before * within;
-    return by_run ? (before * channels + channel) * pieces + rest : before * columns() + channel * inner + rest;
   }
 };
 
