@@ -189,4 +189,29 @@ inline std::vector<Tensor> share(const std::vector<Tensor>& list, size_t t, size
   return {list.begin() + t * levels, list.begin() + (t + 1) * levels};
 }
 
+// One upstream gradient per x and bit-width, in one flat list, each in the memory order of its x.
+inline std::vector<Tensor> upstream_of_each(const std::vector<Quantizers>& each, const std::vector<Tensor>& given) {
+  const size_t levels = each[0].ranges.size();
+  check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
+        levels * each.size(), "), got ", given.size());
+  std::vector<Tensor> grads;
+  grads.reserve(given.size());
+  for (size_t t = 0; t < each.size(); ++t) {
+    for (const Tensor& grad : share(given, t, levels)) grads.push_back(aligned(each[t].op, grad, each[t].x));
+    check(grads[t * levels].scalar_type() == given[0].scalar_type(), each[t].op, ": all gradients must have one dtype");
+    each[t].check_against(share(grads, t, levels));
+  }
+  return grads;
+}
+
+// Gradients of the xs, and of the tensors of scales and shifts, in their order.
+struct __attribute__((visibility("hidden"))) Gradients {
+  std::vector<Tensor> xs, scales, shifts;
+
+  // Of one x: of it, of the scales and of the shifts, which have no elements where there are none.
+  std::tuple<Tensor, Tensor, Tensor> of_one() const {
+    return {xs[0], scales[0], shifts.empty() ? none_like(scales[0]) : shifts[0]};
+  }
+};
+
 }  // namespace mbq

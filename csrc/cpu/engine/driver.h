@@ -134,38 +134,26 @@ void append_gradients(const Rows& rows, const Rows& units, const Work& work, con
   }
 }
 
-// Of the xs, and of the tensors of scales and shifts, in their order.
-struct __attribute__((visibility("hidden"))) Gradients {
-  std::vector<Tensor> xs, scales, shifts;
-};
-
 // given: one gradient per x and quantizer, in one flat list.
 template <template <class> class Quantizer>
 Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
                             std::optional<double> grad_factor) {
   const size_t levels = each[0].ranges.size();
-  check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
-        levels * each.size(), "), got ", given.size());
+  const std::vector<Tensor> grads = upstream_of_each(each, given);
   Gradients gradients;
   const ScalarType x_dtype = each[0].x.scalar_type(), grad_dtype = given[0].scalar_type();
   dispatch_pair<kSingle<Quantizer>>(each[0].op, x_dtype, grad_dtype, [&](auto storage, auto grad_storage) {
     using T = decltype(storage);
     using W = wide_t<T>;
     std::vector<BackwardWork<Quantizer<W>, T, decltype(grad_storage)>> works;
-    std::vector<Tensor> aligned_grads;  // alive until the loop is over
     EffectiveScales<W> memory;
     works.reserve(each.size());
     for (size_t t = 0; t < each.size(); ++t) {
       const Quantizers& q = each[t];
-      std::vector<Tensor> grads = share(given, t, levels);
-      for (Tensor& grad : grads) grad = aligned(q.op, grad, q.x);
-      check(grads[0].scalar_type() == grad_dtype, q.op, ": all gradients must have one dtype");
-      q.check_against(grads);
       gradients.xs.push_back(allocate_like(q.x));
       works.emplace_back(q.layout, levels_of<Quantizer, W>(q, memory), static_cast<const T*>(q.x.const_data_ptr()),
-                         pointers<const decltype(grad_storage)*>(grads),
+                         pointers<const decltype(grad_storage)*>(share(grads, t, levels)),
                          static_cast<T*>(gradients.xs.back().mutable_data_ptr()));
-      aligned_grads.insert(aligned_grads.end(), grads.begin(), grads.end());
     }
     backward_loop(works);
     for (size_t t = 0; t < each.size(); ++t) {
@@ -182,8 +170,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
 template <template <class> class Quantizer>
 std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers, const std::vector<Tensor>& grads,
                                                      std::optional<double> grad_factor) {
-  const Gradients all = quantize_backward<Quantizer>(std::vector{quantizers}, grads, grad_factor);
-  return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
+  return quantize_backward<Quantizer>(std::vector{quantizers}, grads, grad_factor).of_one();
 }
 
 // Both of many xs. On the CPU their loops are those of one x; on CUDA their kernels are others.

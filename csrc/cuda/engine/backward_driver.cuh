@@ -6,11 +6,6 @@
 
 namespace mbq::cuda {
 
-// Of the xs, and of the tensors of scales and shifts, in their order.
-struct __attribute__((visibility("hidden"))) Gradients {
-  std::vector<Tensor> xs, scales, shifts;
-};
-
 // Appends gradients like the tensors of `rows` to `gradients`; to[k] is where row k's is. An x without elements leaves
 // them 0.
 inline void append_gradients(const Launch& launch, const Quantizers& q, const Rows& rows,
@@ -51,16 +46,9 @@ template <template <class> class Quantizer, bool many = false>
 Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vector<Tensor>& given,
                             std::optional<double> grad_factor) {
   const size_t levels = each[0].ranges.size();
-  check(!given.empty() && given.size() == levels * each.size(), each[0].op, ": needs one gradient per bit-width (",
-        levels * each.size(), "), got ", given.size());
   const Launch launch(each[0].op, each[0].x);
+  const std::vector<Tensor> grads = upstream_of_each(each, given);
   const ScalarType x_dtype = each[0].x.scalar_type(), grad_dtype = given[0].scalar_type();
-  std::vector<Tensor> grads;  // in the memory order of their xs
-  for (size_t t = 0; t < each.size(); ++t) {
-    for (const Tensor& grad : share(given, t, levels)) grads.push_back(aligned(each[t].op, grad, each[t].x));
-    each[t].check_against(share(grads, t, levels));
-    check(grads[t * levels].scalar_type() == grad_dtype, each[t].op, ": all gradients must have one dtype");
-  }
   Gradients gradients;
   dispatch_pair<kSingle<Quantizer>>(launch.op, x_dtype, grad_dtype, [&](auto storage, auto grad_storage) {
     dispatch_loop<Quantizer, many>(each[0], [&](auto slots, auto plain) {
@@ -88,8 +76,7 @@ Gradients quantize_backward(const std::vector<Quantizers>& each, const std::vect
 template <template <class> class Quantizer>
 std::tuple<Tensor, Tensor, Tensor> quantize_backward(const Quantizers& quantizers, const std::vector<Tensor>& grads,
                                                      std::optional<double> grad_factor) {
-  const Gradients all = quantize_backward<Quantizer>(std::vector{quantizers}, grads, grad_factor);
-  return {all.xs[0], all.scales[0], all.shifts.empty() ? none_like(all.scales[0]) : all.shifts[0]};
+  return quantize_backward<Quantizer>(std::vector{quantizers}, grads, grad_factor).of_one();
 }
 
 // Of many xs, in shared launches.
