@@ -16,8 +16,7 @@ struct SwitchCodes {
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) const {
     Pack<int8_t, count> code[batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) code[b] = load<int8_t, count>(codes + i + b * step);
+    load_batch(codes + i, step, code);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
 #pragma unroll
@@ -39,8 +38,7 @@ struct DequantizeVisit {
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) const {
     Pack<int8_t, count> code[batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) code[b] = load<int8_t, count>(codes + i + b * step);
+    load_batch(codes + i, step, code);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       Pack<Out, count> values;

@@ -122,9 +122,8 @@ struct Forward : Channel<Job, plain> {
   MBQ_HD void at(int64_t i, int step) const {
     using T = typename Job::Read;
     using Out = typename Job::Others;
-    Pack<T, count> x[batch];  // all loads first: they are then in flight together
-#pragma unroll
-    for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
+    Pack<T, count> x[batch];
+    load_batch(job.x + i, step, x);
     const Divisors<is_lean, Job::kSlots> divisors(this->scales);
 #pragma unroll
     for (int k = 0; k < Job::kSlots; ++k) {
@@ -158,8 +157,7 @@ struct Backward : Channel<Job, plain> {
     using Grad = typename Job::Others;
     Pack<T, count> x[batch];
     Pack<Grad, count> grad[kAtOnce ? slots : 1][batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
+    load_batch(job.x + i, step, x);
 #pragma unroll
     for (int k = 0; k < slots && kAtOnce; ++k) load_gradient(grad[kAtOnce ? k : 0], k, i, step);
     const Divisors<is_lean, slots> divisors(this->scales);
@@ -200,8 +198,7 @@ struct Backward : Channel<Job, plain> {
   template <class Grad, int count, int batch>
   MBQ_HD void load_gradient(Pack<Grad, count> (&grad)[batch], int k, int64_t i, int step) const {
     if (!job.has(k)) return;
-#pragma unroll
-    for (int b = 0; b < batch; ++b) grad[b] = load<Grad, count>(job.other[k] + i + b * step);
+    load_batch(job.other[k] + i, step, grad);
   }
 };
 

@@ -25,9 +25,8 @@ struct AddToRow {
 
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) {
-    Pack<T, count> pack[batch];  // all loads first: they are then in flight together
-#pragma unroll
-    for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
+    Pack<T, count> pack[batch];
+    load_batch(x + i, step, pack);
     float value[batch][count], top = sums.max;
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
@@ -78,8 +77,7 @@ struct AddGaps {
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) {
     Pack<T, count> pack[batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
+    load_batch(x + i, step, pack);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       float gap[count];
@@ -103,8 +101,7 @@ struct WriteGaps {
   template <int count, int batch>
   MBQ_HD void at(int64_t i, int64_t step) const {
     Pack<T, count> pack[batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) pack[b] = load<T, count>(x + i + b * step);
+    load_batch(x + i, step, pack);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       float gap[count];

@@ -109,9 +109,8 @@ struct RoundClampVisit {
 
   template <int count, int batch, bool is_lean>
   MBQ_HD void at(int64_t i, int step) {
-    Pack<T, count> x[batch];  // all loads first: they are then in flight together
-#pragma unroll
-    for (int b = 0; b < batch; ++b) x[b] = load<T, count>(job.x + i + b * step);
+    Pack<T, count> x[batch];
+    load_batch(job.x + i, step, x);
     channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
@@ -158,11 +157,8 @@ struct LsbGradientVisit {
   template <int count, int batch, bool is_lean>
   MBQ_HD void at(int64_t i, int step) const {
     Pack<T, count> x[batch], grad[batch];
-#pragma unroll
-    for (int b = 0; b < batch; ++b) {
-      x[b] = load<T, count>(job.x + i + b * step);
-      if (task) grad[b] = load<T, count>(job.grad + i + b * step);
-    }
+    load_batch(job.x + i, step, x);
+    if (task) load_batch(job.grad + i, step, grad);
     channel.template with<is_lean>([&](const auto& known) {
 #pragma unroll
       for (int b = 0; b < batch; ++b) {

@@ -143,6 +143,13 @@ MBQ_HD Pack<T, count> load(const T* from) {
   return pack;
 }
 
+// All loads of a thread before the first use: they are then in flight together.
+template <class T, int count, int batch>
+MBQ_HD void load_batch(const T* from, int64_t step, Pack<T, count> (&packs)[batch]) {
+#pragma unroll
+  for (int b = 0; b < batch; ++b) packs[b] = load<T, count>(from + b * step);
+}
+
 template <class T, int count>
 MBQ_HD void store(T* to, const Pack<T, count>& pack) {
 #if defined(__CUDA_ARCH__)
