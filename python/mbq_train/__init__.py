@@ -35,7 +35,8 @@ __all__ = [
     "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer",
     "RoundClamp", "RoundClampQuantizer", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
     "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert",
-    "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces", "initialise",
-    "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion",
-    "restore", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits", "set_layer_bits",
+    "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces",
+    "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations",
+    "plan_conversion", "restore", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits",
+    "set_layer_bits",
 ]
