@@ -66,7 +66,7 @@ MBQ_HD GeneralCode<T> general_encode(T x, Scale scale, T zero_point, Bounds<T> r
   const T level = round_even(clamp(position, range.lo - beside - 1, range.hi - beside + 1)) + beside;
   const T seen = form.by_position ? position + beside : level;
   const bool number = seen == seen, inside = form.through ? number : (seen >= range.lo) & (seen <= range.hi);
-  return {quotient, clamp(level, range.lo, range.hi), zp, inside, number & !inside};
+  return {quotient, clamp(level, range.lo, range.hi), zp, inside, number != inside};
 }
 
 // x_hat = (code - zp) * scale
