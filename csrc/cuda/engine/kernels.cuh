@@ -3,6 +3,7 @@
 
 #include "batch.cuh"
 #include "channel_sums.cuh"
+#include "math/affine_math.h"
 
 namespace mbq::cuda {
 
@@ -19,8 +20,12 @@ constexpr int kBlocksOfFourLevels = 3;
 #else
 constexpr int kBlocksOfFourLevels = 4;
 #endif
+// The general affine form divides, twice an element: what divisions out of the ordinary take wants registers.
+template <class Job>
+constexpr bool kDivides = std::is_same_v<decltype(Job::quantizer), GeneralAffine<float>[Job::kSlots]>;
 template <class Job, bool plain, int capacity>
 constexpr int blocks_at_once() {
+  if (kDivides<Job> && sizeof(typename Job::Read) < 4) return 3;
   if (Job::kSlots > 4) return plain && capacity == 1 ? 4 : 2;
   if (Job::kSlots > 1) return plain ? (capacity == 1 ? 4 : kBlocksOfFourLevels) : capacity == 1 ? 3 : 2;
   return plain && (capacity == 1 || sizeof(typename Job::Others) > 2) ? 5 : 4;
