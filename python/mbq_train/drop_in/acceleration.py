@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from .family import Family, Leave, Replace
-from .replacement import Accelerated, replace, undo
+from .replacement import is_replaced, replace, undo
 from .report import Entry, Report
+from .torch_ao import torch_ao
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (torch_ao,)
 
 
 def accelerate(model: nn.Module) -> Report:
@@ -50,7 +51,7 @@ def accelerate(model: nn.Module) -> Report:
 def restore(model: nn.Module) -> int:
     """Undo accelerate, in place: every module has its own class and forward again. Return how many there were."""
     _check_module("restore", model)
-    replaced = [module for module in model.modules() if isinstance(module, Accelerated)]
+    replaced = [module for module in model.modules() if is_replaced(module)]
     for module in replaced:
         undo(module)
     return len(replaced)

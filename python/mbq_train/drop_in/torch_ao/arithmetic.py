@@ -1,0 +1,35 @@
+"""Fake-quantize as torch's operators do, with the kernels of mbq_kernels where these compute the same and are faster.
+"""
+
+import torch
+from mbq_kernels import fake_quantize_affine
+
+FEWEST = 8192  # elements: below, the fixed cost of a call is more than the kernel saves
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def worthwhile(x, fewest: int = FEWEST) -> bool:
+    """Return whether kernels of ours can and should take x."""
+    return type(x) in _TYPES and x.dtype in DTYPES and x.numel() >= fewest and x.layout == torch.strided
+
+
+def quantize_affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None, quant_min: int,
+                    quant_max: int) -> torch.Tensor:
+    """Do as torch.fake_quantize_per_tensor_affine, or with `axis` per_channel.
+
+    scale and zero_point may change before the backward, as buffers of observers do: it is given copies.
+    """
+    try:
+        return fake_quantize_affine(x, scale.clone(), zero_point.to(scale.dtype), quant_min=quant_min,
+                                    quant_max=quant_max, axis=axis)
+    except (RuntimeError, ValueError):  # a value that ours refuses: torch computes with it, or refuses it too
+        return torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max)
+
+
+def torch_quantize_affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None,
+                          quant_min: int, quant_max: int) -> torch.Tensor:
+    """Fake-quantize with torch's own operator."""
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, quant_min, quant_max)
+    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, quant_min, quant_max)
