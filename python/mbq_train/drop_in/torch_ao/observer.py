@@ -6,6 +6,8 @@ place of the tensor. Per tensor on a CPU, the 25 operators that follow aminmax a
 which is done here.
 """
 
+import functools
+import math
 import sys
 
 import numpy as np
@@ -38,33 +40,42 @@ def channel_extremes(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 def _plain_kind(observer: nn.Module) -> str | None:
     """Return the name of the class of `observer`, where it is torch's and nobody listens to its calls."""
-    kind = type(observer)
     if observer._forward_hooks or observer._forward_pre_hooks or "forward" in vars(observer):
         return None
+    return _torch_name(type(observer))
+
+
+@functools.cache
+def _torch_name(kind: type[nn.Module]) -> str | None:
     known = any(getattr(sys.modules.get(package), kind.__name__, None) is kind for package in _PACKAGES)
     return kind.__name__ if known else None
 
 
 def _holds_numbers(observer: nn.Module, x: torch.Tensor) -> bool:
-    tensors = (observer.min_val, observer.max_val, observer.eps)
-    return (x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-            and all(t.is_cpu and t.dtype == torch.float32 and t.numel() == 1 for t in tensors))
+    if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    for tensor in (observer.min_val, observer.max_val, observer.eps):
+        if not tensor.is_cpu or tensor.dtype != torch.float32 or tensor.numel() != 1:
+            return False
+    return True
 
 
 def _see_numbers(observer: nn.Module, x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    low, high = (np.float32(t.item()) for t in torch.aminmax(x))
-    old_low, old_high = np.float32(observer.min_val.item()), np.float32(observer.max_val.item())
-    if not np.isfinite([low, high]).all():
+    min_val, max_val = observer.min_val, observer.max_val
+    least, greatest = torch.aminmax(x)
+    low, high = np.float32(least.item()), np.float32(greatest.item())
+    old_low, old_high = np.float32(min_val.item()), np.float32(max_val.item())
+    if not (math.isfinite(low) and math.isfinite(high)):
         observer(x)
         return observer.calculate_qparams()
     if kind == "MinMaxObserver":
         low, high = min(low, old_low), max(high, old_high)
-    elif not (old_low == np.inf and old_high == -np.inf):
+    elif not (old_low == math.inf and old_high == -math.inf):
         share = np.float32(observer.averaging_constant)
         low, high = old_low + share * (low - old_low), old_high + share * (high - old_high)
-    observer.min_val.fill_(float(low))
-    observer.max_val.fill_(float(high))
-    if not (np.isfinite([low, high]).all() and low <= high):
+    min_val.fill_(float(low))
+    max_val.fill_(float(high))
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         return observer.calculate_qparams()
     return _number_qparams(observer, low, high)
 
