@@ -67,6 +67,7 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   std::vector<Bounds<double>> ranges;
   Rows scales, shifts, units, floors;
   std::optional<DoubleRounding> rounding = {};
+  AffineForm form = {};
   std::string which = "";  // tensor of several
 
   Quantizers(const char* name, const Tensor& given_x, std::optional<int64_t> axis, std::vector<Bounds<double>> r,
@@ -125,6 +126,8 @@ inline constexpr bool kSingle = false;
 template <>
 inline constexpr bool kSingle<FakeQuantizeAffine> = true;
 template <>
+inline constexpr bool kSingle<GeneralAffine> = true;
+template <>
 inline constexpr bool kSingle<QuantizeCodes> = true;
 
 // The arithmetic of quantizer k in W.
@@ -135,6 +138,8 @@ Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
     const W ratio = static_cast<W>(q.rounding->ratio(q.ranges[k]));
     const Bounds<W> range = in_w(q.ranges[k]);
     return {range, {range.lo * ratio, range.hi * ratio}, second_rounding(ratio, q.rounding->half_up)};
+  } else if constexpr (std::is_same_v<Quantizer<W>, GeneralAffine<W>>) {
+    return {in_w(q.ranges[k]), q.form};
   } else {
     return {in_w(q.ranges[k])};
   }

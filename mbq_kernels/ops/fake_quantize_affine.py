@@ -10,38 +10,42 @@ NAME = "fake_quantize_affine"
 _LIMIT = 2**20  # rounding adds 1.5 * 2^23, exact while codes, zero points and their differences stay under 2^22
 
 
-def _forward_shape(x, scale, zero_point, quant_min, quant_max, axis):
+def _forward_shape(x, scale, zero_point, quant_min, quant_max, axis, form=0):
     return torch.empty_like(x)
 
 
-def _backward_shape(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor):
+def _backward_shape(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor, form=0):
     return torch.empty_like(x), scale.new_empty(scale.shape), zero_point.new_empty(zero_point.shape)
 
 
 _forward = define(NAME, "fake_quantize_affine_forward",
-                  "(Tensor x, Tensor scale, Tensor zero_point, SymInt quant_min, SymInt quant_max, int? axis) "
-                  "-> Tensor", _forward_shape)
+                  "(Tensor x, Tensor scale, Tensor zero_point, SymInt quant_min, SymInt quant_max, int? axis, "
+                  "int form=0) -> Tensor", _forward_shape)
 _backward = define(NAME, "fake_quantize_affine_backward",
                    "(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, SymInt quant_min, SymInt quant_max, "
-                   "int? axis, float grad_factor) -> (Tensor, Tensor, Tensor)", _backward_shape)
+                   "int? axis, float grad_factor, int form=0) -> (Tensor, Tensor, Tensor)", _backward_shape)
+
+QUOTIENTS = ("reciprocal", "division")
+ZERO_POINTS = ("integer", "before_rounding", "after_rounding")
+MASKS = ("code", "position", "none")
 
 
 class FakeQuantizeAffineBackward(BackwardFunction):
     @staticmethod
     def forward(grad, x, scale, zero_point, options):
-        quant_min, quant_max, axis, grad_factor = options
-        return _backward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor)
+        quant_min, quant_max, axis, grad_factor, form = options
+        return _backward(grad, x, scale, zero_point, quant_min, quant_max, axis, grad_factor, form)
 
 
 class FakeQuantizeAffine(torch.autograd.Function):
-    """Options are (quant_min, quant_max, axis, grad_factor)."""
+    """Options are (quant_min, quant_max, axis, grad_factor, form)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x, scale, zero_point, options):
-        quant_min, quant_max, axis, _ = options
-        return _forward(x, scale, zero_point, quant_min, quant_max, axis)
+        quant_min, quant_max, axis, _, form = options
+        return _forward(x, scale, zero_point, quant_min, quant_max, axis, form)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -53,7 +57,8 @@ class FakeQuantizeAffine(torch.autograd.Function):
         return *apply(FakeQuantizeAffineBackward, grad, *ctx.saved_tensors, ctx.options), None
 
 
-def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=None, grad_factor=1.0):
+def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=None, grad_factor=1.0,
+                         quotient="reciprocal", zero_point_form="integer", mask="code", grad_product=False):
     """Fake-quantize with a scale and an integer zero point, as torch.ao and torchao do.
 
     zp = clamp(rint(zero_point), quant_min, quant_max)
@@ -67,6 +72,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
         quant_min, quant_max: lowest and highest code, quant_min < quant_max, both within +-2^20.
         axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x.
         grad_factor: multiplies the gradients of scale and zero_point [default 1].
+        quotient, zero_point_form, mask, grad_product: the arithmetic of other people's code, below [torch.ao's].
 
     Returns:
         x_hat: x's shape and dtype, the strides of torch.empty_like(x).
@@ -80,6 +86,19 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     integer is rounded half to even both ways (torch: half up in one of them); NaN stays NaN (torch: code quant_min);
     the backward of torch's learnable form rounds x / scale + zp where its forward rounds x / scale, so at ties its mask
     and its scale gradient belong to another code than its result. Ours belong to the result.
+
+    Other arithmetic, for modules that must go on computing what they do, to the last bit of x_hat and of the gradient
+    of x (sums are rounded otherwise than theirs). With q the quotient and zp the zero point:
+        quotient: "reciprocal" x * (1/scale) (torch.ao, torchao) | "division" x / scale (Brevitas, LSQ code).
+        zero_point_form: "integer" rounded and clamped as above | "before_rounding" as it is, code = clamp(rint(q + zp))
+            (Brevitas, torch's learnable forward) | "after_rounding" as it is, code = clamp(rint(q) + zp) (torchao where
+            it learns ranges). As it is, |zp| must be below 2^20.
+        mask: what is clipped, without gradient: what lies outside [quant_min, quant_max] with its "code", before it is
+            clamped (torchao, Brevitas) | with its "position", before it is rounded (LSQ code) | "none" (Brevitas'
+            straight-through clamp); clamped are codes in every case.
+        grad_product: the gradient of x is (grad * scale) * (1/scale), or / scale, each rounded, which is what autograd
+            makes of (round(x / scale) ...) * scale, and not grad.
+    Scale's gradient is then grad_factor * sum(grad * (code - zp - q where not clipped | code - zp)).
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape or device. RuntimeError: on CPU, scale not
@@ -106,7 +125,21 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     zero_point = check.check_parameter(NAME, "zero_point", zero_point, x, axis)
     check.check_pair(NAME, ("scale", "zero_point"), scale, zero_point)
     axis = None if scale.numel() == 1 else axis
-    return apply(FakeQuantizeAffine, x, scale, zero_point, (quant_min, quant_max, axis, float(grad_factor)))
+    form = _form(quotient, zero_point_form, mask, grad_product)
+    return apply(FakeQuantizeAffine, x, scale, zero_point, (quant_min, quant_max, axis, float(grad_factor), form))
+
+
+def _form(quotient, zero_point_form, mask, grad_product) -> int:
+    """Return the bits that the raw operators take: AffineForm of csrc/math/quant_math.h, the first member lowest."""
+    if (quotient, zero_point_form, mask, grad_product) == ("reciprocal", "integer", "code", False):
+        return 0
+    check.check_choice(NAME, "quotient", quotient, QUOTIENTS)
+    check.check_choice(NAME, "zero_point_form", zero_point_form, ZERO_POINTS)
+    check.check_choice(NAME, "mask", mask, MASKS)
+    check.check_flag(NAME, "grad_product", grad_product)
+    flags = (quotient == "division", zero_point_form == "before_rounding", zero_point_form == "after_rounding",
+             mask == "position", mask == "none", grad_product)
+    return sum(flag << place for place, flag in enumerate(flags))
 
 
 def _check_limit(name, value):

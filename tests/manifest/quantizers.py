@@ -150,9 +150,10 @@ FAKE_QUANTIZE_AFFINE = Op(
     name="fake_quantize_affine", call=affine, data=FLOATS, differentiable=True,
     raw={
         "fake_quantize_affine_forward": lambda x, s: dict(
-            x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0),
+            x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0, form=0),
         "fake_quantize_affine_backward": lambda x, s: dict(
-            grad=x * 2, x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0, grad_factor=1.0)},
+            grad=x * 2, x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0, grad_factor=1.0,
+            form=0)},
     malformed={"too few zero points": ("fake_quantize_affine_forward", {"zero_point": S[:2]})},
     aot=quantizer_variants("fake_quantize_affine", levels=(1,), shifts=(True,), mixed=False),
     on_host="test_cuda_on_host.test_fake_quantize_affine",
