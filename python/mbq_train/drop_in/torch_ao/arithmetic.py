@@ -21,7 +21,7 @@ def quantize_affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tens
     scale and zero_point may change before the backward, as buffers of observers do: it is given copies.
     """
     try:
-        return fake_quantize_affine(x, scale.clone(), zero_point.to(scale.dtype), quant_min=quant_min,
+        return fake_quantize_affine(x, scale.clone(), zero_point.clone(), quant_min=quant_min,
                                     quant_max=quant_max, axis=axis)
     except (RuntimeError, ValueError):  # a value that ours refuses: torch computes with it, or refuses it too
         return torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max)

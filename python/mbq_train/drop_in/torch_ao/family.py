@@ -12,7 +12,8 @@ from torch import nn
 from ..family import Leave, Replace, Verdict
 from .fake_quantize import fake_quantize
 from .fused import fused_fake_quantize
-from .learnable import SUM_BOUND, learnable_fake_quantize
+from .learnable import learnable_fake_quantize
+from .learnable_affine import SUM_BOUND
 
 LIBRARY = "torch.ao"
 _CLASSES = {
@@ -35,8 +36,6 @@ def torch_ao(module: nn.Module) -> Verdict:
         return Replace(LIBRARY, fake_quantize)
     if name == "FusedMovingAvgObsFakeQuantize":
         return Replace(LIBRARY, fused_fake_quantize)
-    if module.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
-        return Leave(LIBRARY, "learns a zero point, which torch rounds half up forward and half to even backward")
     return Replace(LIBRARY, learnable_fake_quantize, bound=SUM_BOUND)
 
 

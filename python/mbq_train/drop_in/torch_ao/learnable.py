@@ -1,4 +1,4 @@
-"""The forward of torch.ao's _LearnableFakeQuantize, symmetric, fused."""
+"""The forward of torch.ao's _LearnableFakeQuantize, fused."""
 
 import torch
 from mbq_kernels import fake_quantize_affine
@@ -6,14 +6,15 @@ from torch import nn
 
 from ..replacement import original_forward
 from .arithmetic import worthwhile
+from .learnable_affine import learnable_affine
 from .observer import observe
 
-SUM_BOUND = ("gradients of scale and zero point are sums in another order than torch's, which adds in float32: "
-             "equal within its rounding")
+_CHANNELS = (torch.per_channel_symmetric, torch.per_channel_affine)
+_SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
 
 
 def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
-    """Set scale by the observer or keep it above eps, and fake-quantize X with it."""
+    """Take scale and zero point from the observer or keep scale above eps, and fake-quantize X with them."""
     if not worthwhile(X) or X.dtype != torch.float32:
         return original_forward(module, X)
     if module.static_enabled[0] == 1:
@@ -22,10 +23,14 @@ def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
         module.zero_point.data.copy_(zero_point)
     else:
         module.scale.data.clamp_(min=module.eps.item())
-    if module.fake_quant_enabled[0] != 1:
-        return X
+    return _quantized(module, X) if module.fake_quant_enabled[0] == 1 else X
+
+
+def _quantized(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    axis = module.ch_axis if module.qscheme in _CHANNELS else None
+    factor = 1.0 / (x.numel() * module.quant_max) ** 0.5 if module.use_grad_scaling else 1.0
+    if module.qscheme not in _SYMMETRIC:
+        return learnable_affine(x, module.scale, module.zero_point, axis, module.quant_min, module.quant_max, factor)
     module.zero_point.data.zero_()
-    factor = 1.0 / (X.numel() * module.quant_max) ** 0.5 if module.use_grad_scaling else 1.0
-    axis = module.ch_axis if module.qscheme == torch.per_channel_symmetric else None
-    return fake_quantize_affine(X, module.scale, module.zero_point, quant_min=module.quant_min,
+    return fake_quantize_affine(x, module.scale, module.zero_point, quant_min=module.quant_min,
                                 quant_max=module.quant_max, axis=axis, grad_factor=factor)
