@@ -2,6 +2,7 @@
 """
 
 import torch
+
 from mbq_kernels import fake_quantize_affine
 
 FEWEST = 8192  # elements: below, the fixed cost of a call is more than the kernel saves

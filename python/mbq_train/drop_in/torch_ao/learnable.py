@@ -1,8 +1,9 @@
 """The forward of torch.ao's _LearnableFakeQuantize, fused."""
 
 import torch
-from mbq_kernels import fake_quantize_affine
 from torch import nn
+
+from mbq_kernels import fake_quantize_affine
 
 from ..replacement import original_forward
 from .arithmetic import worthwhile

@@ -6,6 +6,7 @@ and cutting. Where z is 0 both are the same.
 """
 
 import torch
+
 from mbq_kernels import fake_quantize_affine
 
 SUM_BOUND = ("gradients of scale and zero point: sums in another order than torch's and of terms rounded otherwise, "
