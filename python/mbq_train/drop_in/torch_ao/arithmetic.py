@@ -15,22 +15,24 @@ def worthwhile(x, fewest: int = FEWEST) -> bool:
     return type(x) in _TYPES and x.dtype in DTYPES and x.numel() >= fewest and x.layout == torch.strided
 
 
-def quantize_affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None, quant_min: int,
-                    quant_max: int) -> torch.Tensor:
+def quantize_affine(x: torch.Tensor, scale: torch.Tensor | float, zero_point: torch.Tensor | int, axis: int | None,
+                    quant_min: int, quant_max: int) -> torch.Tensor:
     """Do as torch.fake_quantize_per_tensor_affine, or with `axis` per_channel.
 
     scale and zero_point may change before the backward, as buffers of observers do: it is given copies.
     """
     try:
-        return fake_quantize_affine(x, scale.clone(), zero_point.clone(), quant_min=quant_min,
-                                    quant_max=quant_max, axis=axis)
+        return fake_quantize_affine(x, _copied(scale, x, torch.float32), _copied(zero_point, x, torch.int32),
+                                    quant_min=quant_min, quant_max=quant_max, axis=axis)
     except (RuntimeError, ValueError):  # a value that ours refuses: torch computes with it, or refuses it too
-        return torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max)
+        return _torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max)
 
 
-def torch_quantize_affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None,
-                          quant_min: int, quant_max: int) -> torch.Tensor:
-    """Fake-quantize with torch's own operator."""
+def _copied(value: torch.Tensor | float, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.clone() if isinstance(value, torch.Tensor) else torch.full((1,), value, dtype=dtype, device=x.device)
+
+
+def _torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max) -> torch.Tensor:
     if axis is None:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, quant_min, quant_max)
     return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, quant_min, quant_max)

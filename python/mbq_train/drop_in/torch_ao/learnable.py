@@ -6,7 +6,8 @@ from torch import nn
 from mbq_kernels import fake_quantize_affine
 
 from ..replacement import original_forward
-from .arithmetic import worthwhile
+from .arithmetic import FEWEST, worthwhile
+from .learnable_affine import FEWEST as FEWEST_WITH_ZERO_POINT
 from .learnable_affine import learnable_affine
 from .observer import observe
 
@@ -16,7 +17,8 @@ _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
 
 def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Take scale and zero point from the observer or keep scale above eps, and fake-quantize X with them."""
-    if not worthwhile(X) or X.dtype != torch.float32:
+    fewest = FEWEST if module.qscheme in _SYMMETRIC else FEWEST_WITH_ZERO_POINT
+    if not worthwhile(X, fewest) or X.dtype != torch.float32:
         return original_forward(module, X)
     if module.static_enabled[0] == 1:
         scale, zero_point = observe(module.activation_post_process, X)
