@@ -60,6 +60,7 @@ def _holds_numbers(observer: nn.Module, x: torch.Tensor) -> bool:
     return True
 
 
+@np.errstate(over="ignore")
 def _see_numbers(observer: nn.Module, x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     min_val, max_val = observer.min_val, observer.max_val
     least, greatest = torch.aminmax(x)
