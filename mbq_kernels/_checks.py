@@ -2,6 +2,8 @@
 
 import torch
 
+from ._per_channel import arithmetic_dtype, filled, is_per_channel
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_BITS = 8
 MAX_LSBS = 3
@@ -118,19 +120,29 @@ def check_parameter(op: str, name: str, parameter, x, axis, of: str = "x"):
     """Return `parameter` (a scale, offset, zero point) in the arithmetic's dtype, once its shape and device fit x, or
     `of`."""
     if (isinstance(parameter, torch.Tensor) and parameter.dtype == arithmetic_dtype(x) and parameter.device == x.device
-            and (parameter.numel() == 1 or axis is not None and parameter.shape == (x.shape[axis],))):
+            and (parameter.numel() == 1 or axis is not None and is_per_channel(parameter, x, axis))):
         return parameter  # plainly right: a quarter of the time of what follows
     check_float(op, name, parameter)
+    check_fit(op, name, parameter, x, axis, of)
+    return to_arithmetic(parameter, x)
+
+
+def check_fit(op: str, name: str, parameter, x, axis, of: str = "x") -> None:
+    """Check the shape and device of a parameter of x, or of `of`."""
     if parameter.device != x.device:
         raise ValueError(f"{op}: {name} must be on {of}'s device {x.device}, got {parameter.device}")
     count = parameter.numel()
     if axis is None and count != 1:
         raise ValueError(f"{op}: {name} must have 1 element without axis, got {count} "
                          f"(shape {tuple(parameter.shape)}; pass axis for one per channel)")
-    if axis is not None and count != 1 and tuple(parameter.shape) != (x.shape[axis],):
-        raise ValueError(f"{op}: {name} must have 1 or {x.shape[axis]} elements ({of} has shape {tuple(x.shape)}, "
-                         f"axis {axis}), got {count} (shape {tuple(parameter.shape)})")
-    return to_arithmetic(parameter, x)
+    if count == 1 or is_per_channel(parameter, x, axis):
+        return
+    channels, where = x.shape[axis], f"({of} has shape {tuple(x.shape)}, axis {axis})"
+    if count != channels:
+        raise ValueError(f"{op}: {name} must have 1 or {channels} elements {where}, got {count} "
+                         f"(shape {tuple(parameter.shape)})")
+    raise ValueError(f"{op}: {name} must have shape {(channels,)} or {(channels, *[1] * (x.dim() - 1 - axis))} "
+                     f"{where}, got {tuple(parameter.shape)}")
 
 
 def check_limit(op: str, limit, x, axis, name: str = "limit"):
@@ -151,7 +163,7 @@ def check_rows(op: str, name: str, parameters, x, axis, count: int) -> list[torc
         raise TypeError(f"{op}: {name} must be a tensor or a sequence of tensors, got {type(parameters).__name__}")
     if len(parameters) != count:
         raise ValueError(f"{op}: {name} must have one entry per bit-width ({count}), got {len(parameters)}")
-    rows = [check_parameter(op, f"{name}[{k}]", p, x, axis) for k, p in enumerate(parameters)]
+    rows = [check_parameter(op, f"{name}[{k}]", filled(p, x), x, axis) for k, p in enumerate(parameters)]
     if len({row.numel() for row in rows}) != 1:
         raise ValueError(f"{op}: {name} must all have 1 or all have {x.shape[axis]} elements, "
                          f"got {[row.numel() for row in rows]}")
@@ -172,7 +184,7 @@ def check_beside(op: str, name: str, parameter, scale, x, axis):
         return None
     if not is_like(parameter, scale):
         parameter = check_parameter(op, name, parameter, x, axis)
-        if scale.numel() != 1 or parameter.numel() != 1:
+        if scale.numel() != parameter.numel():
             check_pair(op, ("scale", name), scale, parameter)
     return constant(parameter)
 
@@ -196,10 +208,6 @@ def is_like(parameter, scale) -> bool:
 
 def constant(parameter):
     return parameter.detach() if parameter.requires_grad else parameter
-
-
-def arithmetic_dtype(x) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def to_arithmetic(parameter, x):

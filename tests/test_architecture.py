@@ -88,7 +88,7 @@ def test_backends_never_import_ops(room):
 @pytest.mark.parametrize("room", ["reference", "triton"])
 def test_helpers_of_backends_can_be_told_from_ops(room):
     files = {path.stem for path in python_files(f"mbq_kernels/{room}") if not path.stem.startswith("_")}
-    assert files - {"quant_math", "code_math", "softmax_math"} <= {*ops()}
+    assert files - {"quant_math", "affine_math", "code_math", "softmax_math"} <= {*ops()}
 
 
 def test_ops_never_import_each_other():

@@ -110,7 +110,7 @@ ERRORS = [
     ({"scale_chain": 1}, TypeError, "scale_chain must be True or False, got 1"),
     ({"grad_factor": "1"}, TypeError, "grad_factor must be a number, got '1'"),
     ({"axis": 2}, ValueError, r"axis must be in \[-2, 2\) for x of shape \(16, 8\), got 2"),
-    ({"scale": 0.1}, TypeError, "scale must be a tensor, got float"),
+    ({"scale": "0.1"}, TypeError, "scale must be a tensor, got str"),
     ({"scale": torch.ones(4), "axis": 0}, ValueError, "scale must have 1 or 16 elements"),
     ({"scale": torch.ones(2, 16), "axis": 0, "bits": (4, 2)}, ValueError, "scale must have 1 or 16 elements"),
     ({"scale": torch.zeros(1)}, RuntimeError, "scale must be finite and > 0, got 0"),

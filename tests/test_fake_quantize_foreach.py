@@ -219,7 +219,7 @@ ERRORS = [
     ({"scales": [torch.ones(2)]}, ValueError, r"scales must have one entry per tensor \(2\), got 1"),
     ({"scales": [torch.ones(2), torch.ones(3)]}, ValueError,
      r"scales\[1\] must have one entry per bit-width \(2\), got 3"),
-    ({"scales": [torch.ones(2), [torch.ones(1), 2.0]]}, TypeError, r"scales\[1\]\[1\] must be a tensor, got float"),
+    ({"scales": [torch.ones(2), [torch.ones(1), "2"]]}, TypeError, r"scales\[1\]\[1\] must be a tensor, got str"),
     ({"axis": 0, "scales": [torch.ones(2), torch.ones(2, 5)]}, ValueError,
      r"scales\[1\]\[0\] must have 1 or 3 elements \(x has shape \(3, 2\), axis 0\), got 5"),
     ({"axis": 0, "scales": [[torch.ones(3), torch.ones(1)], torch.ones(2)]}, ValueError,

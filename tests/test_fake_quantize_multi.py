@@ -110,7 +110,7 @@ ERRORS = [
     ({"bits": (4, 9)}, ValueError, "bits must be between 1 and 8, got 9"),
     ({"scales": torch.ones(3)}, ValueError, r"scales must have one entry per bit-width \(2\), got 3"),
     ({"scales": torch.tensor(1.0)}, ValueError, r"scales must be \(2,\), \(2, C\) or a sequence, got a 0-dim tensor"),
-    ({"scales": [1.0, 2.0]}, TypeError, r"scales\[0\] must be a tensor, got float"),
+    ({"scales": ["1", 2.0]}, TypeError, r"scales\[0\] must be a tensor, got str"),
     ({"scales": 1.0}, TypeError, "scales must be a tensor or a sequence of tensors, got float"),
     ({"scales": torch.ones(2, 5), "axis": 0}, ValueError, r"scales\[0\] must have 1 or 16 elements"),
     ({"scales": [torch.ones(16), torch.ones(1)], "axis": 0}, ValueError,

@@ -17,7 +17,7 @@ STATEMENTS = {
     "cpp": (ROOT / "csrc/math/quant_math.h", r"^(?:MBQ_HD|inline) [\w<>]+ (\w+)\("),
     "triton": (ROOT / "mbq_kernels/triton/quant_math.py", r"^def (\w+)\("),
 }
-FILES = ["quant_math", "code_math", "softmax_math"]
+FILES = ["quant_math", "affine_math", "code_math", "softmax_math"]
 ON_THE_HOST = {"bounds", "default_grad_factor", "second_rounding", "switching", "unit_form"}  # numbers in Triton
 
 

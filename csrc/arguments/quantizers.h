@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "math/quant_math.h"
+#include "math/affine_math.h"
 #include "tensor.h"
 
 namespace mbq {

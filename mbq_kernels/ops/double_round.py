@@ -4,6 +4,8 @@ import torch
 
 from .. import _checks as check
 from .._library import define
+from .._per_channel import filled
+from .._scales import factors_of, grouped
 from ._function import BackwardFunction, apply
 
 NAME = "double_round"
@@ -31,13 +33,14 @@ _backward = define(NAME, "double_round_backward",
 class DoubleRoundBackward(BackwardFunction):
     @staticmethod
     def forward(x, scale, scale_unit, scale_floor, options, *grads):
-        high_bits, bits, axis, half_up, grad_factor, scale_chain, _ = options
-        return _backward(list(grads), x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up, grad_factor,
-                         scale_chain)
+        high_bits, bits, axis, half_up, (grad_factor, share), scale_chain, _ = options
+        grad_x, grad_scale = _backward(list(grads), x, scale, scale_unit, scale_floor, high_bits, bits, axis, half_up,
+                                       grad_factor, scale_chain)
+        return grad_x, grad_scale if share is None else grad_scale * share
 
 
 class DoubleRound(torch.autograd.Function):
-    """Options are (high_bits, bits, axis, half_up, grad_factor, scale_chain, out_dtype)."""
+    """Options are (high_bits, bits, axis, half_up, (grad_factor, share), scale_chain, out_dtype)."""
 
     generate_vmap_rule = True
 
@@ -60,8 +63,8 @@ class DoubleRound(torch.autograd.Function):
         return grad_x, grad_scale, None, None, None
 
 
-def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even", grad_factor=None, scale_chain=False,
-                 out_dtype=None, scale_unit=None, scale_floor=None):
+def double_round(x, scale, *, high_bits=8, bits, axis=None, group_size=None, rounding="half_even", grad_factor=None,
+                 scale_chain=False, out_dtype=None, scale_unit=None, scale_floor=None):
     """Quantize x to `high_bits` bits and round the codes again to `bits` bits; several bit-widths share one read of x.
 
     code_h = clamp(rint(x / scale), lo_h, hi_h);  code = clamp(round(code_h / 2^D), lo, hi), D = high_bits - bits
@@ -71,17 +74,18 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
-        scale: one element of any shape, or (C,) with `axis`, floating point - size of a step at high_bits, > 0, or
-            with scale_floor any finite value. On CPU other values raise; on CUDA values are not looked at (no host
-            synchronisation).
+        scale: one element of any shape, or with `axis` (C,) or what broadcasts along it alone, as (C, 1, 1, 1),
+            floating point, or a number (a constant) - size of a step at high_bits, > 0, or with scale_floor any finite
+            value. On CPU other values raise; on CUDA values are not looked at (no host synchronisation).
         high_bits: 2..8 - bit-width of the first rounding.
         bits: an integer in 2..high_bits, or a sequence of up to 8 such, in any order - may change from call to call
             without a recompile. At 1 bit a code 0 has no sign.
-        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x. For
-            groups, view x as (groups, size) and use axis=0.
+        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x.
+        group_size: elements of the last axis that share a scale, as in fake_quantize.
         rounding: of code_h / 2^D: 'half_even', or 'half_up' = (code_h + 2^(D-1)) >> D, which needs the top bits + 1
             bits of code_h alone.
-        grad_factor: multiplies the gradient of scale [default 1 / sqrt(n hi), n elements sharing a scale].
+        grad_factor: multiplies the gradient of scale [default 1 / sqrt(n hi), n elements sharing a scale]; "tensor":
+            1 / sqrt(x.numel() hi), also with an axis or groups.
         scale_chain: multiply the gradient of scale by 2^D, the derivative of the step scale * 2^D [the paper's code
             does not].
         out_dtype: dtype of the result, rounded to once [default x's].
@@ -92,7 +96,8 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
             0, gets its gradient too, so that it can come back.
 
     Returns:
-        x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`; a tuple of them where bits is a sequence.
+        x_hat: x's shape, the strides of torch.empty_like(x) (contiguous with group_size), `out_dtype`; a tuple of them
+            where bits is a sequence.
 
     Gradient, with v = x / (scale 2^D): x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype); scale
     gets grad_factor * sum(grad * (code - v inside | lo below | hi above)). Of several bit-widths both are added, in the
@@ -122,14 +127,21 @@ def double_round(x, scale, *, high_bits=8, bits, axis=None, rounding="half_even"
             raise ValueError(f"{NAME}: bits must be between {LOWEST_BITS} and high_bits, {high_bits}, got {b}"
                              f"{' (at 1 bit a code 0 has no sign)' if b < LOWEST_BITS else ''}")
     check.check_choice(NAME, "rounding", rounding, ("half_even", "half_up"))
-    check.check_factor(NAME, grad_factor)
     check.check_flag(NAME, "scale_chain", scale_chain)
     check.check_out_dtype(NAME, x, out_dtype)
-    axis = check.check_axis(NAME, x, axis)
-    scale = check.check_parameter(NAME, "scale", scale, x, axis)
-    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
-    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
+    rows = x
+    if group_size is not None:
+        rows, (scale, scale_unit, scale_floor) = grouped(NAME, x, group_size, axis, scale=scale, scale_unit=scale_unit,
+                                                         scale_floor=scale_floor)
+        axis = 0
+    axis = check.check_axis(NAME, rows, axis)
+    scale = check.check_parameter(NAME, "scale", filled(scale, rows), rows, axis)
+    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, rows, axis)
+    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, rows, axis)
     axis = None if scale.numel() == 1 else axis
-    options = (high_bits, widths, axis, rounding == "half_up", grad_factor, scale_chain, out_dtype)
-    outs = apply(DoubleRound, x, scale, scale_unit, scale_floor, options)
+    factors = factors_of(NAME, grad_factor, scale.numel())
+    options = (high_bits, widths, axis, rounding == "half_up", factors, scale_chain, out_dtype)
+    outs = apply(DoubleRound, rows, scale, scale_unit, scale_floor, options)
+    if group_size is not None:
+        outs = tuple(out.reshape(x.shape) for out in outs)
     return outs[0] if single else outs

@@ -4,6 +4,10 @@ import torch
 
 from .. import _checks as check
 from .._library import define
+from .._per_channel import filled
+from .._scales import factor_of, grouped, matched
+from ..reference.quant_math import bounds, default_grad_factor
+from ._affine import FakeQuantizeAffine, affine_form
 from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize"
@@ -57,8 +61,8 @@ class FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale, None if offset is None else grad_offset, None, None, None
 
 
-def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
-                  scale_unit=None, scale_floor=None):
+def fake_quantize(x, scale, offset=None, *, bits, signed=True, narrow=False, axis=None, group_size=None,
+                  grad_factor=None, out_dtype=None, scale_unit=None, scale_floor=None):
     """Quantize x to `bits` bits with a learned scale and return the real values the codes stand for.
 
     code = clamp(rint((x - offset) / scale), lo, hi);  x_hat = code * scale + offset
@@ -67,15 +71,20 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
-        scale: one element of any shape, or (C,) with `axis`, floating point - size of one step, > 0, or with
-            scale_floor any finite value. On CPU other values raise; on CUDA values are not looked at (no host
-            synchronisation).
-        offset: scale's shape, floating point - real value of code 0; None is 0.
+        scale: one element of any shape, or with `axis` (C,) or what broadcasts along it alone, as (C, 1, 1, 1),
+            floating point, or a number (a constant) - size of one step, > 0, or with scale_floor any finite value. On
+            CPU other values raise; on CUDA values are not looked at (no host synchronisation).
+        offset: as many elements as scale, floating point, or a number (a constant) - real value of code 0; None is 0.
         bits: 1..8 - may change from call to call without a recompile.
         signed: which of the two code ranges.
-        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x. For
-            groups, view x as (groups, size) and use axis=0.
-        grad_factor: multiplies the gradients of scale and offset [default 1 / sqrt(n hi), n elements sharing a scale].
+        narrow: without the lowest code, [-hi, hi] - signed, of 2 bits or more, and without offset, scale_unit,
+            scale_floor and another out_dtype.
+        axis: the axis of x that has C channels, negative counts from the end; None is one scale for all of x.
+        group_size: gives as many elements of the last axis, which it divides, a scale of their own: all parameters of
+            one element or of shape (..., K / group_size) for x (..., K), or (rows, K / group_size) with the axes before
+            in one; axis is None.
+        grad_factor: multiplies the gradients of scale and offset [default 1 / sqrt(n hi), n elements sharing a scale];
+            "tensor" is LSQ repositories' 1 / sqrt(x.numel() hi), also with an axis or groups.
         out_dtype: dtype of the result, rounded to once [default x's].
         scale_unit, scale_floor: like scale, floating point, finite and > 0, constants; None: 1, and no floor. The scale
             of x_hat and of all gradients is max(scale * scale_unit, scale_floor), its product rounded once. The
@@ -84,13 +93,13 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
             0, gets its gradient too, so that it can come back.
 
     Returns:
-        x_hat: x's shape, the strides of torch.empty_like(x), `out_dtype`.
+        x_hat: x's shape, the strides of torch.empty_like(x) (contiguous with group_size), `out_dtype`.
 
     Gradient, with v = (x - offset) / scale: x gets grad where lo <= v <= hi, else 0 (straight through, in x's dtype);
     scale gets grad_factor * sum(grad * (code - v inside | lo below | hi above)); offset gets grad_factor * sum(grad
-    outside). NaN in x gives NaN to scale alone. Sums are deterministic. scale_unit and scale_floor get no gradient.
-    Saved are x, scale, offset, scale_unit and scale_floor alone (parameters of another dtype than the arithmetic's as
-    converted copies).
+    outside). Both have their parameter's shape; numbers, scale_unit and scale_floor get none. NaN in x gives NaN to
+    scale alone. Sums are deterministic. Saved are x, scale, offset, scale_unit and scale_floor alone (parameters of
+    another dtype than the arithmetic's as converted copies).
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: bits, axis, shape or device. RuntimeError: on CPU, scale,
@@ -105,15 +114,45 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, axis=None, grad_f
     check.check_x(NAME, x)
     check.check_bits(NAME, bits)
     check.check_flag(NAME, "signed", signed)
-    check.check_factor(NAME, grad_factor)
     check.check_out_dtype(NAME, x, out_dtype)
-    axis = check.check_axis(NAME, x, axis)
-    scale = check.check_parameter(NAME, "scale", scale, x, axis)
+    rows = x
+    if group_size is not None:
+        rows, (scale, offset, scale_unit, scale_floor) = grouped(
+            NAME, x, group_size, axis, scale=scale, offset=offset, scale_unit=scale_unit, scale_floor=scale_floor)
+        axis = 0
+    axis, given = check.check_axis(NAME, rows, axis), (scale, offset)
+    scale = check.check_parameter(NAME, "scale", filled(scale, rows), rows, axis)
     if offset is not None:
-        offset = check.check_parameter(NAME, "offset", offset, x, axis)
-        check.check_pair(NAME, ("scale", "offset"), scale, offset)
-    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, x, axis)
-    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, x, axis)
+        offset = check.check_parameter(NAME, "offset", filled(offset, rows), rows, axis)
+        scale, offset = matched(NAME, ("scale", "offset"), given, scale, offset)
+    scale_unit = check.check_beside(NAME, "scale_unit", scale_unit, scale, rows, axis)
+    scale_floor = check.check_beside(NAME, "scale_floor", scale_floor, scale, rows, axis)
     axis = None if scale.numel() == 1 else axis
-    options = (bits, signed, axis, grad_factor, out_dtype)
-    return apply(FakeQuantize, x, scale, offset, scale_unit, scale_floor, options)
+    if grad_factor is not None:
+        grad_factor = factor_of(NAME, grad_factor, x, bounds(bits, signed)[1])
+    check.check_flag(NAME, "narrow", narrow)
+    if narrow:
+        _check_narrow(bits, signed, offset, scale_unit, scale_floor, out_dtype not in (None, x.dtype))
+        out = _narrow(rows, scale, bits, axis, grad_factor)
+    else:
+        options = (bits, signed, axis, grad_factor, out_dtype)
+        out = apply(FakeQuantize, rows, scale, offset, scale_unit, scale_floor, options)
+    return out if group_size is None else out.reshape(x.shape)
+
+
+def _check_narrow(bits, signed, offset, scale_unit, scale_floor, casts):
+    if not signed or bits < 2:
+        raise ValueError(f"{NAME}: narrow must be False where codes are unsigned or have 1 bit, got True")
+    for name, there in (("offset", offset is not None), ("scale_unit", scale_unit is not None),
+                        ("scale_floor", scale_floor is not None), ("another out_dtype", casts)):
+        if there:
+            raise ValueError(f"{NAME}: narrow must be False with {name}, got True")
+
+
+def _narrow(x, scale, bits, axis, grad_factor):
+    """Quantize to [-hi, hi] with the affine operators: their range is free, and so are a division and LSQ's mask."""
+    hi = 2 ** (bits - 1) - 1
+    if grad_factor is None:
+        grad_factor = default_grad_factor(x.numel() // max(scale.numel(), 1), hi)
+    options = (-hi, hi, axis, grad_factor, affine_form(divide=True, by_position=True))
+    return apply(FakeQuantizeAffine, x, scale, torch.zeros_like(scale), options)

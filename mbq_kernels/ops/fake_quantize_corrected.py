@@ -6,6 +6,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
+from .._per_channel import filled
 from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_corrected"
@@ -209,5 +210,5 @@ def _beside(rows, x, name, given, axis, widths, single):
 def _parameters(x, name, given, axis, widths, single):
     """Return (K, C) or (K, 1): one row per bit-width, in the dtype of the arithmetic."""
     if single:
-        return check.check_parameter(NAME, name, given, x, axis).reshape(1, -1)
+        return check.check_parameter(NAME, name, filled(given, x), x, axis).reshape(1, -1)
     return check.check_stacked(NAME, f"{name}s", given, x, axis, len(widths))

@@ -4,6 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._library import define
+from .._scales import factors_of, grouped
 from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_multi"
@@ -30,12 +31,13 @@ _backward = define(NAME, "fake_quantize_multi_backward",
 class FakeQuantizeMultiBackward(BackwardFunction):
     @staticmethod
     def forward(x, scales, offsets, scale_units, scale_floors, options, *grads):
-        bits, signed, axis, grad_factor, _ = options
-        return _backward(list(grads), x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor)
+        bits, signed, axis, (grad_factor, share), _ = options
+        found = _backward(list(grads), x, scales, offsets, scale_units, scale_floors, bits, signed, axis, grad_factor)
+        return found if share is None else (found[0], found[1] * share, found[2] * share)
 
 
 class FakeQuantizeMulti(torch.autograd.Function):
-    """Options are (bits, signed, axis, grad_factor, out_dtype)."""
+    """Options are (bits, signed, axis, (grad_factor, share), out_dtype)."""
 
     generate_vmap_rule = True
 
@@ -59,8 +61,8 @@ class FakeQuantizeMulti(torch.autograd.Function):
         return grad_x, grad_scales, None if inputs[2] is None else grad_offsets, None, None, None
 
 
-def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, grad_factor=None, out_dtype=None,
-                        scale_units=None, scale_floors=None):
+def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None, group_size=None, grad_factor=None,
+                        out_dtype=None, scale_units=None, scale_floors=None):
     """Quantize x to K bit-widths at once: x is read once forward and once backward, and saved once.
 
     x_hat[k] = fake_quantize(x, scales[k], offsets[k], bits=bits[k], ...), the same bits; the gradients of x are added
@@ -69,15 +71,15 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
 
     Args:
         x: any shape and strides, float32, bfloat16, float16 (float64 on CPU) - what to quantize.
-        scales: (K,), (K, C) with `axis`, or a sequence of K tensors as fake_quantize takes them - steps, > 0.
+        scales: (K,), (K, C) with `axis`, or a sequence of K scales as fake_quantize takes them - steps, > 0.
         offsets: like scales - real values of code 0; None is 0.
         bits: K integers in 1..8, in any order, K <= 8.
-        signed, axis, grad_factor, out_dtype: as in fake_quantize, the same for all K.
+        signed, axis, group_size, grad_factor, out_dtype: as in fake_quantize, the same for all K.
         scale_units, scale_floors: like scales - fake_quantize's scale_unit and scale_floor for each of them, constants;
             None: without. A tensor is the fast form: a sequence is stacked at every call.
 
     Returns:
-        tuple of K tensors of x's shape, strides of torch.empty_like(x), `out_dtype`.
+        tuple of K tensors of x's shape, strides of torch.empty_like(x) (contiguous with group_size), `out_dtype`.
 
     Gradient: as K calls of fake_quantize; an output that is not used gets a zero gradient
         (which NaN in x turns into NaN for its scale).
@@ -94,15 +96,21 @@ def fake_quantize_multi(x, scales, offsets=None, *, bits, signed=True, axis=None
     check.check_x(NAME, x)
     bits = check.check_bit_widths(NAME, bits)
     check.check_flag(NAME, "signed", signed)
-    check.check_factor(NAME, grad_factor)
     check.check_out_dtype(NAME, x, out_dtype)
-    axis = check.check_axis(NAME, x, axis)
-    scales = check.check_stacked(NAME, "scales", scales, x, axis, len(bits))
+    rows = x
+    if group_size is not None:
+        rows, (scales, offsets, scale_units, scale_floors) = grouped(
+            NAME, x, group_size, axis, several=True, scales=scales, offsets=offsets, scale_units=scale_units,
+            scale_floors=scale_floors)
+        axis = 0
+    axis = check.check_axis(NAME, rows, axis)
+    scales = check.check_stacked(NAME, "scales", scales, rows, axis, len(bits))
     if offsets is not None:
-        offsets = check.check_stacked(NAME, "offsets", offsets, x, axis, len(bits))
+        offsets = check.check_stacked(NAME, "offsets", offsets, rows, axis, len(bits))
         check.check_pair(NAME, ("scales", "offsets"), scales, offsets)
-    scale_units = check.check_stacked_beside(NAME, "scale_units", scale_units, scales, x, axis)
-    scale_floors = check.check_stacked_beside(NAME, "scale_floors", scale_floors, scales, x, axis)
+    scale_units = check.check_stacked_beside(NAME, "scale_units", scale_units, scales, rows, axis)
+    scale_floors = check.check_stacked_beside(NAME, "scale_floors", scale_floors, scales, rows, axis)
     axis = None if scales.shape[1] == 1 else axis
-    options = (bits, signed, axis, grad_factor, out_dtype)
-    return apply(FakeQuantizeMulti, x, scales, offsets, scale_units, scale_floors, options)
+    options = (bits, signed, axis, factors_of(NAME, grad_factor, scales.shape[1]), out_dtype)
+    outs = apply(FakeQuantizeMulti, rows, scales, offsets, scale_units, scale_floors, options)
+    return outs if group_size is None else tuple(out.reshape(x.shape) for out in outs)

@@ -61,8 +61,8 @@ def affine(dtype):
     x = FULL[dtype]
     return forward_and_backward(
         "fake_quantize_affine", dtype,
-        {"x": x, "scale": ONE, "zero_point": ONE, "quant_min": -8, "quant_max": 7, "grad_factor": 1.0, "form": 0}, {"grad": x},
-        occupancy=0.5, share=0.76)
+        {"x": x, "scale": ONE, "zero_point": ONE, "quant_min": -8, "quant_max": 7, "grad_factor": 1.0, "form": 0},
+        {"grad": x}, occupancy=0.5, share=0.76)
 
 
 LSB = {"limit": ONE[0], "bits": 8, "k": 1}

@@ -22,8 +22,9 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     """Give the forward and the backward of `levels` quantizers; x_bytes, y_bytes: of a thread's eight elements."""
     from mbq_kernels.triton import _elementwise as elementwise
     from mbq_kernels.triton import _tiling as tiling
-    from mbq_kernels.triton import quant_math
+    from mbq_kernels.triton import affine_math, quant_math
 
+    arithmetic = affine_math if "affine" in name else quant_math
     x_bytes, y_bytes = 8 * BYTES[x], levels * 8 * BYTES[y]
     optional = {"shift_ptr": shift, "shift_sums_ptr": shift, "unit_ptr": units, "floor_ptr": units,
                 "grad_scale_ptr": False}
@@ -34,11 +35,11 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     common = {"options": tiling.OPTIONS, "no_loads": NARROW}
     yield Variant(name=f"forward {what}", kernel=elementwise.forward_kernel, reads=x_bytes, writes=y_bytes, **common,
                   types={**inputs, "out_ptrs": (y,) * levels},
-                  constants={"VALUE": getattr(quant_math, f"{name}_value"), **constants})
+                  constants={"VALUE": getattr(arithmetic, f"{name}_value"), **constants})
     yield Variant(name=f"backward {what}", kernel=elementwise.backward_kernel, reads=x_bytes + y_bytes, writes=x_bytes,
                   types={**inputs, "grad_ptrs": (y,) * levels, "grad_x_ptr": x, "scale_sums_ptr": "*fp32",
                          "factors": ("fp32",) * levels}, **common,
-                  constants={"TERMS": getattr(quant_math, f"{name}_terms"), **constants})
+                  constants={"TERMS": getattr(arithmetic, f"{name}_terms"), **constants})
 
 
 def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), mixed=True, one_scale=False):

@@ -1,0 +1,122 @@
+// The arithmetic of fake_quantize_affine, for host and device. Twins: mbq_kernels/reference/affine_math.py and
+// mbq_kernels/triton/affine_math.py. affine_*: torch.ao's; general_*: that of other people's code.
+#pragma once
+
+#include "quant_math.h"
+
+namespace mbq {
+
+// zp = clamp(rint(zero_point), quant_min, quant_max)
+template <class T>
+MBQ_HD T affine_zero_point(T zero_point, Bounds<T> range) {
+  return round_even(clamp(zero_point, range.lo, range.hi));
+}
+
+// Codes less zp: level = rint(x * inv_scale), cut off one step outside the range; kept = level within the range.
+template <class T>
+struct AffineCode {
+  T level, kept;
+};
+
+template <class T>
+MBQ_HD AffineCode<T> affine_encode(T x, T inv_scale, T zero_point, Bounds<T> range) {
+  const T lo = range.lo - zero_point, hi = range.hi - zero_point;
+  const T level = round_even(clamp(x * inv_scale, lo - 1, hi + 1));
+  return {level, clamp(level, lo, hi)};
+}
+
+// x_hat = (code - zp) * scale
+template <class T>
+MBQ_HD T affine_decode(T kept, T scale) {
+  return kept * scale;
+}
+
+// inside: (grad, grad (x_hat - x) / scale, 0); clipped to code c: (0, grad (c - zp), -scale grad); NaN: (0, NaN, 0)
+template <class T, class Scale>
+MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range) {
+  const T inv_scale = inverse(scale);
+  const AffineCode<T> code = affine_encode(x, inv_scale, zero_point, range);
+  const T rounding = (affine_decode<T>(code.kept, scale) - x) * inv_scale;
+  const bool inside = code.kept == code.level, clipped = (code.kept < code.level) | (code.kept > code.level);
+  return {inside ? grad : T(0), grad, inside ? rounding : code.kept, clipped ? -(scale * grad) : T(0)};
+}
+
+// How other people's code differs from the above. divide: x / scale. before, after: the zero point as it is, added
+// before or after the rounding. by_position: clipped is what lies outside before the rounding. through: nothing is
+// clipped for gradients. product: grad x as autograd has it, multiplied by the scale and divided again.
+struct AffineForm {
+  bool divide, before, after, by_position, through, product;
+};
+
+// quotient, unrounded; kept: the code in range; zero_point: that of the form; inside, clipped: for gradients.
+template <class T>
+struct GeneralCode {
+  T quotient, kept, zero_point;
+  bool inside, clipped;
+};
+
+// code = clamp(rint(x / scale + zp), lo, hi) or clamp(rint(x / scale) + zp, lo, hi)
+template <class T, class Scale>
+MBQ_HD GeneralCode<T> general_encode(T x, Scale scale, T zero_point, Bounds<T> range, AffineForm form) {
+  const T zp = form.before | form.after ? zero_point : affine_zero_point(zero_point, range);
+  const T within = form.before ? zp : T(0), beside = form.before ? T(0) : zp;
+  // a T, because an inverted scale gives quotients that are exact up to 1024 alone, and codes go further here
+  const T quotient = form.divide ? divide(x, static_cast<T>(scale)) : x * inverse(scale);
+  const T position = quotient + within;
+  const T level = round_even(clamp(position, range.lo - beside - 1, range.hi - beside + 1)) + beside;
+  const T seen = form.by_position ? position + beside : level;
+  const bool number = seen == seen, inside = form.through ? number : (seen >= range.lo) & (seen <= range.hi);
+  return {quotient, clamp(level, range.lo, range.hi), zp, inside, number & !inside};
+}
+
+// x_hat = (code - zp) * scale
+template <class T>
+MBQ_HD T general_decode(GeneralCode<T> code, T scale) {
+  return (code.kept - code.zero_point) * scale;
+}
+
+// (x, scale, shift) inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad where
+// clipped)
+template <class T, class Scale>
+MBQ_HD Terms<T> general_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range, AffineForm form) {
+  const GeneralCode<T> code = general_encode(x, scale, zero_point, range, form);
+  const T size = scale, product = grad * size;
+  const T again = form.divide ? divide(product, size) : product * inverse(scale), passed = form.product ? again : grad;
+  const T level = code.kept - code.zero_point;
+  return {code.inside ? passed : T(0), grad, code.inside ? level - code.quotient : level,
+          code.clipped ? -product : T(0)};
+}
+
+template <class T>
+struct FakeQuantizeAffine {
+  static constexpr bool integer_shift = true;
+  Bounds<T> range;
+  template <class Scale>
+  MBQ_HD T value(T x, Scale scale, T zero_point) const {
+    const T zp = affine_zero_point(zero_point, range);
+    return affine_decode<T>(affine_encode(x, inverse(scale), zp, range).kept, scale);
+  }
+  template <class Scale>
+  MBQ_HD Terms<T> terms(T grad, T x, Scale scale, T zero_point) const {
+    return affine_gradient_terms(grad, x, scale, affine_zero_point(zero_point, range), range);
+  }
+  MBQ_HD FakeQuantizeAffine levels() const { return *this; }
+};
+
+template <class T>
+struct GeneralAffine {
+  static constexpr bool integer_shift = true;
+  Bounds<T> range;
+  AffineForm form;
+  template <class Scale>
+  MBQ_HD T value(T x, Scale scale, T zero_point) const {
+    return general_decode<T>(general_encode(x, scale, zero_point, range, form), scale);
+  }
+  template <class Scale>
+  MBQ_HD Terms<T> terms(T grad, T x, Scale scale, T zero_point) const {
+    return general_gradient_terms(grad, x, scale, zero_point, range, form);
+  }
+  MBQ_HD GeneralAffine levels() const { return *this; }
+};
+
+}  // namespace mbq
