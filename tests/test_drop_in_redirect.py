@@ -53,7 +53,7 @@ def calls(monkeypatch):
     """Count calls of the kernels."""
     seen = []
     real = mbq_kernels.fake_quantize_affine
-    for module in ("torch_ao.arithmetic", "torch_ao.learnable_affine", "torchao_affine"):
+    for module in ("torch_ao.arithmetic", "torch_ao.per_tensor", "torch_ao.learnable_affine", "torchao_affine"):
         monkeypatch.setattr(f"mbq_train.drop_in.{module}.fake_quantize_affine",
                             lambda *args, **kwargs: seen.append(1) or real(*args, **kwargs))
     return seen

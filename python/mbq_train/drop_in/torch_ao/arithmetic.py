@@ -5,6 +5,8 @@ import torch
 
 from mbq_kernels import fake_quantize_affine
 
+from .per_tensor import per_tensor, takes
+
 FEWEST = 8192  # elements: below, the fixed cost of a call is more than the kernel saves
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -21,9 +23,11 @@ def quantize_affine(x: torch.Tensor, scale: torch.Tensor | float, zero_point: to
 
     scale and zero_point may change before the backward, as buffers of observers do: it is given copies.
     """
+    scale_, zero_point_ = _copied(scale, x, torch.float32), _copied(zero_point, x, torch.int32)
     try:
-        return fake_quantize_affine(x, _copied(scale, x, torch.float32), _copied(zero_point, x, torch.int32),
-                                    quant_min=quant_min, quant_max=quant_max, axis=axis)
+        if takes(x, axis):
+            return per_tensor(x, scale_, zero_point_, quant_min, quant_max)
+        return fake_quantize_affine(x, scale_, zero_point_, quant_min=quant_min, quant_max=quant_max, axis=axis)
     except (RuntimeError, ValueError):  # a value that ours refuses: torch computes with it, or refuses it too
         return _torch_quantize_affine(x, scale, zero_point, axis, quant_min, quant_max)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..replacement import original_forward
 from .arithmetic import quantize_affine, worthwhile
-from .observer import channel_extremes
+from .observer import channel_extremes, is_on
 
 FEWEST = 12288  # elements: torch's operator, which still runs, has a fixed cost of its own
 
@@ -16,19 +16,18 @@ def fused_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # 
     torch's operator looks at the extremes of what it is given, and so leaves the same minimum, maximum, scale and zero
     point when it is given them alone. On CUDA it reads its switches on the device and is left as it is.
     """
-    if not _supports(module, X) or module.fake_quant_enabled[0] != 1:
+    if not _supports(module, X) or not is_on(module.fake_quant_enabled):
         return original_forward(module, X)
-    observer, axis = module.activation_post_process, None
-    extremes = X.detach()
-    if module.is_per_channel:
-        axis = module.ch_axis
-        extremes = channel_extremes(extremes, axis) if module.observer_enabled[0] == 1 else extremes.narrow(-1, 0, 1)
-    elif module.observer_enabled[0] == 1:
-        extremes = torch.stack(torch.aminmax(extremes))
-    else:
-        extremes = extremes.flatten()[:1]
-    original_forward(module, extremes)
+    observer, axis = module.activation_post_process, module.ch_axis if module.is_per_channel else None
+    original_forward(module, _extremes(X.detach(), axis, is_on(module.observer_enabled)))
     return quantize_affine(X, module.scale, module.zero_point, axis, observer.quant_min, observer.quant_max)
+
+
+def _extremes(x: torch.Tensor, axis: int | None, observed: bool) -> torch.Tensor:
+    """Return what is in the place of x; some of x where nobody observes it."""
+    if axis is None:
+        return torch.stack(torch.aminmax(x)) if observed else x.as_strided((1,), (1,))
+    return channel_extremes(x, axis) if observed else x.narrow(-1, 0, 1)
 
 
 def _supports(module: nn.Module, x: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from ..replacement import original_forward
 from .arithmetic import FEWEST, worthwhile
 from .learnable_affine import FEWEST as FEWEST_WITH_ZERO_POINT
 from .learnable_affine import learnable_affine
-from .observer import observe
+from .observer import is_on, observe
 
 _CHANNELS = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
@@ -20,13 +20,13 @@ def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
     fewest = FEWEST if module.qscheme in _SYMMETRIC else FEWEST_WITH_ZERO_POINT
     if not worthwhile(X, fewest) or X.dtype != torch.float32:
         return original_forward(module, X)
-    if module.static_enabled[0] == 1:
+    if is_on(module.static_enabled):
         scale, zero_point = observe(module.activation_post_process, X)
-        module.scale.data.copy_(scale)
-        module.zero_point.data.copy_(zero_point)
+        for parameter, value in ((module.scale, scale), (module.zero_point, zero_point)):
+            parameter.data.copy_(torch.as_tensor(value))
     else:
         module.scale.data.clamp_(min=module.eps.item())
-    return _quantized(module, X) if module.fake_quant_enabled[0] == 1 else X
+    return _quantized(module, X) if is_on(module.fake_quant_enabled) else X
 
 
 def _quantized(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

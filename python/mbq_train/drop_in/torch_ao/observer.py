@@ -20,14 +20,27 @@ _PACKAGES = ("torch.ao.quantization.observer", "torchao.quantization.pt2e.observ
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 
-def observe(observer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let `observer` see x, and return the scale and the zero point that it gives then."""
+def observe(observer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[float, int]:
+    """Let `observer` see x, and return the scale and the zero point that it gives then, as tensors or as numbers."""
     x = x.detach()
     kind = _plain_kind(observer)
     if kind in _PER_TENSOR and _holds_numbers(observer, x):
         return _see_numbers(observer, x, kind)
     observer(channel_extremes(x, observer.ch_axis) if kind in _PER_CHANNEL and x.dim() > 1 else x)
     return observer.calculate_qparams()
+
+
+def keep(buffer: torch.Tensor, value: torch.Tensor | float) -> None:
+    """Give `buffer` the value and the shape of what an observer gave."""
+    shape = value.shape if isinstance(value, torch.Tensor) else (1,)
+    if buffer.shape != shape:
+        buffer.resize_(shape)
+    buffer.copy_(value) if isinstance(value, torch.Tensor) else buffer.fill_(value)
+
+
+def is_on(switch: torch.Tensor) -> bool:
+    """Return what `switch[0] == 1` says, in a quarter of the time."""
+    return switch.item() == 1
 
 
 def channel_extremes(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -61,7 +74,7 @@ def _holds_numbers(observer: nn.Module, x: torch.Tensor) -> bool:
 
 
 @np.errstate(over="ignore")
-def _see_numbers(observer: nn.Module, x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _see_numbers(observer: nn.Module, x: torch.Tensor, kind: str) -> tuple:
     min_val, max_val = observer.min_val, observer.max_val
     least, greatest = torch.aminmax(x)
     low, high = np.float32(least.item()), np.float32(greatest.item())
@@ -81,7 +94,7 @@ def _see_numbers(observer: nn.Module, x: torch.Tensor, kind: str) -> tuple[torch
     return _number_qparams(observer, low, high)
 
 
-def _number_qparams(observer: nn.Module, low: np.float32, high: np.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def _number_qparams(observer: nn.Module, low: np.float32, high: np.float32) -> tuple[float, int]:
     """Do what observer.calculate_qparams does, in the same order and precision."""
     zero, eps = np.float32(0), np.float32(observer.eps.item())
     low, high = min(low, zero), max(high, zero)
@@ -92,7 +105,7 @@ def _number_qparams(observer: nn.Module, low: np.float32, high: np.float32) -> t
     else:
         scale = max((high - low) / np.float32(highest - lowest), eps)
         zero_point = min(max(lowest - int(np.rint(low / scale)), lowest), highest)
-    return torch.tensor([float(scale)]), torch.tensor([zero_point])
+    return float(scale), zero_point
 
 
 def _symmetric_zero_point(observer: nn.Module) -> int:
