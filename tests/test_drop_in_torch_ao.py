@@ -1,75 +1,16 @@
 """accelerate on torch.ao's fake-quantizers: outputs, gradients, observer and buffers as the original's, bit for bit."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
-from torch.ao.quantization import (
-    FakeQuantize,
-    FixedQParamsFakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
-    PlaceholderObserver,
-    default_fixed_qparams_range_0to1_observer,
-)
-from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
+from fake_quantizers import FIXED, SHAPES, assert_same, assert_same_state, twins
+from torch.ao.quantization import FakeQuantize, PerChannelMinMaxObserver, PlaceholderObserver
 
 import mbq_kernels
 from mbq_train import accelerate, restore
 from mbq_train.drop_in.replacement import is_replaced
-
-TENSOR, CHANNEL = MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
-S8 = {"dtype": torch.qint8, "quant_min": -128, "quant_max": 127}
-PER_TENSOR, PER_CHANNEL = {"qscheme": torch.per_tensor_symmetric}, {"qscheme": torch.per_channel_symmetric}
-FIXED = {
-    "moving": partial(FakeQuantize, TENSOR),
-    "moving-symmetric": partial(FakeQuantize, TENSOR, **S8, **PER_TENSOR),
-    "moving-symmetric-unsigned": partial(FakeQuantize, TENSOR, quant_min=0, quant_max=254, **PER_TENSOR),
-    "extremes-reduced": partial(FakeQuantize, MinMaxObserver, reduce_range=True),
-    "histogram": partial(FakeQuantize, HistogramObserver),
-    "channels": partial(FakeQuantize, PerChannelMinMaxObserver, **S8, **PER_CHANNEL),
-    "channels-4bit": partial(FakeQuantize, PerChannelMinMaxObserver, -8, 7, dtype=torch.qint8, **PER_CHANNEL),
-    "channels-affine-axis1": partial(FakeQuantize, CHANNEL, qscheme=torch.per_channel_affine, ch_axis=1),
-    "fixed": partial(FixedQParamsFakeQuantize, default_fixed_qparams_range_0to1_observer),
-    "fused": FusedMovingAvgObsFakeQuantize,
-    "fused-symmetric": partial(FusedMovingAvgObsFakeQuantize, **S8, **PER_TENSOR),
-    "fused-channels": partial(FusedMovingAvgObsFakeQuantize, CHANNEL, **S8, **PER_CHANNEL),
-    "fused-channels-affine": partial(FusedMovingAvgObsFakeQuantize, CHANNEL, qscheme=torch.per_channel_affine),
-    "fused-axis1": partial(FusedMovingAvgObsFakeQuantize, CHANNEL, qscheme=torch.per_channel_affine, ch_axis=1),
-}
-LEARNED = {
-    "learned": partial(_LearnableFakeQuantize, TENSOR, -8, 7, dtype=torch.qint8, **PER_TENSOR),
-    "learned-affine": partial(_LearnableFakeQuantize, TENSOR, 0, 15),
-    "learned-channels": partial(_LearnableFakeQuantize, CHANNEL, -8, 7, dtype=torch.qint8, channel_len=48,
-                                use_grad_scaling=True, **PER_CHANNEL),
-    "learned-channels-affine": partial(_LearnableFakeQuantize, CHANNEL, 0, 15, channel_len=48,
-                                       qscheme=torch.per_channel_affine),
-}
-SHAPES = {"small": (48, 48), "matrix": (48, 1200), "image": (48, 48, 5, 6)}
-
-
-def twins(make):
-    """Return a module and an accelerated copy of it."""
-    original = make()
-    ours = copy.deepcopy(original)
-    assert len(accelerate(ours).replaced) == 1
-    return original, ours
-
-
-def assert_same(one, other):
-    assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
-
-
-def assert_same_state(original, ours):
-    states = original.state_dict(), ours.state_dict()
-    assert list(states[0]) == list(states[1])
-    for one, other in zip(states[0].values(), states[1].values(), strict=True):
-        assert_same(one, other)
+from mbq_train.drop_in.torch_ao.per_tensor import unclipped
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -93,50 +34,6 @@ def test_same_bits(make, shape, dtype):
         assert_same(expected, out)
         assert_same(torch.autograd.grad(expected, x, grad)[0], torch.autograd.grad(out, x, grad)[0])
         assert_same_state(original, ours)
-
-
-def sum_bounds(module, x, x_hat, grad, grad_x):
-    """Return how far from each other float32 sums of the terms of the gradients of scale and zero point can be.
-
-    Terms are rounded three times, and each level of a sum in pairs once: 32 roundings of the sum of magnitudes.
-    """
-    scale, zero = module.scale.detach(), module.zero_point.detach()
-    per_channel = scale.numel() > 1
-    if per_channel:
-        shape = [-1 if axis == module.ch_axis else 1 for axis in range(x.dim())]
-        scale, zero = scale.view(shape), zero.view(shape)
-    inside = (grad_x == grad) & (grad != 0)
-    factor = (x.numel() * module.quant_max) ** -0.5 if module.use_grad_scaling else 1.0
-    terms = (grad * torch.where(inside, (x_hat - x).abs() / scale + 1, x_hat.abs() / scale + 1),
-             torch.where(inside, 0.0, grad * scale))
-    axes = [axis for axis in range(x.dim()) if not per_channel or axis != module.ch_axis]
-    return [32 * 2.0**-24 * factor * term.detach().abs().sum(axes).flatten() + 1e-12 for term in terms]
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("make", LEARNED.values(), ids=LEARNED)
-def test_learned(make, shape):
-    """Also x and zero points for which torch's forward and backward round to different codes."""
-    original, ours = twins(make)
-    for call in range(4):
-        x = torch.randn(shape).requires_grad_()
-        if call == 2:
-            for module in (original, ours):
-                module.enable_param_learning()
-                module.scale.data.fill_(0.0625)
-                module.zero_point.data.fill_(0 if "symmetric" in str(module.qscheme) else 2.5)
-            x = (torch.round(torch.randn(shape) * 64) / 32).requires_grad_()
-        grad, expected, out = torch.randn(shape), original(x), ours(x)
-        assert_same(expected, out)
-        theirs = torch.autograd.grad(expected, [x, original.scale, original.zero_point], grad)
-        mine = torch.autograd.grad(out, [x, ours.scale, ours.zero_point], grad)
-        assert_same(theirs[0], mine[0])
-        bounds = sum_bounds(original, x, expected, grad, theirs[0])
-        for one, other, bound in zip(theirs[1:], mine[1:], bounds, strict=True):
-            assert one.shape == other.shape and ((one - other).abs() <= bound).all()
-        assert_same_state(original, ours)
-    module = ours.toggle_fake_quant(False)
-    assert module(x) is x
 
 
 def test_kernels_are_called(monkeypatch):
@@ -236,3 +133,50 @@ def test_copies_in_torchao(name):
     for _ in range(2):
         assert_same(original(x), ours(x))
     assert_same_state(original, ours)
+
+
+def test_affine_of_torchao_is_named():
+    pt2e = pytest.importorskip("torchao.quantization.pt2e.fake_quantize")
+    from torchao.quantization import MappingType, PerTensor
+    module = pt2e.AffineFakeQuantize(mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.uint8,
+                                     granularity=PerTensor())
+    with pytest.warns(RuntimeWarning, match="a forward that is not known"):
+        accelerate(module)
+
+
+@pytest.mark.parametrize("name", ["moving", "channels-affine-axis1", "fused", "fused-channels"])
+def test_memory_order_and_autocast(name):
+    original, ours = twins(FIXED[name])
+    x = torch.randn(SHAPES["image"]).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, out = original(x), ours(x)
+    assert_same(expected, out)
+    with torch.no_grad():
+        assert_same(original(x[:, :, 1:]), ours(x[:, :, 1:]))
+    assert_same_state(original, ours)
+
+
+def test_second_derivative():
+    """One of a constant scale for all of x is torch's; kernels otherwise refuse."""
+    original, ours = twins(FIXED["moving"])
+    x = torch.randn(SHAPES["matrix"]).requires_grad_()
+    seconds = []
+    for module in (original, ours):
+        first, = torch.autograd.grad(module(x * x).square().sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert_same(*seconds)
+    first, = torch.autograd.grad(twins(FIXED["channels"])[1](x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("zero_point", [-8, 0, 3, 7])
+def test_what_is_not_clipped_is_an_interval(zero_point):
+    """To the last bit: the floats around both ends, of steps of all sizes."""
+    for scale in torch.cat([torch.logspace(-7, 3, 50), 2.0 ** torch.arange(-20, 8)]):
+        ends = torch.tensor(unclipped(scale.item(), zero_point, -8, 7))
+        x = torch.stack([ends] * 3 + [torch.nextafter(ends, torch.tensor(far)) for far in (-1e38, 1e38)])
+        x = torch.cat([x, torch.nextafter(x, 2 * x)]).requires_grad_()
+        x_hat = torch.fake_quantize_per_tensor_affine(x, scale.view(1), torch.tensor([zero_point]).int(), -8, 7)
+        mask, = torch.autograd.grad(x_hat.sum(), x)
+        assert torch.equal(mask, ((x > ends[0]) & (x < ends[1])).float())

@@ -1,8 +1,8 @@
 """torchao's _fake_quantize_affine by kernels of mbq_kernels.
 
 Its arithmetic is clamp(round(x * (1/scale)) + zero_point) in the dtype of x, so ours in float32 alone, and its gradient
-is autograd's: (grad * scale) * (1/scale) where nothing was clamped. That is the gradient of torch.ao's arithmetic, which
-has the fastest loop, with two factors.
+is autograd's: (grad * scale) * (1/scale) where nothing was clamped. That is the gradient of torch.ao's arithmetic with
+two factors, and its loop is the fastest.
 """
 
 import math

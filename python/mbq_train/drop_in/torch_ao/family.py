@@ -12,47 +12,39 @@ from torch import nn
 from ..family import Leave, Replace, Verdict
 from .fake_quantize import fake_quantize
 from .fused import fused_fake_quantize
-from .learnable import learnable_fake_quantize
+from .learnable import learnable_fake_quantize, pt2e_fake_quantize
 from .learnable_affine import SUM_BOUND
 
 LIBRARY = "torch.ao"
-_CLASSES = {
-    "FakeQuantize": ("torch.ao.quantization.fake_quantize", "torchao.quantization.pt2e.fake_quantize"),
-    "FusedMovingAvgObsFakeQuantize": ("torch.ao.quantization.fake_quantize", "torchao.quantization.pt2e.fake_quantize"),
-    "_LearnableFakeQuantize": ("torch.ao.quantization._learnable_fake_quantize",),
-}
+_TORCH, _TORCHAO = "torch.ao.quantization", "torchao.quantization.pt2e"
+_FORWARDS = (
+    (f"{_TORCH}.fake_quantize", "FakeQuantize", fake_quantize, ""),
+    (f"{_TORCHAO}.fake_quantize", "FakeQuantize", fake_quantize, ""),
+    (f"{_TORCH}.fake_quantize", "FusedMovingAvgObsFakeQuantize", fused_fake_quantize, ""),
+    (f"{_TORCHAO}.fake_quantize", "FusedMovingAvgObsFakeQuantize", fused_fake_quantize, ""),
+    (f"{_TORCH}._learnable_fake_quantize", "_LearnableFakeQuantize", learnable_fake_quantize, SUM_BOUND),
+    (f"{_TORCHAO}.learnable_fake_quantize", "LearnableFakeQuantize", pt2e_fake_quantize, SUM_BOUND),
+)
 _INTEGERS = (torch.qint8, torch.quint8, torch.qint32, torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
 
 
 def torch_ao(module: nn.Module) -> Verdict:
     """Return what is to become of `module`, where it is a fake-quantizer of torch.ao."""
-    name = _class_name(type(module))
-    if name is None:
-        return _stranger(module)
-    reason = _unsupported(module)
-    if reason:
-        return Leave(LIBRARY, reason)
-    if name == "FakeQuantize":
-        return Replace(LIBRARY, fake_quantize)
-    if name == "FusedMovingAvgObsFakeQuantize":
-        return Replace(LIBRARY, fused_fake_quantize)
-    return Replace(LIBRARY, learnable_fake_quantize, bound=SUM_BOUND)
-
-
-def _class_name(kind: type[nn.Module]) -> str | None:
-    for name, packages in _CLASSES.items():
-        for package in packages:
-            original = getattr(sys.modules.get(package), name, None)
-            if original is not None and issubclass(kind, original) and kind.forward is original.forward:
-                return name
-    return None
+    kind = type(module)
+    for package, name, forward, bound in _FORWARDS:
+        original = getattr(sys.modules.get(package), name, None)
+        if original is not None and issubclass(kind, original) and kind.forward is original.forward:
+            reason = _unsupported(module)
+            return Leave(LIBRARY, reason) if reason else Replace(LIBRARY, forward, bound=bound)
+    return _stranger(module)
 
 
 def _stranger(module: nn.Module) -> Leave | None:
     """Name the fake-quantizers of torch.ao, and of its users, that have a forward of their own."""
-    base = getattr(sys.modules.get("torch.ao.quantization.fake_quantize"), "FakeQuantizeBase", None)
-    if base is not None and isinstance(module, base):
-        return Leave(LIBRARY, "has a forward that is not known")
+    for package in (_TORCH, _TORCHAO):
+        base = getattr(sys.modules.get(f"{package}.fake_quantize"), "FakeQuantizeBase", None)
+        if base is not None and isinstance(module, base):
+            return Leave(LIBRARY, "has a forward that is not known")
     return None
 
 

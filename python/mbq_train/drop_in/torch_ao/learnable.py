@@ -1,4 +1,4 @@
-"""The forward of torch.ao's _LearnableFakeQuantize, fused."""
+"""The forwards of torch.ao's _LearnableFakeQuantize and of torchao's LearnableFakeQuantize for pt2e, fused."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from ..replacement import original_forward
 from .arithmetic import FEWEST, worthwhile
 from .learnable_affine import FEWEST as FEWEST_WITH_ZERO_POINT
 from .learnable_affine import learnable_affine
-from .observer import is_on, observe
+from .observer import is_on, observed
 
 _CHANNELS = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
@@ -17,16 +17,29 @@ _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
 
 def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Take scale and zero point from the observer or keep scale above eps, and fake-quantize X with them."""
-    fewest = FEWEST if module.qscheme in _SYMMETRIC else FEWEST_WITH_ZERO_POINT
-    if not worthwhile(X, fewest) or X.dtype != torch.float32:
+    if not _supports(module, X):
         return original_forward(module, X)
     if is_on(module.static_enabled):
-        scale, zero_point = observe(module.activation_post_process, X)
-        for parameter, value in ((module.scale, scale), (module.zero_point, zero_point)):
-            parameter.data.copy_(torch.as_tensor(value))
+        scale, zero_point = observed(module.activation_post_process, X)
+        module.scale.data.copy_(scale)
+        module.zero_point.data.copy_(zero_point)
     else:
         module.scale.data.clamp_(min=module.eps.item())
     return _quantized(module, X) if is_on(module.fake_quant_enabled) else X
+
+
+def pt2e_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
+    """Take scale and zero point from the observer, or make them on the first call, and fake-quantize X with them."""
+    if not _supports(module, X):
+        return original_forward(module, X)
+    if is_on(module.observer_enabled) or not module._initialized:
+        module._initialize_or_update_qparams(*observed(module.activation_post_process, X))
+    return _quantized(module, X) if is_on(module.fake_quant_enabled) else X
+
+
+def _supports(module: nn.Module, x: torch.Tensor) -> bool:
+    fewest = FEWEST if module.qscheme in _SYMMETRIC else FEWEST_WITH_ZERO_POINT
+    return worthwhile(x, fewest) and x.dtype == torch.float32
 
 
 def _quantized(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

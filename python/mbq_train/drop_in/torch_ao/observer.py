@@ -30,6 +30,14 @@ def observe(observer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return observer.calculate_qparams()
 
 
+def observed(observer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do as observe, with tensors alone."""
+    scale, zero_point = observe(observer, x)
+    if isinstance(scale, torch.Tensor):
+        return scale, zero_point
+    return torch.tensor([scale]), torch.tensor([zero_point])
+
+
 def keep(buffer: torch.Tensor, value: torch.Tensor | float) -> None:
     """Give `buffer` the value and the shape of what an observer gave."""
     shape = value.shape if isinstance(value, torch.Tensor) else (1,)
