@@ -12,8 +12,9 @@ from .measurement import measure
 from .replacement import is_replaced, replace, undo
 from .report import Entry, Report
 from .torch_ao import torch_ao
+from .torchao import torchao
 
-FAMILIES: tuple[Family, ...] = (torch_ao,)
+FAMILIES: tuple[Family, ...] = (torch_ao, torchao)
 WORTHWHILE = 1.05  # times as fast: less is the noise of a measurement
 
 
