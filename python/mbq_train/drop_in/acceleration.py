@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .brevitas import brevitas
 from .family import Family, Leave, Replace
 from .measurement import measure
 from .replacement import is_replaced, replace, undo
@@ -14,7 +15,7 @@ from .report import Entry, Report
 from .torch_ao import torch_ao
 from .torchao import torchao
 
-FAMILIES: tuple[Family, ...] = (torch_ao, torchao)
+FAMILIES: tuple[Family, ...] = (torch_ao, torchao, brevitas)
 WORTHWHILE = 1.05  # times as fast: less is the noise of a measurement
 
 
