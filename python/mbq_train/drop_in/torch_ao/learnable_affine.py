@@ -9,7 +9,7 @@ import torch
 
 from mbq_kernels import fake_quantize_affine
 
-FEWEST = 49152  # elements: its backward computes the codes again, with the other rounding
+FEWEST = 16384  # elements: its backward computes the codes again, with the other rounding
 SUM_BOUND = ("gradients of scale and zero point: sums in another order than torch's and of terms rounded otherwise, "
              "equal within float32's rounding of their sum of magnitudes")
 
