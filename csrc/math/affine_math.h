@@ -50,47 +50,55 @@ struct AffineForm {
   T divide, before, after, by_position, through, product;
 };
 
-// quotient, unrounded; kept: the code in range; zero_point: that of the form; seen: what is clipped beyond least, most
+// What q = x / scale and products by the scale are computed with: divide(x * factor, divisor), one of which is 1, so
+// that loops ask nothing. A T, because an inverted scale gives quotients that are exact up to 1024 alone.
+template <class T>
+struct GeneralScale {
+  T factor, divisor;
+};
+
+template <class T, class Scale>
+MBQ_HD GeneralScale<T> general_scale(Scale scale, AffineForm<T> form) {
+  return {form.divide > T(0) ? T(1) : inverse(scale), form.divide > T(0) ? static_cast<T>(scale) : T(1)};
+}
+
+// quotient, unrounded; kept: the code in range, less the zero point; seen: what is inside the range or outside, for
+// gradients.
 template <class T>
 struct GeneralCode {
-  T quotient, kept, zero_point, seen, least, most;
+  T quotient, kept, seen;
 };
 
 // code = clamp(rint(x / scale + zp), lo, hi) or clamp(rint(x / scale) + zp, lo, hi)
 template <class T, class Scale>
 MBQ_HD GeneralCode<T> general_encode(T x, Scale scale, T zero_point, Bounds<T> range, AffineForm<T> form) {
+  const GeneralScale<T> by = general_scale<T>(scale, form);
   const T zp = form.before + form.after > T(0) ? zero_point : affine_zero_point(zero_point, range);
   const T within = form.before > T(0) ? zp : T(0), beside = form.before > T(0) ? T(0) : zp;
-  // by a T, because an inverted scale gives quotients that are exact up to 1024 alone, and codes go further here
-  const T divided = divide(x, static_cast<T>(scale)), multiplied = x * inverse(scale);
-  const T quotient = form.divide > T(0) ? divided : multiplied, position = quotient + within;
+  const T quotient = divide(x * by.factor, by.divisor), position = quotient + within;
   const T level = round_even(clamp(position, range.lo - beside - 1, range.hi - beside + 1)) + beside;
-  const T exact = position + beside, infinite = static_cast<T>(INFINITY);
-  return {quotient,
-          clamp(level, range.lo, range.hi),
-          zp,
-          form.by_position > T(0) ? exact : level,
-          form.through > T(0) ? -infinite : range.lo,
-          form.through > T(0) ? infinite : range.hi};
+  return {quotient, clamp(level, range.lo, range.hi) - zp, form.by_position > T(0) ? position + beside : level};
 }
 
 // x_hat = (code - zp) * scale
 template <class T>
 MBQ_HD T general_decode(GeneralCode<T> code, T scale) {
-  return (code.kept - code.zero_point) * scale;
+  return code.kept * scale;
 }
 
-// (x, scale, shift) inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad where
-// clipped)
+// (x, scale, shift) inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad); NaN:
+// (0, NaN, 0)
 template <class T, class Scale>
 MBQ_HD Terms<T> general_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range, AffineForm<T> form) {
   const GeneralCode<T> code = general_encode(x, scale, zero_point, range, form);
-  const T size = scale, product = grad * size, divided = divide(product, size), multiplied = product * inverse(scale);
-  const T again = form.divide > T(0) ? divided : multiplied, passed = form.product > T(0) ? again : grad;
-  const T level = code.kept - code.zero_point, rounding = level - code.quotient;
-  const bool inside = (code.seen >= code.least) & (code.seen <= code.most);  // NaN is neither
-  const bool clipped = (code.seen < code.least) | (code.seen > code.most);
-  return {inside ? passed : T(0), grad, inside ? rounding : level, clipped ? -product : T(0)};
+  const GeneralScale<T> by = general_scale<T>(scale, form);
+  const T size = scale, up = form.product > T(0) ? size : T(1), factor = form.product > T(0) ? by.factor : T(1);
+  const T passed = divide(grad * up * factor, form.product > T(0) ? by.divisor : T(1));
+  const T bound =
+      clamp(code.seen, form.through > T(0) ? T(-INFINITY) : range.lo, form.through > T(0) ? T(INFINITY) : range.hi);
+  const bool inside = bound == code.seen, outside = (bound < code.seen) | (bound > code.seen);  // NaN is neither
+  return {inside ? passed : T(0), grad, inside ? code.kept - code.quotient : code.kept,
+          outside ? -(size * grad) : T(0)};
 }
 
 template <class T>
