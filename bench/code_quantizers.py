@@ -34,6 +34,7 @@ class Setting:
     axis: int | None
     offset: bool
     half_up: bool = False
+    form: tuple[str, str, str, bool] = ("reciprocal", "integer", "code", False)  # affine's options, from quotient on
 
     @property
     def kind(self) -> Quantizer:
@@ -71,8 +72,9 @@ def _double(setting, x, scales, offsets):
 
 def _affine(setting, x, scales, offsets):
     lo, hi = code_range(setting.bits[0], setting.signed)
+    options = dict(zip(("quotient", "zero_point_form", "mask", "grad_product"), setting.form, strict=True))
     return [mbq.fake_quantize_affine(x, scales[0], offsets[0], quant_min=lo, quant_max=hi, axis=setting.axis,
-                                     grad_factor=1.0)]
+                                     grad_factor=1.0, **options)]
 
 
 def _codes(setting, x, scales, offsets):
@@ -82,6 +84,8 @@ def _codes(setting, x, scales, offsets):
 
 EVERY_BIT_WIDTH = tuple((b,) for b in range(1, 9))
 SEVERAL = ((8, 6, 4, 2), (1, 3, 5, 7))
+FORMS = (Setting.form, ("division", "before_rounding", "none", True), ("division", "after_rounding", "position", False),
+         ("reciprocal", "before_rounding", "code", True), ("division", "integer", "code", True))
 QUANTIZERS = {
     "fake_quantize": Quantizer(EVERY_BIT_WIDTH, _single),
     "fake_quantize_multi": Quantizer(SEVERAL, _multi),
@@ -98,9 +102,10 @@ def settings_of(op: str) -> Callable:
     signs = (True,) if kind.double else (True, False)
     offsets = (True,) if kind.affine else (False,) if kind.double else (False, True)
     last = (False, True) if kind.double else (False,)
+    forms = FORMS if kind.affine else FORMS[:1]
     axes = (None, 1, -1) if op == "fake_quantize_foreach" else (None, 0, -1)
     return lambda dtypes: (Setting(op, *choice) for choice in
-                           itertools.product(dtypes, kind.bit_lists, signs, axes, offsets, last))
+                           itertools.product(dtypes, kind.bit_lists, signs, axes, offsets, last, forms))
 
 
 def inputs_of(setting: Setting, count: int, generator, turn: int) -> tuple:
@@ -112,7 +117,8 @@ def inputs_of(setting: Setting, count: int, generator, turn: int) -> tuple:
     scales, offsets = [torch.tensor(row, dtype=cv.wide(setting.dtype)) for row in pick], None
     if setting.kind.affine:
         lo, hi = code_range(setting.bits[0], setting.signed)
-        offsets = [torch.linspace(lo, hi, channels + 2, dtype=scales[0].dtype)[1:-1].round()]
+        fraction = 0.0 if setting.form[1] == "integer" else 0.25
+        offsets = [torch.linspace(lo, hi, channels + 2, dtype=scales[0].dtype)[1:-1].round() + fraction]
     elif setting.offset:
         offsets = [s * (0.75 if turn % 2 else -3.3) for s in scales]
     count //= channels * len(setting.bits)
@@ -169,6 +175,8 @@ def sizes(setting: Setting, inputs: tuple, results: cv.Results) -> list:
         scale, offset = scales[k].double(), offsets[k].double() if offsets else torch.zeros(len(scales[k]))
         if setting.kind.affine:
             term = torch.full_like(x, 2.0**bits)
+            if setting.form[2] == "none":
+                term += (x / scale.view(spread)).abs()
         else:
             v = (x - offset.view(spread)) / (scale * ratio).view(spread)
             term = torch.where((v >= lo) & (v <= hi), (v.round() - v).abs(), float(max(-lo, hi))).nan_to_num(1.0) + 1e-3
@@ -198,7 +206,10 @@ def numpy_codes(setting: Setting, inputs: tuple) -> list[torch.Tensor]:
 def _numpy_level(setting, kind, bits, x, scale, offset):
     lo, hi = (kind(bound) for bound in code_range(bits, setting.signed))
     if setting.kind.affine:
-        return (np.clip(np.rint(x * (kind(1) / scale)) + offset, lo, hi) - offset) * scale
+        quotient = x / scale if setting.form[0] == "division" else x * (kind(1) / scale)
+        if setting.form[1] == "before_rounding":
+            return (np.clip(np.rint(quotient + offset), lo, hi) - offset) * scale
+        return (np.clip(np.rint(quotient) + offset, lo, hi) - offset) * scale
     v = (x - offset) / scale
     if setting.kind.double:
         ratio = kind(setting.ratio(bits))

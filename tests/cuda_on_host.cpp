@@ -7,6 +7,7 @@
 
 #include "cuda/engine/batch.cuh"
 #include "cuda/engine/channel_sums.cuh"
+#include "math/affine_math.h"
 
 namespace {
 
@@ -25,12 +26,14 @@ struct Arguments {
   bool aligned, plain, together;
 };
 
-// Double rounding is from 8 bits, half up.
+// Double rounding is from 8 bits, half up; the general affine form divides, rounds positions, judges them, multiplies.
 template <class Quantizer>
 Quantizer quantizer_of(float lo, float hi) {
   if constexpr (std::is_same_v<Quantizer, DoubleRound<float>>) {
     const float ratio = -128 / lo;
     return {{lo, hi}, {lo * ratio, hi * ratio}, second_rounding(ratio, true)};
+  } else if constexpr (std::is_same_v<Quantizer, GeneralAffine<float>>) {
+    return {{lo, hi}, {.divide = true, .before = true, .by_position = true, .product = true}};
   } else {
     return {{lo, hi}};
   }
@@ -194,6 +197,8 @@ extern "C" void forward_bfloat16(Arguments<c10::BFloat16>* a) { run_quantize<c10
 extern "C" void backward_bfloat16(Arguments<c10::BFloat16>* a) { run_quantize<c10::BFloat16, false>(*a); }
 extern "C" void forward_affine_float32(Arguments<float>* a) { forward<FakeQuantizeAffine, float, 1, false>(*a); }
 extern "C" void backward_affine_float32(Arguments<float>* a) { backward<FakeQuantizeAffine, float, 1, false>(*a); }
+extern "C" void forward_general_float32(Arguments<float>* a) { forward<GeneralAffine, float, 1, false>(*a); }
+extern "C" void backward_general_float32(Arguments<float>* a) { backward<GeneralAffine, float, 1, false>(*a); }
 extern "C" void forward_double_float32(Arguments<float>* a) { forward<DoubleRound, float, 4, true>(*a); }
 extern "C" void backward_double_float32(Arguments<float>* a) { backward<DoubleRound, float, 4, true>(*a); }
 extern "C" void codes_int8_float32(Arguments<float>* a) { codes<float, int8_t>(*a); }

@@ -169,6 +169,23 @@ def test_fake_quantize_affine(host, shape):
         torch.testing.assert_close(one[0], other, rtol=1e-4, atol=1e-3 * (shape[0] * shape[2]) ** 0.5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 2053), (3, 5, 33), (257, 16, 1)], ids=str)
+def test_general_affine_divides_exactly_whatever_the_codes(host, shape):
+    """Inverted scales would give quotients that are off in the last place from 1024 on."""
+    run = Run(host, shape, torch.float32, [(-32768, 32767)])
+    run.x *= 10000
+    leaves = [t.clone().requires_grad_() for t in (run.x, run.scale[0], run.shift[0])]
+    expected = mbq.fake_quantize_affine(*leaves, quant_min=-32768, quant_max=32767, axis=1, quotient="division",
+                                        zero_point_form="before_rounding", mask="position", grad_product=True)
+    oracles.assert_same(run.forward("forward_general")[0], expected)
+    assert (expected.detach().abs() > 2000 * leaves[1].max()).any()
+    wanted = torch.autograd.grad(expected, leaves, run.grads[0])
+    actual = run.backward("backward_general")
+    oracles.assert_same(actual[0], wanted[0], "grad x")
+    for one, other in zip(actual[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(one[0], other, rtol=1e-4, atol=0.1 * (shape[0] * shape[2]) ** 0.5)
+
+
 ORDERS = list(itertools.permutations(range(4)))
 
 

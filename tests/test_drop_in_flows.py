@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.ao.quantization as aoq
+from foreign import package
 from networks import one_thread  # noqa: F401 - a fixture
 from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
@@ -59,7 +60,7 @@ def traced():
     return prepare_qat_fx(Network(), mapping, torch.randn(1, 3, SIZE, SIZE)), convert_fx
 
 
-def losses_of(network, restore_at=None):
+def losses_of(network, restore_at=None, size=SIZE):
     torch.manual_seed(1)
     optimizer, losses = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9), []
     for step in range(20):
@@ -69,7 +70,7 @@ def losses_of(network, restore_at=None):
             network.apply(aoq.disable_observer)
         if step == 15:
             network.apply(torch.nn.intrinsic.qat.freeze_bn_stats)
-        loss = nn.functional.cross_entropy(network(torch.randn(8, 3, SIZE, SIZE)), torch.randint(10, (8,)))
+        loss = nn.functional.cross_entropy(network(torch.randn(8, 3, size, size)), torch.randint(10, (8,)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,3 +96,17 @@ def test_up_to_the_converted_network(prepare):
     quantized, ours_quantized = convert(original), convert(ours)
     assert str(quantized) == str(ours_quantized)
     assert torch.equal(quantized(x), ours_quantized(x))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_resnet18():
+    torch.manual_seed(0)
+    images, mapping = torch.randn(2, 3, 64, 64), aoq.get_default_qat_qconfig_mapping("fbgemm")
+    network = package("torchvision").models.resnet18(num_classes=10)
+    original = copy.deepcopy(prepare_qat_fx(network, mapping, images))
+    ours = copy.deepcopy(original)
+    report = accelerate(ours, example=images)
+    assert len(report.replaced) + len(report.left) == 51 and len(report.replaced) > 25
+    assert losses_of(ours, size=64) == losses_of(original, size=64)
+    assert all(torch.equal(value, original.state_dict()[name]) for name, value in ours.state_dict().items())

@@ -61,6 +61,17 @@ def test_learned(make, shape):
     assert module(x) is x
 
 
+@pytest.mark.parametrize("name", ["learned", "learned-affine", "learned-channels"])
+def test_scales_that_ours_refuses_go_to_torch(name):
+    original, ours = twins(LEARNED[name])
+    x = torch.randn(SHAPES["matrix"])
+    for module in (original, ours):
+        module.enable_param_learning()
+        module.scale.data.fill_(float("inf"))
+    expected, out = original(x), ours(x)
+    assert expected.isnan().any() and torch.equal(expected.isnan(), out.isnan())
+
+
 @pytest.mark.parametrize("options", [PER_TENSOR, {}, PER_CHANNEL, {"qscheme": torch.per_channel_affine}],
                          ids=["tensor", "affine", "channels", "channels-affine"])
 def test_learnable_of_torchao(options):

@@ -95,9 +95,10 @@ def test_dtypes_special_values_and_formats(device, dtype):
     oracles.assert_same(out, (torch.round(strided.float() * 4).clamp(-8, 7) * 0.25).to(dtype))
 
 
-def test_integer_zero_point_is_a_constant(device):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64], ids=str)
+def test_integer_zero_point_is_a_constant(device, dtype):
     x, scale = torch.randn(9, device=device), torch.tensor([0.3], device=device)
-    zero_point = torch.tensor([2], device=device, dtype=torch.int32)
+    zero_point = torch.tensor([2], device=device, dtype=dtype)
     results = []
     for zp in (zero_point, zero_point.float()):
         leaves = [t.clone().requires_grad_() for t in (x, scale)]

@@ -81,6 +81,17 @@ def test_affine_values_and_terms_on_the_table(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
+@pytest.mark.parametrize("quotient, zero_point_form, mask, grad_product", [
+    ("division", "integer", "code", True), ("reciprocal", "before_rounding", "position", True),
+    ("division", "after_rounding", "position", False), ("reciprocal", "after_rounding", "code", False)])
+def test_general_affine_values_and_terms_on_the_table(device, dtype, quotient, zero_point_form, mask, grad_product):
+    x = oracles.awkward_values(0.3, -12, 4, dtype)
+    same_as_the_reference(device, x, lambda x, scale, zero_point: mbq.fake_quantize_affine(
+        x, scale, zero_point, quant_min=-8, quant_max=7, axis=0, quotient=quotient, zero_point_form=zero_point_form,
+        mask=mask, grad_product=grad_product), 0.3, 2.75)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
 @pytest.mark.parametrize("rounding", ["half_even", "half_up"])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_double_rounding_on_the_table(device, dtype, bits, rounding):

@@ -67,7 +67,7 @@ struct __attribute__((visibility("hidden"))) Quantizers {
   std::vector<Bounds<double>> ranges;
   Rows scales, shifts, units, floors;
   std::optional<DoubleRounding> rounding = {};
-  AffineForm form = {};
+  AffineForm<float> form = {};
   std::string which = "";  // tensor of several
 
   Quantizers(const char* name, const Tensor& given_x, std::optional<int64_t> axis, std::vector<Bounds<double>> r,
@@ -139,7 +139,8 @@ Quantizer<W> quantizer_of(const Quantizers& q, size_t k) {
     const Bounds<W> range = in_w(q.ranges[k]);
     return {range, {range.lo * ratio, range.hi * ratio}, second_rounding(ratio, q.rounding->half_up)};
   } else if constexpr (std::is_same_v<Quantizer<W>, GeneralAffine<W>>) {
-    return {in_w(q.ranges[k]), q.form};
+    const AffineForm<float>& f = q.form;
+    return {in_w(q.ranges[k]), {f.divide, f.before, f.after, f.by_position, f.through, f.product}};
   } else {
     return {in_w(q.ranges[k])};
   }

@@ -43,48 +43,62 @@ MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, Scale scale, T zero_point, Bo
 
 // How other people's code differs from the above. divide: x / scale. before, after: the zero point as it is, added
 // before or after the rounding. by_position: clipped is what lies outside before the rounding. through: nothing is
-// clipped for gradients. product: grad x as autograd has it, multiplied by the scale and divided again.
+// clipped for gradients. product: grad x as autograd has it, multiplied by the scale and divided again. Each is 0 or 1,
+// a T: compilers make vectors of what is selected by numbers of its own width, but not by truth values from outside.
+template <class T>
 struct AffineForm {
-  bool divide, before, after, by_position, through, product;
+  T divide, before, after, by_position, through, product;
 };
 
-// quotient, unrounded; kept: the code in range; zero_point: that of the form; inside, clipped: for gradients.
+// What q = x / scale and products by the scale are computed with: divide(x * factor, divisor), one of which is 1, so
+// that loops ask nothing. A T, because an inverted scale gives quotients that are exact up to 1024 alone.
+template <class T>
+struct GeneralScale {
+  T factor, divisor;
+};
+
+template <class T, class Scale>
+MBQ_HD GeneralScale<T> general_scale(Scale scale, AffineForm<T> form) {
+  return {form.divide > T(0) ? T(1) : inverse(scale), form.divide > T(0) ? static_cast<T>(scale) : T(1)};
+}
+
+// quotient, unrounded; kept: the code in range, less the zero point; seen: what is inside the range or outside, for
+// gradients.
 template <class T>
 struct GeneralCode {
-  T quotient, kept, zero_point;
-  bool inside, clipped;
+  T quotient, kept, seen;
 };
 
 // code = clamp(rint(x / scale + zp), lo, hi) or clamp(rint(x / scale) + zp, lo, hi)
 template <class T, class Scale>
-MBQ_HD GeneralCode<T> general_encode(T x, Scale scale, T zero_point, Bounds<T> range, AffineForm form) {
-  const T zp = form.before | form.after ? zero_point : affine_zero_point(zero_point, range);
-  const T within = form.before ? zp : T(0), beside = form.before ? T(0) : zp;
-  // a T, because an inverted scale gives quotients that are exact up to 1024 alone, and codes go further here
-  const T quotient = form.divide ? divide(x, static_cast<T>(scale)) : x * inverse(scale);
-  const T position = quotient + within;
+MBQ_HD GeneralCode<T> general_encode(T x, Scale scale, T zero_point, Bounds<T> range, AffineForm<T> form) {
+  const GeneralScale<T> by = general_scale<T>(scale, form);
+  const T zp = form.before + form.after > T(0) ? zero_point : affine_zero_point(zero_point, range);
+  const T within = form.before > T(0) ? zp : T(0), beside = form.before > T(0) ? T(0) : zp;
+  const T quotient = divide(x * by.factor, by.divisor), position = quotient + within;
   const T level = round_even(clamp(position, range.lo - beside - 1, range.hi - beside + 1)) + beside;
-  const T seen = form.by_position ? position + beside : level;
-  const bool number = seen == seen, inside = form.through ? number : (seen >= range.lo) & (seen <= range.hi);
-  return {quotient, clamp(level, range.lo, range.hi), zp, inside, number & !inside};
+  return {quotient, clamp(level, range.lo, range.hi) - zp, form.by_position > T(0) ? position + beside : level};
 }
 
 // x_hat = (code - zp) * scale
 template <class T>
 MBQ_HD T general_decode(GeneralCode<T> code, T scale) {
-  return (code.kept - code.zero_point) * scale;
+  return code.kept * scale;
 }
 
-// (x, scale, shift) inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad where
-// clipped)
+// (x, scale, shift) inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad); NaN:
+// (0, NaN, 0)
 template <class T, class Scale>
-MBQ_HD Terms<T> general_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range, AffineForm form) {
+MBQ_HD Terms<T> general_gradient_terms(T grad, T x, Scale scale, T zero_point, Bounds<T> range, AffineForm<T> form) {
   const GeneralCode<T> code = general_encode(x, scale, zero_point, range, form);
-  const T size = scale, product = grad * size;
-  const T again = form.divide ? divide(product, size) : product * inverse(scale), passed = form.product ? again : grad;
-  const T level = code.kept - code.zero_point;
-  return {code.inside ? passed : T(0), grad, code.inside ? level - code.quotient : level,
-          code.clipped ? -product : T(0)};
+  const GeneralScale<T> by = general_scale<T>(scale, form);
+  const T size = scale, up = form.product > T(0) ? size : T(1), factor = form.product > T(0) ? by.factor : T(1);
+  const T passed = divide(grad * up * factor, form.product > T(0) ? by.divisor : T(1));
+  const T bound =
+      clamp(code.seen, form.through > T(0) ? T(-INFINITY) : range.lo, form.through > T(0) ? T(INFINITY) : range.hi);
+  const bool inside = bound == code.seen, outside = (bound < code.seen) | (bound > code.seen);  // NaN is neither
+  return {inside ? passed : T(0), grad, inside ? code.kept - code.quotient : code.kept,
+          outside ? -(size * grad) : T(0)};
 }
 
 template <class T>
@@ -107,7 +121,7 @@ template <class T>
 struct GeneralAffine {
   static constexpr bool integer_shift = true;
   Bounds<T> range;
-  AffineForm form;
+  AffineForm<T> form;
   template <class Scale>
   MBQ_HD T value(T x, Scale scale, T zero_point) const {
     return general_decode<T>(general_encode(x, scale, zero_point, range, form), scale);

@@ -29,7 +29,7 @@ Quantizers quantizers(const Tensor& x, const Tensor& scale, const Tensor& zero_p
   check(0 <= form && form < 64, op, ": form must be between 0 and 63, got ", form);
   const Bounds<double> range{static_cast<double>(quant_min), static_cast<double>(quant_max)};
   Quantizers q(op, x, axis, {range}, Rows(scale), Rows(floating_point(zero_point, scale, range)));
-  const auto bit = [form](int place) { return (form >> place & 1) != 0; };
+  const auto bit = [form](int place) { return static_cast<float>(form >> place & 1); };
   q.form = {bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)};
   return q;
 }

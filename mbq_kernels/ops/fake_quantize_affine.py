@@ -17,7 +17,7 @@ MASKS = ("code", "position", "none")
 
 def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=None, grad_factor=1.0, group_size=None,
                          quotient="reciprocal", zero_point_form="integer", mask="code", grad_product=False):
-    """Fake-quantize with a scale and an integer zero point, as torch.ao and torchao do.
+    """Fake-quantize with a scale and a zero point, as torch.ao and torchao do, or as other people's code does.
 
     zp = clamp(rint(zero_point), quant_min, quant_max)
     code = clamp(rint(x * (1/scale)) + zp, quant_min, quant_max);  x_hat = (code - zp) * scale
@@ -48,20 +48,20 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     parameter's shape. Deterministic.
 
     With an integral zero point in the range, finite x, |x / scale| < 2^31 and 1 / scale finite, the result and the
-    gradient of x are those of torch.fake_quantize_per_{tensor,channel}_affine bit for bit, in every dtype: of 16-bit x
-    the arithmetic is float32 and the result is rounded once. torchao, Brevitas and LSQ code compute 16-bit x in its own
-    dtype, so that the bits are theirs in float32 alone. Differences from torch: a zero point that is not an integer is
-    rounded half to even and clamped before it is added (torch's learnable forms round x / scale + zp as a whole in
-    their backward, and half up where it is rounded alone); NaN stays NaN (torch: code quant_min); at ties the mask and
-    the scale gradient of torch's learnable backward so belong to another code than its result. Ours belong to the
-    result.
+    gradient of x are those of torch.fake_quantize_per_{tensor,channel}_affine bit for bit, except of float64: of 16-bit
+    x the arithmetic is float32 and the result is rounded once. torchao, Brevitas and LSQ code round every operation on
+    16-bit x to its dtype, so that bits are theirs in float32 alone. Differences from torch otherwise: an integer zero
+    point outside the range is clamped on CUDA (torch raises); one that is not an integer is rounded half to even both
+    ways (torch: half up in one of them); NaN stays NaN (torch: code quant_min); the backward of torch's learnable form
+    rounds x / scale + zp where its forward rounds x / scale, so at ties its mask and its scale gradient belong to
+    another code than its result. Ours belong to the result.
 
     Other arithmetic, for modules that must go on computing what they do, to the last bit of x_hat and of the gradient
     of x (sums are rounded otherwise than theirs). With q the quotient and zp the zero point:
         quotient: "reciprocal" x * (1/scale) (torch.ao, torchao) | "division" x / scale (Brevitas, LSQ code).
         zero_point_form: "integer" rounded and clamped as above | "before_rounding" as it is, code = clamp(rint(q + zp))
-            (Brevitas, torch's learnable forward) | "after_rounding" as it is, code = clamp(rint(q) + zp) (torchao where
-            it learns ranges). As it is, |zp| must be below 2^20.
+            (Brevitas) | "after_rounding" as it is, code = clamp(rint(q) + zp) (torchao where it learns ranges). As it
+            is, |zp| must be below 2^20.
         mask: what is clipped, without gradient: what lies outside [quant_min, quant_max] with its "code", before it is
             clamped (torchao, Brevitas) | with its "position", before it is rounded (LSQ code) | "none" (Brevitas'
             straight-through clamp); clamped are codes in every case.
@@ -71,8 +71,8 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
 
     Raises:
         TypeError: a dtype or type is wrong. ValueError: range, axis, shape, device, option, or an integer outside the
-        range for zero_point. RuntimeError: on CPU, scale not finite and > 0, zero_point NaN or an
-        integer outside the range; double backward.
+        range for zero_point. RuntimeError: on CPU, scale not finite and > 0, zero_point NaN or a tensor of integers of
+        which one is outside the range; double backward.
 
     Equivalent to (forward; gradients except for the differences above):
         torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, quant_min, quant_max, grad_factor)

@@ -36,40 +36,38 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max:
 
 
 def general_encode(x, scale, zero_point, quant_min: int, quant_max: int, form):
-    """(quotient, kept, zero_point, inside, clipped): code = clamp(rint(x / scale + zp), lo, hi), or zp beside the rint
+    """(quotient, kept, seen): code = clamp(rint(x / scale + zp), lo, hi), or clamp(rint(x / scale) + zp, lo, hi)
 
+    kept: the code less zp; seen: what is inside the range or outside, for gradients.
     form: (divide, before, after, by_position, through, product), how other people's code differs from the above.
     divide: x / scale. before, after: the zero point as it is, added before or after the rounding. by_position: clipped
     is what lies outside before the rounding. through: nothing is clipped for gradients. product: grad x as autograd has
     it, multiplied by the scale and divided again.
     """
-    divide, before, after, by_position, through, _ = form
+    divide, before, after, by_position, *_ = form
     zp = zero_point if before or after else affine_zero_point(zero_point, quant_min, quant_max)
-    within, beside = (zp, 0.0) if before else (0.0, zp)
+    within, beside = (zp, torch.zeros_like(zp)) if before else (0.0, zp)
     quotient = x / scale if divide else x * (1 / scale)
     position = quotient + within
-    lo, hi = torch.as_tensor(quant_min - beside - 1), torch.as_tensor(quant_max - beside + 1)
-    level = torch.round(torch.clamp(position, lo.to(x), hi.to(x))) + beside
-    seen = position + beside if by_position else level
-    within_range, nan = (seen >= quant_min) & (seen <= quant_max), seen.isnan()
-    inside = ~nan if through else within_range
-    return quotient, torch.clamp(level, quant_min, quant_max), zp, inside, ~(inside | nan)
+    level = torch.round(torch.clamp(position, quant_min - beside - 1, quant_max - beside + 1)) + beside
+    return quotient, torch.clamp(level, quant_min, quant_max) - zp, position + beside if by_position else level
 
 
 def general_decode(code, scale):
     """x_hat = (code - zp) * scale"""
-    _, kept, zero_point, *_ = code
-    return (kept - zero_point) * scale
+    return code[1] * scale
 
 
 def general_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max: int, form):
     """Terms of (grad x, grad scale, grad zero_point) from one element.
 
-    inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad where clipped).
+    inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad); NaN: (0, NaN, 0).
     """
-    divide, *_, product = form
-    quotient, kept, zp, inside, clipped = general_encode(x, scale, zero_point, quant_min, quant_max, form)
+    divide, *_, through, product = form
+    quotient, kept, seen = general_encode(x, scale, zero_point, quant_min, quant_max, form)
     scaled_grad = grad * scale
     again = scaled_grad / scale if divide else scaled_grad * (1 / scale)
-    slope = torch.where(inside, kept - zp - quotient, kept - zp)
-    return torch.where(inside, again if product else grad, 0), grad * slope, torch.where(clipped, -scaled_grad, 0)
+    bound = seen if through else torch.clamp(seen, quant_min, quant_max)
+    inside, outside = bound == seen, (bound < seen) | (bound > seen)  # NaN is neither
+    slope = torch.where(inside, kept - quotient, kept)
+    return torch.where(inside, again if product else grad, 0), grad * slope, torch.where(outside, -scaled_grad, 0)

@@ -43,8 +43,7 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
 
 @triton.jit
 def general_encode(x, scale, zero_point, quant_min, quant_max, form):
-    """(quotient, kept, zero_point, inside, clipped), form: 0 or 1 each, (divide, before, after, by_position, through,
-    product)"""
+    """(quotient, kept, seen), form: 0 or 1 each, (divide, before, after, by_position, through, product)"""
     divide, before, after, by_position, through, product = form
     zp = tl.where(before + after > 0.0, zero_point, affine_zero_point(zero_point, quant_min, quant_max))
     within = tl.where(before > 0.0, zp, 0.0)
@@ -52,28 +51,26 @@ def general_encode(x, scale, zero_point, quant_min, quant_max, form):
     quotient = tl.where(divide > 0.0, tl.div_rn(x, scale), x * tl.div_rn(1.0, scale))
     position = quotient + within
     level = round_even(clamp(position, quant_min - beside - 1.0, quant_max - beside + 1.0)) + beside
-    seen = tl.where(by_position > 0.0, position + beside, level)
-    passes = (through > 0.0) & (seen == seen)
-    inside = passes | ((seen >= quant_min) & (seen <= quant_max))
-    clipped = (passes == 0) & ((seen < quant_min) | (seen > quant_max))
-    return quotient, clamp(level, quant_min, quant_max), zp, inside, clipped
+    return quotient, clamp(level, quant_min, quant_max) - zp, tl.where(by_position > 0.0, position + beside, level)
 
 
 @triton.jit
 def general_decode(code, scale):
     """x_hat = (code - zp) * scale"""
-    return (code[1] - code[2]) * scale
+    return code[1] * scale
 
 
 @triton.jit
 def general_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max, form):
-    """inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad where clipped)"""
-    quotient, kept, zp, inside, clipped = general_encode(x, scale, zero_point, quant_min, quant_max, form)
+    """inside: (grad, grad (code - zp - x / scale), 0); else (0, grad (code - zp), -scale grad); NaN: (0, NaN, 0)"""
+    quotient, kept, seen = general_encode(x, scale, zero_point, quant_min, quant_max, form)
     scaled_grad = grad * scale
     again = tl.where(form[0] > 0.0, tl.div_rn(scaled_grad, scale), scaled_grad * tl.div_rn(1.0, scale))
-    slope = tl.where(inside, kept - zp - quotient, kept - zp)
+    bound = tl.where(form[4] > 0.0, seen, clamp(seen, quant_min, quant_max))
+    inside = bound == seen
+    outside = (bound < seen) | (bound > seen)  # NaN is neither
     to_x = tl.where(inside, tl.where(form[5] > 0.0, again, grad), 0.0)
-    return to_x, grad * slope, tl.where(clipped, -scaled_grad, 0.0)
+    return to_x, grad * tl.where(inside, kept - quotient, kept), tl.where(outside, -scaled_grad, 0.0)
 
 
 @triton.jit

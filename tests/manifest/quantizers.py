@@ -7,7 +7,7 @@ import mbq_kernels as mbq
 from .entry import FLOATS, Op
 from .paths import PATHS
 from .sweeps import over_tensors
-from .variants import PAIR, channel_sum_variants, quantizer_variants
+from .variants import MIXED, PAIR, channel_sum_variants, quantizer_variants
 
 S, ONE, HALF = torch.ones(4), torch.ones(1), torch.ones(4).bfloat16()
 X = torch.randn(4, 33)
@@ -154,11 +154,19 @@ FAKE_QUANTIZE_AFFINE = Op(
         "fake_quantize_affine_backward": lambda x, s: dict(
             grad=x * 2, x=x, scale=s, zero_point=s * 0, quant_min=-8, quant_max=7, axis=0, grad_factor=1.0,
             form=0)},
-    malformed={"too few zero points": ("fake_quantize_affine_forward", {"zero_point": S[:2]})},
-    aot=quantizer_variants("fake_quantize_affine", levels=(1,), shifts=(True,), mixed=False),
+    malformed={
+        "too few zero points": ("fake_quantize_affine_forward", {"zero_point": S[:2]}),
+        "float32 zero points of float64 x": ("fake_quantize_affine_forward", {"x": X.double(), "scale": S.double()}),
+        "int64 zero points": ("fake_quantize_affine_backward", {"zero_point": S.long()}),
+        "form": ("fake_quantize_affine_forward", {"form": 64})},
+    aot=lambda: (*quantizer_variants("fake_quantize_affine", levels=(1,), shifts=(True,), storage=MIXED[:3])(),
+                 *quantizer_variants("general_affine", level=(*PAIR, ("fp32",) * 6), levels=(1,), shifts=(True,),
+                                     storage=MIXED[:1])()),
     on_host="test_cuda_on_host.test_fake_quantize_affine",
     paths=PATHS["fake_quantize_affine"],
     sanitize=over_tensors(lambda x, axis, scale, offset, unit, floor: [
-        mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis)]))
+        mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis),
+        mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis, quotient="division",
+                                 zero_point_form="before_rounding", mask="position", grad_product=True)]))
 
 OPS = [FAKE_QUANTIZE, FAKE_QUANTIZE_MULTI, FAKE_QUANTIZE_FOREACH, DOUBLE_ROUND, FAKE_QUANTIZE_AFFINE]

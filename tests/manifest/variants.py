@@ -31,7 +31,7 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
     present = {argument: "*fp32" for argument, there in optional.items() if there}
     constants = {**dict.fromkeys(optional.keys() - present), "ONE_SCALE": one_scale, **shape}
     inputs = {"x_ptr": x, "scale_ptr": "*fp32", "levels": (level,) * levels, **SIZES, **present}
-    what = f"{x} {y} levels={levels} shift={shift} units={units} by_row={shape['BY_ROW']}"
+    what = f"{name} {x} {y} levels={levels} shift={shift} units={units} by_row={shape['BY_ROW']}"
     common = {"options": tiling.OPTIONS, "no_loads": NARROW}
     yield Variant(name=f"forward {what}", kernel=elementwise.forward_kernel, reads=x_bytes, writes=y_bytes, **common,
                   types={**inputs, "out_ptrs": (y,) * levels},
@@ -42,16 +42,16 @@ def _quantizer(name, x, y, levels, shift, units, shape, level, one_scale):
                   constants={"TERMS": getattr(arithmetic, f"{name}_terms"), **constants})
 
 
-def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), mixed=True, one_scale=False):
+def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), storage=MIXED, one_scale=False):
     """Compile _elementwise.py's kernels with <name>_value and <name>_terms of quant_math.
 
     levels: bit-widths in one launch; level: types of one's numbers; shifts: with a shift, without, or both; in_units:
-    shifts with which units and floors are compiled too, of one storage type; mixed: x_hat may have a type of its own.
+    shifts with which units and floors are compiled too, of one storage type; storage: types of x and of x_hat.
     """
     def variants():
         from mbq_kernels.triton import _tiling as tiling
 
-        for (x, y), count, shape in itertools.product(MIXED if mixed else MIXED[:3], levels, tiles(tiling.TILE)):
+        for (x, y), count, shape in itertools.product(storage, levels, tiles(tiling.TILE)):
             for shift, units in itertools.product(shifts, (False, True)):
                 if not units or (shift in in_units and count > 1 and x == y != "*fp16"):
                     yield from _quantizer(name, x, y, count, shift, units, shape, level, one_scale)

@@ -39,6 +39,8 @@ template <template <class> class Quantizer>
 inline constexpr bool kHasPlain = true;
 template <>
 inline constexpr bool kHasPlain<FakeQuantizeAffine> = false;
+template <>
+inline constexpr bool kHasPlain<GeneralAffine> = false;
 template <template <class> class Quantizer>
 inline constexpr bool kHasShifted = true;
 template <>

@@ -31,7 +31,7 @@ def accelerate(model: nn.Module, example=None) -> Report:
     no second derivative.
 
     Args:
-        model: any module. Compiled and scripted (sub)modules are left alone.
+        model: any module. Compiled and scripted (sub)modules are left alone: compile it after, and script it restored.
         example: a tensor, a tuple of arguments or a dict of keyword arguments to call the model with. Given, a copy of
             the model is run with it, and the forward and backward of each module timed, the original's and ours on one
             input; modules that are not WORTHWHILE times as fast are left alone.

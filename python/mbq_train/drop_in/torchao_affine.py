@@ -1,8 +1,7 @@
 """torchao's _fake_quantize_affine by kernels of mbq_kernels.
 
 Its arithmetic is clamp(round(x * (1/scale)) + zero_point) in the dtype of x, so ours in float32 alone, and its gradient
-is autograd's: (grad * scale) * (1/scale) where nothing was clamped. That is the gradient of torch.ao's arithmetic with
-two factors, and its loop is the fastest.
+is autograd's: (grad * scale) * (1/scale) where nothing was clamped.
 """
 
 import math
@@ -20,7 +19,8 @@ _CODES = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 def torchao_affine(original: Callable, *args, **kwargs) -> torch.Tensor:
     """Return what `original`, torchao's function, returns for these arguments."""
-    x_hat = _fused(*args, **kwargs)
+    with torch._C.DisableTorchFunction():  # redirect's mode would see every view and attribute here
+        x_hat = _fused(*args, **kwargs)
     return original(*args, **kwargs) if x_hat is None else x_hat
 
 
@@ -36,29 +36,13 @@ def _fused(input, block_size, scale, zero_point, quant_dtype, quant_min=None, qu
     shape, axis, count = _granularity(tuple(input.shape), tuple(block_size))
     if not count == scale.numel() == zero_point.numel():
         return None
-    scale, x = scale.reshape(-1).clone(), input.view(shape)
-    if x.requires_grad and torch.is_grad_enabled():
-        x = _GradientProduct.apply(x, scale if axis is None else scale.view(-1, *[1] * (len(shape) - 1 - axis)))
     try:
-        x_hat = fake_quantize_affine(x, scale, zero_point.reshape(-1).to(torch.int32, copy=True), quant_min=quant_min,
-                                     quant_max=quant_max, axis=axis)
+        x_hat = fake_quantize_affine(input.view(shape), scale.reshape(-1).clone(),
+                                     zero_point.reshape(-1).to(torch.int32, copy=True), quant_min=quant_min,
+                                     quant_max=quant_max, axis=axis, grad_product=True)
     except (RuntimeError, ValueError):  # a value that ours refuses: torchao computes with it
         return None
     return x_hat.view(input.shape)
-
-
-class _GradientProduct(torch.autograd.Function):
-    """x, with the gradient (grad * scale) * (1 / scale)."""
-
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.save_for_backward(scale)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        scale, = ctx.saved_tensors
-        return (grad * scale).mul_(1 / scale), None
 
 
 def _in_range(dtype: torch.dtype, quant_min, quant_max) -> bool:

@@ -10,7 +10,7 @@ from .learnable_affine import FEWEST, learnable_affine
 
 def _per_tensor(input, scale, zero_point, quant_min, quant_max):
     if isinstance(zero_point, torch.Tensor):
-        known = zero_point.dtype == torch.int32 and isinstance(scale, torch.Tensor) and not scale.requires_grad
+        known = isinstance(scale, torch.Tensor) and _constant(scale, zero_point)
     else:
         known = quant_min <= zero_point <= quant_max
     if known and worthwhile(input):
@@ -19,7 +19,7 @@ def _per_tensor(input, scale, zero_point, quant_min, quant_max):
 
 
 def _per_channel(input, scale, zero_point, axis, quant_min, quant_max):
-    if worthwhile(input) and zero_point.dtype == torch.int32 and not scale.requires_grad:
+    if worthwhile(input) and _constant(scale, zero_point):
         return quantize_affine(input, scale, zero_point, axis, quant_min, quant_max)
     return torch.fake_quantize_per_channel_affine(input, scale, zero_point, axis, quant_min, quant_max)
 
@@ -35,6 +35,10 @@ def _learnable_per_channel(input, scale, zero_point, axis, quant_min, quant_max,
         return learnable_affine(input, scale, zero_point, axis, quant_min, quant_max, grad_factor)
     return torch._fake_quantize_learnable_per_channel_affine(input, scale, zero_point, axis, quant_min, quant_max,
                                                              grad_factor)
+
+
+def _constant(scale, zero_point) -> bool:
+    return scale.dtype == torch.float32 and zero_point.dtype == torch.int32 and not scale.requires_grad
 
 
 def _float32(*tensors) -> bool:

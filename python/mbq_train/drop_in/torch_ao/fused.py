@@ -27,7 +27,7 @@ def _extremes(x: torch.Tensor, axis: int | None, observed: bool) -> torch.Tensor
     """Return what is in the place of x; some of x where nobody observes it."""
     if axis is None:
         return torch.stack(torch.aminmax(x)) if observed else x.as_strided((1,), (1,))
-    return channel_extremes(x, axis) if observed else x.narrow(-1, 0, 1)
+    return channel_extremes(x, axis) if observed else x[(slice(None), *[slice(0, 1)] * (x.dim() - 1))]
 
 
 def _supports(module: nn.Module, x: torch.Tensor) -> bool:

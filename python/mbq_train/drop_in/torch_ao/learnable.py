@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from mbq_kernels import fake_quantize_affine
-
 from ..replacement import original_forward
 from .arithmetic import FEWEST, worthwhile
 from .learnable_affine import FEWEST as FEWEST_WITH_ZERO_POINT
@@ -45,8 +43,8 @@ def _supports(module: nn.Module, x: torch.Tensor) -> bool:
 def _quantized(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     axis = module.ch_axis if module.qscheme in _CHANNELS else None
     factor = 1.0 / (x.numel() * module.quant_max) ** 0.5 if module.use_grad_scaling else 1.0
-    if module.qscheme not in _SYMMETRIC:
-        return learnable_affine(x, module.scale, module.zero_point, axis, module.quant_min, module.quant_max, factor)
-    module.zero_point.data.zero_()
-    return fake_quantize_affine(x, module.scale, module.zero_point, quant_min=module.quant_min,
-                                quant_max=module.quant_max, axis=axis, grad_factor=factor)
+    symmetric = module.qscheme in _SYMMETRIC
+    if symmetric:
+        module.zero_point.data.zero_()
+    return learnable_affine(x, module.scale, module.zero_point, axis, module.quant_min, module.quant_max, factor,
+                            symmetric=symmetric)
