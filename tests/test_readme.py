@@ -56,6 +56,16 @@ def test_in_your_own_loop():
     assert len(README.split("\n## In your own loop\n")[1].split("\n## ")[0].splitlines()) <= 40
 
 
+def test_replace_slow_fake_quantization(capsys):
+    (language, text), = blocks("Replace slow fake-quantization in a model you have")
+    names = {}
+    exec(text, names)
+    printed = capsys.readouterr().out
+    assert language == "python" and "modules replaced" in printed and " x" in printed
+    assert torch.equal(names["x_hat"], torch.fake_quantize_per_tensor_affine(names["images"], 0.02, 128, 0, 255))
+    assert names["quantized"](names["images"]).isfinite().all()
+
+
 def test_the_trainer_of_in_your_own_loop(tmp_path):
     transformers = package("transformers")
     pytest.importorskip("accelerate")

@@ -1,6 +1,7 @@
 """Replace the fake-quantization in models that other libraries, and their users, made."""
 
 from .acceleration import accelerate, restore
+from .redirection import redirect
 from .report import Report
 
-__all__ = ["Report", "accelerate", "restore"]
+__all__ = ["Report", "accelerate", "redirect", "restore"]

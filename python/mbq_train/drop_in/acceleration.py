@@ -5,41 +5,60 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from .brevitas import brevitas
 from .family import Family, Leave, Replace
-from .replacement import Accelerated, replace, undo
+from .lsq import lsq
+from .measurement import measure
+from .replacement import is_replaced, replace, undo
 from .report import Entry, Report
+from .torch_ao import torch_ao
+from .torchao import torchao
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (torch_ao, torchao, brevitas, lsq)
+WORTHWHILE = 1.05  # times as fast: less is the noise of a measurement
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: nn.Module, example=None) -> Report:
     """Replace the fake-quantizers of `model`, in place, by fused kernels that compute the same.
 
     Known are the quantizers of torch.ao, torchao and Brevitas, and modules that compute what learned step size
     quantization (LSQ) does, whatever their names. Parameters, buffers, names in state dicts, hooks and the training
     mode stay, as does what isinstance says of every module; so optimizers, checkpoints and the libraries' own ways to
-    convert a trained model go on working. Outputs and gradients are the same bit for bit; where they are not, the
-    report states the bound. What cannot be the same is left alone and named. A second call is as good as one.
+    convert a trained model go on working. Outputs and gradients are the same bit for bit where tensors are finite;
+    where they are not the same, the report states the bound. What cannot be the same is left alone and named. A second
+    call is as good as one. Kernels keep a module's input for its backward, where some originals keep a mask, and give
+    no second derivative.
 
     Args:
-        model: any module. Compiled and scripted (sub)modules are left alone.
+        model: any module. Compiled and scripted (sub)modules are left alone: compile it after, and script it restored.
+        example: a tensor, a tuple of arguments or a dict of keyword arguments to call the model with. Given, a copy of
+            the model is run with it, and the forward and backward of each module timed, the original's and ours on one
+            input; modules that are not WORTHWHILE times as fast are left alone.
 
     Returns:
         Report: an entry for every fake-quantizer; print it.
 
-    Warns: RuntimeWarning, when there is nothing to replace. Raises: TypeError, when `model` is no module.
+    Warns: RuntimeWarning, when there is nothing to replace. Raises: TypeError, when `model` is no module, or example
+    none of these; ValueError, when the model cannot be called with it.
     """
     _check_module("accelerate", model)
     restore(model)
+    judged = list(_judged(model, ""))
+    timings = {} if example is None else measure(
+        model, example, {name: verdict for name, _, verdict in judged if isinstance(verdict, Replace)})
     entries = []
-    for name, module, verdict in _judged(model, ""):
+    for name, module, verdict in judged:
+        timing = timings.get(name)
+        if isinstance(verdict, Replace) and timing is not None and timing.gain < WORTHWHILE:
+            verdict = Leave(verdict.library, "not faster with the example")
         if isinstance(verdict, Replace):
             replace(module, verdict.forward, verdict.plan)
             entry = (verdict.library, "replaced", verdict.bound)
         else:
             entry = (verdict.library, "left", verdict.reason)
-        entries.append(Entry(name, type(module).__name__, *entry))
+        entries.append(Entry(name, type(module).__name__, *entry, timing))
     report = Report(tuple(entries))
     if not report.replaced:
         warnings.warn(f"accelerate: model should hold a fake-quantizer that can be replaced, got {_found(report)}",
@@ -50,7 +69,7 @@ def accelerate(model: nn.Module) -> Report:
 def restore(model: nn.Module) -> int:
     """Undo accelerate, in place: every module has its own class and forward again. Return how many there were."""
     _check_module("restore", model)
-    replaced = [module for module in model.modules() if isinstance(module, Accelerated)]
+    replaced = [module for module in model.modules() if is_replaced(module)]
     for module in replaced:
         undo(module)
     return len(replaced)
@@ -77,6 +96,8 @@ def _verdict(module: nn.Module) -> Replace | Leave | None:
     verdict = next(filter(None, (family(module) for family in FAMILIES)), None)
     if isinstance(verdict, Replace) and "forward" in vars(module):
         return Leave(verdict.library, "has a forward of its own instance")
+    if isinstance(verdict, Replace) and is_parametrized(module):
+        return Leave(verdict.library, "is parametrized")
     if isinstance(verdict, Replace) and module._compiled_call_impl is not None:
         return Leave(verdict.library, "compiled: accelerate the model before")
     return verdict
