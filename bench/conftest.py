@@ -24,6 +24,8 @@ def pytest_addoption(parser):
     parser.addoption("--mbq-rivals", choices=("all", "quick", "none"), default="all",
                      help="none: ours beside the copy alone, to tune by; quick: all that need no torch.compile; "
                           "targets against rivals that are left out are not asserted")
+    parser.addoption("--mbq-backend", choices=("cpu", "cuda", "triton"), default="",
+                     help="measure ours on this one alone; default: on all that can run")
     parser.addoption("--mbq-dirty", action="store_true",
                      help="on CUDA, also time with an L2 cache that was overwritten and holds dirty lines")
     parser.addoption("--mbq-malloc", choices=("keep", "system"), default="keep",
@@ -33,6 +35,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     harness.RIVALS, harness.DIRTY = config.getoption("--mbq-rivals"), config.getoption("--mbq-dirty")
+    harness.BACKEND = config.getoption("--mbq-backend")
+    if config.getoption("--mbq-small"):  # whose times say nothing
+        timing.MOST = timing.FEWEST
 
 
 def pytest_collection_modifyitems(config, items):
@@ -86,7 +91,7 @@ def record(benchmark, results, device, pytestconfig):
     def keep(rows, step=None):
         entries = [] if results["small"] else targets.verdicts(device, rows)
         entries = [entry for entry in entries if harness.RIVALS == "all" or entry["met"] is not None]
-        benchmark.extra_info.update(rows=rows, machine=results["machine"])
+        benchmark.extra_info.update(rows=rows, targets=entries, machine=results["machine"])
         _keep(results, rows, entries, pytestconfig.getoption("--mbq-json"))
         synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         benchmark.pedantic(lambda: (step and step(), synchronize()), rounds=3, warmup_rounds=1)
