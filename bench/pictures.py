@@ -9,7 +9,9 @@ from report import is_rival
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-WON, LOST, OTHER = "#0072B2", "#D55E00", "#999999"  # blue and vermilion of Okabe and Ito: told apart by everybody
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of Okabe and Ito: told apart
+WON, LOST = COLORS[:2]  # by everybody
+MARKERS = "osD^vP"
 ROW, COLUMN = 0.24, 1.55  # inches of a case and of a rival
 FURTHEST = 100  # where bars end, whatever the rival takes
 
@@ -39,20 +41,19 @@ def _roofline(ours: list[dict], machine: str, rate: float):
     """Share of a copy over the bytes an element that a case must move; below the line a copy is faster."""
     figure, axes = plt.subplots(figsize=(9, 5))
     ops = list(dict.fromkeys(row["op"] for row in ours))
-    colors = plt.get_cmap("tab20").colors
     for place, op in enumerate(ops):
         mine = [row for row in ours if row["op"] == op]
         axes.scatter([row["bytes"] / row["numel"] for row in mine], [row["copy_fraction"] for row in mine],
                      s=[14 + 5 * max(0.0, math.log2(row["bytes"] / 2**16)) for row in mine],
-                     color=colors[place % len(colors)], marker="osD^v"[place // len(colors) % 5], alpha=0.85, label=op)
+                     color=COLORS[place % len(COLORS)], marker=MARKERS[place // len(COLORS) % len(MARKERS)],
+                     edgecolors="white", linewidths=0.5, label=op)
     axes.axhline(1.0, color="black", linewidth=1)
-    axes.annotate(f"a copy: up to {rate:.3g} GB/s", (0.99, 1.0), xycoords=("axes fraction", "data"), ha="right",
-                  va="bottom", xytext=(0, 2), textcoords="offset points", fontsize=9)
-    axes.set(xscale="log", ylim=(0, max(1.2, 1.05 * max(row["copy_fraction"] for row in ours))), title=machine,
+    axes.set(xscale="log", ylim=(0, max(1.2, 1.05 * max(row["copy_fraction"] for row in ours))),
+             title=f"{machine}: the line is a copy, up to {rate:,.0f} GB/s",
              xlabel="bytes that must move, an element (larger dots: more bytes a call)",
              ylabel="bytes a second / those of a copy")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter("")
+    axes.minorticks_off()
     axes.set_xticks([tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
                      if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,14 +81,14 @@ def _ratios(rows: list[dict], machine: str):
     rivals = list(dict.fromkeys(row["candidate"] for row in rows))
     height = ROW * len(cases) + 1.2
     figure, grid = plt.subplots(1, len(rivals), figsize=(COLUMN * len(rivals), height), sharey=True, squeeze=False)
-    limits = min(0.5, *(row["ratio_to_ours"] for row in rows)), max(2, *(row["ratio_to_ours"] for row in rows))
-    limits = max(1 / FURTHEST, limits[0] / 2), min(FURTHEST, limits[1]) * 4  # place for the numbers
+    ends = [_shown(row["ratio_to_ours"]) for row in rows]
+    limits = min(0.7, 0.9 * min(ends)), max(2, max(ends)) * 5  # place for the numbers
     for axes, rival in zip(grid[0], rivals, strict=True):
         for row in (row for row in rows if row["candidate"] == rival):
             _bar(axes, cases.index(row["case"]), row["ratio_to_ours"])
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set(xscale="log", xlim=limits, ylim=(len(cases) - 0.4, -0.6))
-        axes.set_title(_wrapped(rival), fontsize=8, loc="center")
+        axes.set_title(_wrapped(rival), fontsize=8)
         axes.set_xticks([])
         axes.minorticks_off()
         axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
@@ -96,15 +97,23 @@ def _ratios(rows: list[dict], machine: str):
             axes.axhspan(place - 0.5, place + 0.5, color="black", alpha=0.04, linewidth=0)
     grid[0][0].set_yticks(range(len(cases)), cases, fontsize=7)
     figure.subplots_adjust(wspace=0.06, top=1 - 0.75 / height)
-    figure.suptitle(f"{machine}: time of others / ours; orange: they are faster", fontsize=10, y=1 + 0.1 / height)
+    lost = sum(row["ratio_to_ours"] < 1 for row in rows)
+    figure.suptitle(f"{machine}: time of others / ours. Orange, {lost} of {len(rows)}: they are faster", fontsize=10,
+                    y=1 - 0.1 / height)
     return figure
+
+
+def _shown(ratio: float) -> float:
+    return min(max(ratio, 1 / FURTHEST), FURTHEST)
 
 
 def _bar(axes, place: int, ratio: float) -> None:
     color = LOST if ratio < 1 else WON
-    axes.barh(place, min(max(ratio, 1 / FURTHEST), FURTHEST) - 1, left=1, height=0.7, color=color)
-    axes.annotate(f"{ratio:.3g}", (min(max(ratio, 1 / FURTHEST), FURTHEST), place), fontsize=7, va="center", color=color,
-                  ha="right" if ratio < 1 else "left", xytext=(-2 if ratio < 1 else 2, 0), textcoords="offset points")
+    if ratio < 1:  # by a hair too: the bar alone would not be seen
+        axes.axhspan(place - 0.5, place + 0.5, color=LOST, alpha=0.25, linewidth=0)
+    axes.barh(place, _shown(ratio) - 1, left=1, height=0.7, color=color)
+    axes.annotate(f"{ratio:.3g}", (max(1, _shown(ratio)), place), fontsize=7, va="center", xytext=(2, 0),
+                  textcoords="offset points", color=color, weight="bold" if ratio < 1 else "normal")
 
 
 def _wrapped(name: str) -> str:
