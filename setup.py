@@ -34,8 +34,8 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["mbq_kernels*"]), *find_packages("python", include=[f"{name}*" for name in LAYERS]),
-              BENCH],
+    packages=[*find_packages(include=["mbq_kernels*"]),
+              *find_packages("python", include=[f"{name}*" for name in LAYERS]), BENCH],
     package_dir={name: f"python/{name}" for name in LAYERS} | {BENCH: "bench"},
     package_data={BENCH: ["pytest.ini", "machine_code.json"]},
     ext_modules=[Extension("mbq_kernels._C", sources=[])],

@@ -18,6 +18,7 @@ import timing  # noqa: E402
 def pytest_addoption(parser):
     parser.addoption("--mbq-json", metavar="FILE", help="write every row, with the machine and the command, to FILE")
     parser.addoption("--mbq-small", action="store_true", help="tiny shapes: does it run; targets are not asserted")
+    parser.addoption("--mbq-full", action="store_true", help="networks of bench_networks.py at their real sizes")
     parser.addoption("--mbq-add", action="store_true", help="keep what FILE has of cases that are not measured again")
     parser.addoption("--mbq-cases", metavar="GLOBS", default="*",
                      help="names of cases to measure, in this order, such as 'switched_linear-* *-bfloat16-*'")

@@ -1,6 +1,6 @@
 """Tables and pictures of measured rows, and what GPUs are predicted to take at best.
 
-    python bench/report.py RESULTS.json... --out DIR      report.md and its pictures (pictures.py) for every results file
+    python bench/report.py RESULTS.json... --out DIR      report.md and pictures for every results file
     python bench/report.py RESULTS.json... --into FILE    the table of every op on GPUs, which measured the results,
                                                           between its marks in a Markdown file
 """
@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 
 import predicted
+from targets import FLOAT_STEPS, UNQUANTIZED
 
 HEAD = ("candidate", "ms p50 [p20, p80]", "GB/s", "of copy", "time / ours", "agreement")
 GLANCE = ("case", "ours, ms", "of copy", "fastest rival", "its time / ours")
-NOT_RIVALS = ("copy", "mbq")
+NOT_RIVALS = ("copy", "mbq", FLOAT_STEPS, UNQUANTIZED)
 LOSS = "WE LOSE"
 MARK = "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->"
 
@@ -85,7 +86,8 @@ def markdown(result: dict) -> str:
              f"freed memory {facts['freed_memory']}. {versions}. Commit {facts['commit']}. `{facts['command']}`"]
     if result["small"]:
         parts.append("**Tiny shapes: a check that everything runs, not a measurement.**")
-    parts += ["## At a glance", table(GLANCE, glance(result["rows"])), "## Targets", _targets(result["targets"]), "## Rows we lose", _losses(result["rows"]), "## Every row"]
+    parts += ["## At a glance", table(GLANCE, glance(result["rows"])), "## Targets", _targets(result["targets"]),
+              "## Rows we lose", _losses(result["rows"]), "## Every row"]
     on_gpu = predicted.cases() if facts["device"] == "cuda" and not result["small"] else {}
     for (case, timer), rows in groups.items():
         size = f", {rows[0]['bytes'] / 1e6:.4g} MB by the formula" if "bytes" in rows[0] else ""

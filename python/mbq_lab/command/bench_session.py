@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mbq_train._names import look_up
 
-OTHER_NAMES = {"training_step": "training"}  # of ops, on the command line
+TRAINING = "training"  # on the command line: every op that begins with it
 _NEEDED = ("pytest", "pytest_benchmark")
 
 
@@ -49,7 +51,7 @@ class Session:
 
         folder = str(bench_folder())
         code = pytest.main([folder, "--rootdir", folder, "-c", f"{folder}/pytest.ini", "-p", "no:cacheprovider",
-                            "--capture=sys", "--continue-on-collection-errors", *options], plugins=[self])
+                            "--continue-on-collection-errors", *options], plugins=[self])
         if self.error is not None:
             raise self.error
         return code
@@ -69,12 +71,12 @@ class Session:
     def pytest_collection_modifyitems(self, items):
         """Keep tests that record a case and are of a wanted op. An exception here would end in pytest's own words."""
         found = {item: case_of(item) for item in items if "record" in item.fixturenames}
-        known = {OTHER_NAMES.get(op, op): op for op in (name.partition("-")[0] for name in found.values())}
+        known = {op_of(name): op_of(name) for name in found.values()}
         try:
             wanted = [look_up("bench", known, op, argument="op") for op in self.ops]
         except ValueError as error:
             self.error, wanted = ValueError("; ".join([str(error), *self.not_imported()])), ["nothing"]
-        items[:] = [item for item, name in found.items() if not wanted or name.partition("-")[0] in wanted]
+        items[:] = [item for item, name in found.items() if not wanted or op_of(name) in wanted]
         self.cases = [found[item] for item in items]
         if self.show is not None and not self.error:
             self.show.start(len(items))
@@ -107,11 +109,25 @@ def case_of(item) -> str:
     return item.callspec.id if hasattr(item, "callspec") else item.name.removeprefix("test_")
 
 
+def op_of(name: str) -> str:
+    """Return the word that a case is asked for by."""
+    op = name.partition("-")[0]
+    return TRAINING if op.startswith(TRAINING) else op
+
+
+def _own_stderr():
+    """Return stderr as it is now, because pytest captures all that others print to it meanwhile."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except io.UnsupportedOperation:  # a stream of a test
+        return sys.stderr
+
+
 class CaseLines:
     """A line for every case, on stderr."""
 
     def __init__(self):
-        self.console, self.count, self.total = Console(stderr=True), 0, 0
+        self.console, self.count, self.total = Console(file=_own_stderr()), 0, 0
 
     def start(self, total: int) -> None:
         self.total = total
@@ -133,7 +149,7 @@ class CaseLines:
 
     @staticmethod
     def _numbers(rows: list[dict]) -> str:
-        return "; ".join(f"{ours} ms, {share or '-'} of a copy, {rival} {ratio}"
+        return "; ".join(f"{ours} ms, " + (f"{share} of a copy, " if share else "") + f"{rival} {ratio}".rstrip()
                          for _, ours, share, rival, ratio in bench_module("report").glance(rows))
 
 
@@ -142,7 +158,6 @@ class CaseBar(CaseLines):
 
     def __init__(self):
         super().__init__()
-        self.console = Console(file=sys.stderr)  # the stream of now, before pytest captures what rivals print
         columns = (TextColumn("benchmarks"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
         self.progress, self.task = Progress(*columns, console=self.console, redirect_stdout=False,

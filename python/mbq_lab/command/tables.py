@@ -128,8 +128,9 @@ def bench_table(rows: list[dict]) -> Table:
 
 def comparison_table(found, tolerance: float) -> Table:
     """Return what changed between two runs, the most slowed down first; noise beside it."""
-    table = Table("case", "ours", "timer", "relative to", "after / before", "noise", "", title="Two runs", caption="ours "
-                  f"over a copy of the same run; slower, faster: beyond {100 * tolerance:g} % and beyond noise")
+    table = Table("case", "ours", "timer", "relative to", "after / before", "noise", "", title="Two runs",
+                  caption="ours over a copy of the same run; slower, faster: beyond "
+                          f"{100 * tolerance:g} % and beyond noise")
     for change in found.changes:
         table.add_row(*map(escape, (change.case, change.candidate, change.timer, change.base)), f"{change.ratio:.3f}",
                       f"{change.noise:.3f}", change.verdict, style=_STYLES[change.verdict])
