@@ -5,6 +5,7 @@ Times themselves are noise between runs: another load, clock or machine moves al
 
 from dataclasses import dataclass
 
+from rows import OURS
 from targets import FLOAT_STEPS, UNQUANTIZED
 
 BASES = ("copy", FLOAT_STEPS, UNQUANTIZED)  # what ours is divided by: the first that a case has
@@ -40,7 +41,7 @@ def compare(before: dict, after: dict, tolerance: float) -> Comparison:
     changes, alone = [], []
     for key in runs[0].keys() | runs[1].keys():
         case, timer, candidate = key
-        if not candidate.startswith("mbq") or candidate == "mbq reference":
+        if not candidate.startswith(OURS) or candidate == "mbq reference":
             continue
         base = next((base for base in BASES if all((case, timer, base) in run for run in runs)), None)
         if base is None or any(key not in run for run in runs):

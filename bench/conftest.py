@@ -13,6 +13,7 @@ import harness  # noqa: E402
 import machine  # noqa: E402
 import targets  # noqa: E402
 import timing  # noqa: E402
+from rows import failed  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -96,8 +97,7 @@ def record(benchmark, results, device, pytestconfig):
         _keep(results, rows, entries, pytestconfig.getoption("--mbq-json"))
         synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         benchmark.pedantic(lambda: (step and step(), synchronize()), rounds=3, warmup_rounds=1)
-        failed = [f"{row['candidate']}: {row['error']}" for row in rows
-                  if row["candidate"].startswith("mbq") and "error" in row]
+        failed = [f"{row['candidate']}: {row['error']}" for row in rows if failed(row)]
         missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
         assert not failed and not missed, "\n".join(failed + missed)
     return keep

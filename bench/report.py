@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 
 import predicted
+from rows import OURS
 from targets import FLOAT_STEPS, UNQUANTIZED
 
 HEAD = ("candidate", "ms p50 [p20, p80]", "GB/s", "of copy", "time / ours", "agreement")
 GLANCE = ("case", "ours, ms", "of copy", "fastest rival", "its time / ours")
-NOT_RIVALS = ("copy", "mbq", FLOAT_STEPS, UNQUANTIZED)
+NOT_RIVALS = ("copy", *OURS, FLOAT_STEPS, UNQUANTIZED)
 LOSS = "WE LOSE"
 MARK = "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->"
 
@@ -43,7 +44,7 @@ def lost(row: dict) -> bool:
 def cells(row: dict) -> list[str]:
     if "error" in row:
         return [row["candidate"], "not measured", "", "", "", " ".join(row["error"].split())]
-    name = f"**{row['candidate']}**" if row["candidate"].startswith("mbq") else row["candidate"]
+    name = f"**{row['candidate']}**" if row["candidate"].startswith(OURS) else row["candidate"]
     fraction, ratio = row.get("copy_fraction"), row.get("ratio_to_ours")
     agreement = "; ".join(part for part in (row["check"], row["differs"]) if part)
     single = " (1 sample)" if row["samples"] == 1 else ""

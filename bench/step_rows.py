@@ -1,4 +1,4 @@
-"""Training steps against each other: each is built and takes a first step, whose losses are checked, then is timed."""
+"""Training steps against each other: each is built and takes steps, whose losses are checked, then is timed."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import timing
 import torch
+
+FIRST = 2  # steps whose losses are checked: the second one's says that the gradients agree
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Way:
 
 def measure_steps(case: str, op: str, ways: dict[str, Way], check: Callable, ours: str, device: str) -> list[dict]:
     """Return a row for every way, measured or with the reason why not. check(name, losses by name) gives a line on the
-    first step, or raises."""
+    first steps, or raises."""
     torch._dynamo.reset()
     steps, losses, checks, rows = {}, {}, {}, []
     for name, way in ways.items():
@@ -26,7 +28,7 @@ def measure_steps(case: str, op: str, ways: dict[str, Way], check: Callable, our
         try:
             with way.context():
                 steps[name] = way.build()
-                losses[name] = steps[name]()
+                losses[name] = torch.stack([steps[name]() for _ in range(FIRST)])
             checks[name] = check(name, losses)
         except Exception as error:  # a rival that is missing, fails or is wrong becomes a row that says so
             steps.pop(name, None)

@@ -91,7 +91,7 @@ class Session:
             return
         recorded = item.funcargs["benchmark"].extra_info if "benchmark" in item.funcargs else {}
         rows, name = recorded.get("rows", []), case_of(item)
-        failed = [row for row in rows if row["candidate"].startswith("mbq") and "error" in row]
+        failed = list(filter(bench_module("rows").failed, rows))
         skipped = call.excinfo is not None and call.excinfo.typename == "Skipped"
         if failed:
             self.refused[name] = failed[0]["error"]
