@@ -4,7 +4,8 @@
 
 A step is forward, loss, backward and SGD. All quantize the same layers: those that `convert` quantizes. Losses of the
 first steps must be finite, those of LSQ's formula must be ours, because it starts from the same scales. The others are
-other quantizers: what they cost is compared, and "unquantized" is what all of them add to.
+other quantizers: what they cost is compared, and "unquantized" is what all of them add to. accelerate(...) is a network
+of theirs on our kernels: its losses must be those that it has without.
 """
 
 import warnings
@@ -30,7 +31,8 @@ BITS = 4
 TOLERANCE = 1e-3  # of a loss: sums of other order, and codes that flip behind them
 OTHERS = {EAGER: rivals.lsq, COMPILED: rivals.compiled_lsq, "torchao": rivals.torchao, BREVITAS: rivals.brevitas,
           "torch.ao": rivals.torch_ao}
-WANTED = {EAGER: OURS, COMPILED: OURS}  # whose losses must be whose
+ACCELERATED = {f"accelerate({name})": name for name in OTHERS if name != COMPILED}
+WANTED = {EAGER: OURS, COMPILED: OURS, **ACCELERATED}  # whose losses must be whose
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def step_of(model: torch.nn.Module, inputs: torch.Tensor, target: torch.Tensor) 
 
 
 def ways_of(name: str, size: Size, inputs, target) -> dict[str, Way]:
-    """Return ours, no quantization, and everybody else's on the layers of ours."""
+    """Return ours, no quantization, everybody else's on the layers of ours, and those again after accelerate."""
     def ours():
         with warnings.catch_warnings():  # of layers that stay in float
             warnings.simplefilter("ignore")
@@ -99,7 +101,11 @@ def ways_of(name: str, size: Size, inputs, target) -> dict[str, Way]:
         ways[rival] = Way(lambda quantize=quantize: step_of(
             quantize(network(name, size).to(inputs.device), layers), inputs, target),
             differs="" if rival in WANTED else "another quantizer")
-    return {way: value for way, value in ways.items() if wanted(way) or way == UNQUANTIZED}
+    for mine, rival in ACCELERATED.items():
+        ways[mine] = Way(lambda rival=rival: step_of(
+            rivals.accelerated(OTHERS[rival], network(name, size).to(inputs.device), layers), inputs, target))
+    return {way: value for way, value in ways.items()
+            if wanted(way) and wanted(ACCELERATED.get(way, way)) or way == UNQUANTIZED}
 
 
 def checked(name: str, losses: dict) -> str:

@@ -1,10 +1,14 @@
 """Networks whose layers other libraries quantize: the same layers as in ours, each by the library's own modules."""
 
+import warnings
+from collections.abc import Callable
+
 import eager_quantizers as eager
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mbq_train import accelerate
 from mbq_train.quantize.quantizer import Quantizer
 
 PLAIN = (nn.Linear, nn.Conv2d)
@@ -59,6 +63,22 @@ def lsq(model: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
 def compiled_lsq(model: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(lsq(model, layers))
+
+
+def accelerated(quantize: Callable, model: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
+    """Return a network of another library's modules on our kernels. Raises NotImplementedError where nothing of it can
+    be replaced, or where there is no such network."""
+    try:
+        model = quantize(model, layers)
+    except Exception as error:
+        raise NotImplementedError(f"there is no original: {error}") from error
+    with warnings.catch_warnings():  # that nothing is replaced, which is said below
+        warnings.simplefilter("ignore")
+        report = accelerate(model)
+    if not report.replaced:
+        reasons = dict.fromkeys(entry.why for entry in report.left)
+        raise NotImplementedError(f"accelerate replaces none of its modules: {'; '.join(reasons) or 'none is known'}")
+    return model
 
 
 def torchao(model: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from checking import Wrong
 from cli import mbq
+from rows import failed
 
 from mbq_lab.command import bench_session
 
@@ -177,6 +178,8 @@ def test_training_steps_begin_with_the_losses_of_ours(monkeypatch):
     found = {row["candidate"]: row for row in rows}
     assert {"mbq", "unquantized", "eager LSQ", "torch.ao"} <= {name for name, row in found.items() if "ms_p50" in row}
     assert found["eager LSQ"]["check"].startswith("losses within ")
+    accelerated = {row["candidate"]: row for row in rows if row["candidate"].startswith("accelerate(")}
+    assert accelerated.keys() == networks.ACCELERATED.keys() and not list(filter(failed, rows))
 
 
 @pytest.mark.parametrize("losses, message", [
