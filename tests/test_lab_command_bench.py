@@ -16,6 +16,7 @@ from cli import mbq
 from rows import failed
 
 from mbq_lab.command import bench_session
+from mbq_lab.command.tables import steps_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
@@ -155,6 +156,16 @@ def test_reports_have_tables_and_pictures(tmp_path):
         text = (tmp_path / "report" / f"{name}_report.md").read_text()
         assert "## At a glance" in text and all(f"({picture})" in text for picture in pictures)
     assert all(path.stat().st_size > 10_000 for path in (tmp_path / "report").glob("*.png"))
+
+
+def test_every_way_to_take_a_training_step_is_in_a_table():
+    rows = [{"case": "c", "op": "o", "candidate": name, "timer": "wall clock", "check": "losses 1.0", "differs": "",
+             "samples": 5, "ratio_to_ours": ms, **dict.fromkeys(("ms_p20", "ms_p50", "ms_p80"), ms)}
+            for name, ms in (("mbq", 1.0), ("torch.ao", 3.0), ("accelerate(torch.ao)", 0.75))]
+    rows.append({"case": "c", "op": "o", "candidate": "torchao", "error": "ImportError: none"})
+    table = steps_table("c", rows)
+    assert list(table.columns[0].cells) == ["accelerate(torch.ao)", "mbq", "torch.ao", "torchao"]
+    assert list(table.columns[2].cells) == ["0.75", "1.00", "3.00", ""]
 
 
 def test_families_of_pictures_are_ops_with_rivals_in_common():

@@ -17,8 +17,8 @@ COMPARED, REPORTED = "two runs", "reports"  # the panels of what is done with fi
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="operations, or training; all where none "
-                                                      "is named. Of --compare and --report: results files")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="OP", help="operations, or training; all where none is "
+                                                      "named. Of --compare and --report: results files")] = None,
     listed: Annotated[bool, typer.Option("--list", help="print the cases and measure nothing")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="tiny shapes and no torch.compile: whether all runs and is "
                                         "right, no measurement")] = False,
@@ -73,9 +73,9 @@ def _measure(ops, options, listed, threads, out, quiet, as_json) -> None:
 
     import torch
 
-    from .bench_session import CaseBar, CaseLines, Session
+    from .bench_session import TRAINING, CaseBar, CaseLines, Session, op_of
     from .output import show
-    from .tables import bench_table
+    from .tables import bench_table, steps_table
 
     if threads:
         torch.set_num_threads(threads)
@@ -91,7 +91,9 @@ def _measure(ops, options, listed, threads, out, quiet, as_json) -> None:
         return
     facts = {"machine": session.machine, "rows": session.rows, "targets": session.targets,
              "refused": session.refused, "missing": session.missing}
-    show(as_json, facts, *([bench_table(session.rows)] if session.rows else []), *_remarks(session),
+    steps = {name: rows for name, rows in session.cases_measured().items() if op_of(name) == TRAINING}
+    show(as_json, facts, *([bench_table(session.rows)] if session.rows else []),
+         *(steps_table(name, rows) for name, rows in steps.items()), *_remarks(session),
          f"written: {out}" if out and session.rows else "")
     _exit(session, stopped=code == 2)
 

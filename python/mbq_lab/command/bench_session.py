@@ -56,6 +56,11 @@ class Session:
             raise self.error
         return code
 
+    def cases_measured(self) -> dict[str, list[dict]]:
+        """Return the rows of every case."""
+        return {name: [row for row in self.rows if row["case"] == name] for name in
+                dict.fromkeys(row["case"] for row in self.rows)}
+
     def not_imported(self) -> list[str]:
         """Return a line for every benchmark that cannot be imported."""
         return [f"{name} is not measured ({why})" for name, why in self.missing.items()]

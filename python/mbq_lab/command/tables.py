@@ -126,6 +126,18 @@ def bench_table(rows: list[dict]) -> Table:
     return table
 
 
+def steps_table(case: str, rows: list[dict]) -> Table:
+    """Return every way that a training step was taken, the fastest first."""
+    report = bench_module("report")
+    kept = [index for index, name in enumerate(report.HEAD) if name not in ("GB/s", "of copy")]
+    table = Table(*(report.HEAD[index] for index in kept), title=case)
+    for group in report.cases_of(rows).values():
+        for row in group:
+            cells = report.cells(row)
+            table.add_row(*(escape(cells[index].replace("**", "")) for index in kept))
+    return table
+
+
 def comparison_table(found, tolerance: float) -> Table:
     """Return what changed between two runs, the most slowed down first; noise beside it."""
     table = Table("case", "ours", "timer", "relative to", "after / before", "noise", "", title="Two runs",
