@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -50,8 +51,11 @@ class Session:
         import pytest
 
         folder = str(bench_folder())
-        code = pytest.main([folder, "--rootdir", folder, "-c", f"{folder}/pytest.ini", "-p", "no:cacheprovider",
-                            "--continue-on-collection-errors", *options], plugins=[self])
+        arguments = [folder, "--rootdir", folder, "-c", f"{folder}/pytest.ini", "-p", "no:cacheprovider",
+                     "-p", "pytest_benchmark.plugin", "--continue-on-collection-errors", *options]
+        alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}  # other plugins are of other tests
+        with patch.dict(os.environ, alone):
+            code = pytest.main(arguments, plugins=[self])
         if self.error is not None:
             raise self.error
         return code
