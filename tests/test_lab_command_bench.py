@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
         return compare(case, *rest)
 
     monkeypatch.setattr(harness, "compare", stopped)
-    result = mbq("bench", OP, *QUICK, "--quiet", "--out", tmp_path / "a.json")
+    result = mbq("bench", OP, *QUICK, "--backend", "cpu", "--quiet", "--out", tmp_path / "a.json")
     assert result.exit_code == 130 and "stopped by Ctrl-C; 1 of 3 cases are measured" in result.stderr
     assert f"written: {tmp_path / 'a.json'}" in result.stdout
     assert {row["case"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]} == {calls[0]}
