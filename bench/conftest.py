@@ -97,9 +97,9 @@ def record(benchmark, results, device, pytestconfig):
         _keep(results, rows, entries, pytestconfig.getoption("--mbq-json"))
         synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         benchmark.pedantic(lambda: (step and step(), synchronize()), rounds=3, warmup_rounds=1)
-        failed = [f"{row['candidate']}: {row['error']}" for row in rows if failed(row)]
+        errors = [f"{row['candidate']}: {row['error']}" for row in rows if failed(row)]
         missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
-        assert not failed and not missed, "\n".join(failed + missed)
+        assert not errors and not missed, "\n".join(errors + missed)
     return keep
 
 

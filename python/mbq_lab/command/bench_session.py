@@ -101,10 +101,11 @@ class Session:
         recorded = item.funcargs["benchmark"].extra_info if "benchmark" in item.funcargs else {}
         rows, name = recorded.get("rows", []), case_of(item)
         failed = list(filter(bench_module("rows").failed, rows))
-        skipped = call.excinfo is not None and call.excinfo.typename == "Skipped"
+        raised = call.excinfo.typename if call.excinfo is not None else ""
+        skipped = raised == "Skipped"
         if failed:
             self.refused[name] = failed[0]["error"]
-        elif not rows and call.excinfo is not None and not skipped:
+        elif raised and not skipped and not (rows and raised == "AssertionError"):  # of rows: a target is missed
             self.refused[name] = f"{call.excinfo.typename}: {' '.join(str(call.excinfo.value).split())}"
         self.rows += rows
         self.targets += recorded.get("targets", [])
