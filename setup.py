@@ -15,6 +15,7 @@ import cmake_build  # noqa: E402
 
 OPTIONS = {"MBQ_CUDA": "auto", "MBQ_CUDA_ARCHS": ""}  # of CMake, and the environment variables that set them
 LAYERS = ("mbq_train", "mbq_lab")  # packages below python/; mbq_store is a distribution of its own
+BENCH = "mbq_lab.bench"  # the folder bench/ where it is installed, for `mbq bench`
 
 
 class CMakeBuild(build_ext):
@@ -33,8 +34,10 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=find_packages(include=["mbq_kernels*"]) + find_packages("python", include=[f"{name}*" for name in LAYERS]),
-    package_dir={name: f"python/{name}" for name in LAYERS},
+    packages=[*find_packages(include=["mbq_kernels*"]),
+              *find_packages("python", include=[f"{name}*" for name in LAYERS]), BENCH],
+    package_dir={name: f"python/{name}" for name in LAYERS} | {BENCH: "bench"},
+    package_data={BENCH: ["pytest.ini", "machine_code.json"]},
     ext_modules=[Extension("mbq_kernels._C", sources=[])],
     cmdclass={"bdist_wheel": Wheel, "build": cmake_build.FreshBuild, "build_ext": CMakeBuild},
 )

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import eager_quantizers as eager
-import timing
 import torch
 from harness import wanted
 from rivals import COMPILED, EAGER
+from step_rows import Way, measure_steps
 from targets import FLOAT_STEPS
 
 from mbq_lab import Options, build_model
@@ -53,7 +53,8 @@ WORKS = {
 }
 
 
-def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, grad_factor, out_dtype):
+def eager_fake_quantize(x, scale, offset=None, *, bits, signed, axis, scale_unit, scale_floor, grad_factor, out_dtype):
+    scale = torch.maximum(scale * scale_unit, scale_floor)
     return eager.fake_quantize(x, scale, offset, bits=bits, signed=signed, axis=axis)
 
 
@@ -84,45 +85,25 @@ def step_of(work: Work, batch: Batch) -> Callable:
 
 
 def rows_of(batch: Batch) -> list[dict]:
-    """A row for every way, measured or with the reason why not."""
-    torch._dynamo.reset()
-    steps, contexts, losses, checks, rows = {}, {}, {}, {}, []
-    for name, work in WORKS.items():
-        if not wanted(name) and name != FLOAT_STEPS or work.options.cuda_graph and not batch.images.is_cuda:
-            continue
-        contexts[name] = eager_quantizers if work.eager else contextlib.nullcontext
-        try:
-            with contexts[name]():
-                steps[name] = step_of(work, batch)
-                losses[name] = steps[name]()
-            checks[name] = checked(name, losses)
-        except Exception as error:
-            steps.pop(name, None)
-            rows.append(row(name, batch, error=f"{type(error).__name__}: {str(error).strip()}"[:300]))
-    timer = timing.wall_clock if batch.images.device.type == "cpu" else timing.cuda_events
-    samples = timer(steps, contexts)
-    rows += [row(name, batch, timer="wall clock" if timer is timing.wall_clock else "CUDA events",
-                 check=checks[name], differs="", **timing.summary(values)) for name, values in samples.items()]
-    ours = next(r["ms_p50"] for r in rows if r["candidate"] == OURS)
-    for r in rows:
-        if "ms_p50" in r:
-            r["ratio_to_ours"] = r["ms_p50"] / ours
-    return rows
+    """Return a row for every way."""
+    ways = {name: Way(lambda work=work: step_of(work, batch),
+                      eager_quantizers if work.eager else contextlib.nullcontext)
+            for name, work in WORKS.items()
+            if (wanted(name) or name == FLOAT_STEPS) and (batch.images.is_cuda or not work.options.cuda_graph)}
+    size = "x".join(map(str, batch.images.shape))
+    return measure_steps(f"training_step-resnet20-{size}", "training_step", ways, checked, OURS,
+                         batch.images.device.type)
 
 
 def checked(name: str, losses: dict) -> str:
     """What the losses of the first step say: at the highest bit-width all start from the same network."""
     if not WORKS[name].quantized:
         return "another network"
-    error = (losses[name][0] - losses[OURS][0]).abs().item()
+    first, ours = losses[name][0, 0], losses[OURS][0, 0]
+    error = (first - ours).abs().item()
     if not error <= TOLERANCE:
-        raise RuntimeError(f"loss at 8 bits is {losses[name][0].item()}, ours {losses[OURS][0].item()}")
+        raise RuntimeError(f"loss at 8 bits is {first.item()}, ours {ours.item()}")
     return "the definition" if name == OURS else f"loss within {error:.1e}"
-
-
-def row(name: str, batch: Batch, **more) -> dict:
-    size = "x".join(map(str, batch.images.shape))
-    return {"case": f"training_step-resnet20-{size}", "op": "training_step", "candidate": name, **more}
 
 
 def test_training_step(device, pytestconfig, record):

@@ -13,17 +13,21 @@ import harness  # noqa: E402
 import machine  # noqa: E402
 import targets  # noqa: E402
 import timing  # noqa: E402
+from rows import failed  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption("--mbq-json", metavar="FILE", help="write every row, with the machine and the command, to FILE")
     parser.addoption("--mbq-small", action="store_true", help="tiny shapes: does it run; targets are not asserted")
+    parser.addoption("--mbq-full", action="store_true", help="networks of bench_networks.py at their real sizes")
     parser.addoption("--mbq-add", action="store_true", help="keep what FILE has of cases that are not measured again")
     parser.addoption("--mbq-cases", metavar="GLOBS", default="*",
                      help="names of cases to measure, in this order, such as 'switched_linear-* *-bfloat16-*'")
     parser.addoption("--mbq-rivals", choices=("all", "quick", "none"), default="all",
                      help="none: ours beside the copy alone, to tune by; quick: all that need no torch.compile; "
                           "targets against rivals that are left out are not asserted")
+    parser.addoption("--mbq-backend", choices=("cpu", "cuda", "triton"), default="",
+                     help="measure ours on this one alone; default: on all that can run")
     parser.addoption("--mbq-dirty", action="store_true",
                      help="on CUDA, also time with an L2 cache that was overwritten and holds dirty lines")
     parser.addoption("--mbq-malloc", choices=("keep", "system"), default="keep",
@@ -33,6 +37,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     harness.RIVALS, harness.DIRTY = config.getoption("--mbq-rivals"), config.getoption("--mbq-dirty")
+    harness.BACKEND = config.getoption("--mbq-backend")
+    if config.getoption("--mbq-small"):  # whose times say nothing
+        timing.MOST = timing.FEWEST
 
 
 def pytest_collection_modifyitems(config, items):
@@ -86,14 +93,13 @@ def record(benchmark, results, device, pytestconfig):
     def keep(rows, step=None):
         entries = [] if results["small"] else targets.verdicts(device, rows)
         entries = [entry for entry in entries if harness.RIVALS == "all" or entry["met"] is not None]
-        benchmark.extra_info.update(rows=rows, machine=results["machine"])
+        benchmark.extra_info.update(rows=rows, targets=entries, machine=results["machine"])
         _keep(results, rows, entries, pytestconfig.getoption("--mbq-json"))
         synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         benchmark.pedantic(lambda: (step and step(), synchronize()), rounds=3, warmup_rounds=1)
-        failed = [f"{row['candidate']}: {row['error']}" for row in rows
-                  if row["candidate"].startswith("mbq") and "error" in row]
+        errors = [f"{row['candidate']}: {row['error']}" for row in rows if failed(row)]
         missed = [_complaint(entry, rows) for entry in entries if not entry["met"]]
-        assert not failed and not missed, "\n".join(failed + missed)
+        assert not errors and not missed, "\n".join(errors + missed)
     return keep
 
 

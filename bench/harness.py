@@ -15,6 +15,7 @@ from mbq_train.quantize.bits import code_range
 
 FORWARD, BOTH = "forward", "forward+backward"
 RIVALS = "all"  # --mbq-rivals: quick leaves out what must be compiled first, none all but ours and the copy
+BACKEND = ""  # --mbq-backend: ours on this one alone
 DIRTY = False  # --mbq-dirty: CUDA events are taken with dirty lines in the L2 cache as well
 GRAPH_LIMIT = 2**20  # tensors of up to this many elements (mean) are also timed inside a CUDA graph
 
@@ -121,12 +122,19 @@ def wanted(name: str) -> bool:
     return "torch.compile" not in name and (RIVALS == "quick" or name.startswith(("mbq", "copy")))
 
 
-def our_candidates(case: Case) -> list[Candidate]:
-    """One per backend that can run here, the one in use by default first; "mbq reference" is the definition."""
+def our_contexts(case) -> dict[str, Callable]:
+    """Return {"mbq backend": context} of all that can run here, or of BACKEND and the definition, "mbq reference"; the
+    backend in use by default first."""
     names = backends(case.op, case.device)
-    return [Candidate(f"mbq {name}", case.ours, exact=True,
-                      context=contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
-            for name in names]
+    if BACKEND and BACKEND not in names:
+        raise ValueError(f"{case.op}: backend must be one of {', '.join(names)} on {case.device}, got {BACKEND}")
+    return {f"mbq {name}": contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name)
+            for name in names if not BACKEND or name in (BACKEND, "reference")}
+
+
+def our_candidates(case: Case) -> list[Candidate]:
+    """One per backend."""
+    return [Candidate(name, case.ours, exact=True, context=context) for name, context in our_contexts(case).items()]
 
 
 def copy_candidate(case: Case) -> Candidate:
@@ -217,10 +225,8 @@ def measure(case: Case) -> tuple[list[dict], Callable]:
 
 
 def our_calls(case, call: Callable) -> dict:
-    """{name: (call, context)}, one per backend with kernels that can run here, the one in use by default first."""
-    names = [name for name in backends(case.op, case.device) if name != "reference"]
-    return {f"mbq {name}": (call, contextlib.nullcontext if name == names[0] else lambda name=name: use_backend(name))
-            for name in names}
+    """{name: (call, context)}, one per backend with kernels."""
+    return {name: (call, context) for name, context in our_contexts(case).items() if name != "mbq reference"}
 
 
 def measure_calls(case, calls: dict, check: Callable, differs: dict) -> tuple[list[dict], Callable]:

@@ -57,9 +57,13 @@ def _run(*command: str) -> str:
 
 
 def _commit() -> str:
-    """The commit measured; "-dirty" when tracked files differ from it. MBQ_COMMIT says it where there is no git."""
-    described = _run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    return os.environ.get("MBQ_COMMIT") or described or "unknown"
+    """The commit measured; "-dirty" when tracked files differ from it. MBQ_COMMIT says it where there is no git.
+
+    An installed distribution, which may lie in somebody else's repository, has a version and no commit.
+    """
+    ours = _run("git", "ls-files", Path(__file__).name)
+    described = _run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") if ours else ""
+    return os.environ.get("MBQ_COMMIT") or described or f"version {_version('mbq-kernels') or 'unknown'}"
 
 
 def _command() -> str:

@@ -1,6 +1,6 @@
 """Tables and pictures of measured rows, and what GPUs are predicted to take at best.
 
-    python bench/report.py RESULTS.json... --out DIR      report.md, roofline.png and ratios.png for every results file
+    python bench/report.py RESULTS.json... --out DIR      report.md and pictures for every results file
     python bench/report.py RESULTS.json... --into FILE    the table of every op on GPUs, which measured the results,
                                                           between its marks in a Markdown file
 """
@@ -9,16 +9,14 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
 import predicted
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.markdown import Markdown  # noqa: E402
+from rows import OURS
+from targets import FLOAT_STEPS, UNQUANTIZED
 
 HEAD = ("candidate", "ms p50 [p20, p80]", "GB/s", "of copy", "time / ours", "agreement")
-NOT_RIVALS = ("copy", "mbq")
+GLANCE = ("case", "ours, ms", "of copy", "fastest rival", "its time / ours")
+NOT_RIVALS = ("copy", *OURS, FLOAT_STEPS, UNQUANTIZED)
+LOSS = "WE LOSE"
 MARK = "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->"
 
 
@@ -35,21 +33,44 @@ def cases_of(rows: list[dict]) -> dict[tuple, list[dict]]:
     return {key: sorted(group, key=lambda row: row.get("ms_p50", float("inf"))) for key, group in groups.items()}
 
 
+def is_rival(row: dict) -> bool:
+    return not row["candidate"].startswith(NOT_RIVALS)
+
+
 def lost(row: dict) -> bool:
-    return not row["candidate"].startswith(NOT_RIVALS) and row.get("ratio_to_ours", 1.0) < 1.0
+    return is_rival(row) and row.get("ratio_to_ours", 1.0) < 1.0
 
 
 def cells(row: dict) -> list[str]:
     if "error" in row:
         return [row["candidate"], "not measured", "", "", "", " ".join(row["error"].split())]
-    name = f"**{row['candidate']}**" if row["candidate"].startswith("mbq") else row["candidate"]
+    name = f"**{row['candidate']}**" if row["candidate"].startswith(OURS) else row["candidate"]
     fraction, ratio = row.get("copy_fraction"), row.get("ratio_to_ours")
     agreement = "; ".join(part for part in (row["check"], row["differs"]) if part)
     single = " (1 sample)" if row["samples"] == 1 else ""
     return [name, f"{row['ms_p50']:.4g} [{row['ms_p20']:.4g}, {row['ms_p80']:.4g}]{single}",
             f"{row['gbps']:.1f}" if "gbps" in row else "",
             "" if fraction is None else f"{fraction:.2f}",
-            "" if ratio is None else f"{ratio:.2f}" + (" **WE LOSE**" if lost(row) else ""), agreement]
+            "" if ratio is None else f"{ratio:.2f}" + (f" **{LOSS}**" if lost(row) else ""), agreement]
+
+
+def glance(rows: list[dict]) -> list[list[str]]:
+    """Return a line of GLANCE for every case as it is called (in no CUDA graph): ours, and the fastest rival."""
+    lines = []
+    for (case, timer), group in cases_of(rows).items():
+        ours = next((row for row in group if row.get("ratio_to_ours") == 1.0), None)
+        rivals = [row for row in group if is_rival(row) and "ratio_to_ours" in row]
+        if timer == "CUDA graph":
+            continue
+        if ours is None:
+            lines.append([case, "not measured", "", "", ""])
+            continue
+        share = ours.get("copy_fraction")
+        line = [case, f"{ours['ms_p50']:.4g}", "" if share is None else f"{share:.2f}"]
+        fastest = rivals[0] if rivals else None  # groups are sorted by time
+        lines.append([*line, *((fastest["candidate"], f"{fastest['ratio_to_ours']:.2f}"
+                                + (f" {LOSS}" if lost(fastest) else "")) if fastest else ("none", ""))])
+    return lines
 
 
 def table(head, lines) -> str:
@@ -66,7 +87,8 @@ def markdown(result: dict) -> str:
              f"freed memory {facts['freed_memory']}. {versions}. Commit {facts['commit']}. `{facts['command']}`"]
     if result["small"]:
         parts.append("**Tiny shapes: a check that everything runs, not a measurement.**")
-    parts += ["## Targets", _targets(result["targets"]), "## Rows we lose", _losses(result["rows"]), "## Every row"]
+    parts += ["## At a glance", table(GLANCE, glance(result["rows"])), "## Targets", _targets(result["targets"]),
+              "## Rows we lose", _losses(result["rows"]), "## Every row"]
     on_gpu = predicted.cases() if facts["device"] == "cuda" and not result["small"] else {}
     for (case, timer), rows in groups.items():
         size = f", {rows[0]['bytes'] / 1e6:.4g} MB by the formula" if "bytes" in rows[0] else ""
@@ -87,46 +109,6 @@ def _losses(rows: list[dict]) -> str:
     lines = [[row["case"], row["candidate"], row["timer"], f"{row['ratio_to_ours']:.2f}", row["differs"]]
              for row in rows if lost(row)]
     return table(("case", "faster than ours", "timer", "time / ours", "what differs"), lines) if lines else "None."
-
-
-def roofline(result: dict, path: Path) -> None:
-    """GB/s by the byte formula over the bytes that must move, against the copy of the same run."""
-    figure, axes = plt.subplots(figsize=(9, 5.5))
-    timed = [row for row in result["rows"] if "gbps" in row and row["timer"] != "CUDA graph"]
-    for name in dict.fromkeys(row["candidate"] for row in timed):
-        rows = sorted((row for row in timed if row["candidate"] == name), key=lambda row: row["bytes"])
-        ours = name.startswith(NOT_RIVALS)
-        axes.plot([row["bytes"] for row in rows], [row["gbps"] for row in rows], "s" if name == "copy" else "o",
-                  markersize=7 if ours else 4, alpha=0.9 if ours else 0.55, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="bytes that must move, by the formula", ylabel="achieved GB/s",
-             title=f"{result['machine'].get('gpu', {}).get('name', result['machine']['cpu'])}: the copy is the roof")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=140, bbox_inches="tight")
-    plt.close(figure)
-
-
-def ratios(result: dict, path: Path) -> None:
-    """A line per case: a dot for every rival's time over ours, a bar to the fastest one, red where it beats us."""
-    rows = [row for row in result["rows"]
-            if "ratio_to_ours" in row and not row["candidate"].startswith(NOT_RIVALS) and row["timer"] != "CUDA graph"]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    fastest = [min(row["ratio_to_ours"] for row in rows if row["case"] == case) for case in cases]
-    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.26 * len(cases)))
-    colors = ["tab:red" if ratio < 1 else "tab:green" for ratio in fastest]
-    axes.barh(range(len(cases)), [ratio - 1 for ratio in fastest], left=1, color=colors, alpha=0.6)
-    for name in dict.fromkeys(row["candidate"] for row in rows):
-        mine = [row for row in rows if row["candidate"] == name]
-        axes.plot([row["ratio_to_ours"] for row in mine], [cases.index(row["case"]) for row in mine], "o",
-                  markersize=5, label=name)
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_yticks(range(len(cases)), cases, fontsize=7)
-    axes.set(xscale="log", xlabel="time / ours (right of 1: ours is faster; bar: the fastest rival)",
-             ylim=(len(cases) - 0.5, -0.5))
-    axes.grid(axis="x", alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=140, bbox_inches="tight")
-    plt.close(figure)
 
 
 def gpu_table(results: list[dict]) -> str:
@@ -168,6 +150,22 @@ def replaced(text: str, new: str) -> str:
     return f"{before}{begin}\n\n{new}\n\n{end}{after}"
 
 
+def write(sources: list[Path], results: list[dict], folder: Path) -> list[Path]:
+    """Write a report of every result into the folder, named after its source where there are several."""
+    import pictures  # matplotlib, which tables alone do not need
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for source, result in zip(sources, results, strict=True):
+        prefix = f"{source.stem}_" if len(results) > 1 else ""
+        drawn = pictures.draw(result["machine"], result["rows"], folder, prefix)
+        links = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
+        path = folder / f"{prefix}report.md"
+        path.write_text(markdown(result) + links)
+        written += [path, *drawn]
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
@@ -179,16 +177,7 @@ def main() -> None:
     if arguments.into:
         arguments.into.write_text(replaced(arguments.into.read_text(), gpu_table(results)))
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    for source, result in zip(arguments.results, results, strict=True):
-        prefix = f"{source.stem}_" if len(results) > 1 else ""
-        text = markdown(result)
-        roofline(result, arguments.out / f"{prefix}roofline.png")
-        ratios(result, arguments.out / f"{prefix}ratios.png")
-        pictures = f"\n![roofline]({prefix}roofline.png)\n\n![ratios]({prefix}ratios.png)\n"
-        (arguments.out / f"{prefix}report.md").write_text(text + pictures)
-        console.print(Markdown(text))
+    write(arguments.results, results, arguments.out)
 
 
 if __name__ == "__main__":

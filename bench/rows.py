@@ -1,5 +1,14 @@
 """Rows of results: what a measured case is, and its rates and ratios."""
 
+OURS = ("mbq", "accelerate(")  # how candidates that run our kernels begin
+EXCUSED = ("NotImplementedError", "ModuleNotFoundError", "ImportError")  # of accelerate: there is nothing to replace
+
+
+def failed(row: dict) -> bool:
+    """Return whether a row of ours has no number though it should."""
+    name, error = row["candidate"], row.get("error", "")
+    return bool(error) and (name.startswith("mbq") or name.startswith(OURS) and not error.startswith(EXCUSED))
+
 
 def row_of(case, name: str, **more) -> dict:
     return {"case": case.name, "op": case.op, "candidate": name, "shape": case.shape, "numel": case.numel,

@@ -17,7 +17,7 @@ from rivals import (
     TORCH_LEARNABLE,
 )
 
-FLOAT_STEPS = "four float steps"
+FLOAT_STEPS, UNQUANTIZED = "four float steps", "unquantized"
 LARGE = ("512x512x3x3", "64x64x56x56", "1Mi", "4096x4096", "64Mi", "resnet50")
 COPY = ("copy",)  # here the ratio is our GB/s by the formula over the copy's
 

@@ -51,7 +51,8 @@ def wall_clock(steps: dict, contexts: dict) -> dict[str, list[float]]:
     for name, step in steps.items():
         with contexts[name]():
             warm[name] = _once(step, 1)
-    slow = max(SLOW_S, SLOW_RATIO * min(seconds for name, seconds in warm.items() if name != "copy"))
+    fastest = min((seconds for name, seconds in warm.items() if name != "copy"), default=0.0)
+    slow = max(SLOW_S, SLOW_RATIO * fastest)
     samples = {name: [seconds] if seconds > slow else [] for name, seconds in warm.items()}
     repeats = {name: max(1, math.ceil(SAMPLE_S / warm[name])) for name in steps if not samples[name]}
     spent = dict.fromkeys(steps, 0.0)

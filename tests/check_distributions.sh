@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What users install, in clean virtual environments outside the clone:   tests/check_distributions.sh store kernels lab
 # store: mbq-store from its folder and from its sdist, without torch, with its tests. kernels: the wheel that WHEEL names
-# with torch and numpy alone. lab: the extra of the command mbq beside it. PYTHON names the Python they are tried with.
+# with torch and numpy alone. lab: the extra of the command mbq beside it, and the benchmarks in the wheel. PYTHON names
+# the Python they are tried with.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python3}
@@ -66,6 +67,23 @@ lab() {
   said Usage: kernels/bin/mbq --help
   : > network.store
   said "pip install ./python/mbq_store" kernels/bin/mbq inspect network.store
+  said "pip install 'mbq-kernels[bench]'" kernels/bin/mbq bench
+  kernels/bin/python -m pip install -q -c "$ROOT/constraints.txt" pytest pytest-benchmark
+  said "not measured: torchao (No module named 'torchao'), Brevitas" kernels/bin/mbq bench fake_quantize_affine --quick
+  kernels/bin/mbq bench double_round --quick --out bench.json
+  kernels/bin/mbq bench --report bench.json --out report
+  kernels/bin/python - <<'END'
+import json
+import pathlib
+
+import mbq_lab
+
+folder = pathlib.Path(mbq_lab.__file__).parent / "bench"
+assert not {path.suffix for path in folder.iterdir() if path.is_file()} - {".py", ".ini", ".json"}, "results in the wheel"
+facts = json.loads(pathlib.Path("bench.json").read_text())["machine"]
+assert facts["commit"].startswith("version "), "the commit of somebody else's repository"
+assert pathlib.Path("report/ratios1.png").stat().st_size > 10000
+END
 }
 
 for part in "$@"; do "$part"; done

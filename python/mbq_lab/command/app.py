@@ -1,4 +1,4 @@
-"""The command `mbq`: train, resume, eval, sensitivity, score, transfer, ablate, export, switch, inspect, info.
+"""The command `mbq`: train, resume, eval, sensitivity, score, transfer, ablate, export, switch, inspect, info, bench.
 
 What a command needs is imported when it runs: torch takes seconds, and help, versions and completion need none of it.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .arguments import with_options
+from .bench import bench
 from .files import export, info, inspect, switch
 from .group import Command, Commands, without_function
 from .measure import evaluate, score, sensitivity, transfer
@@ -48,7 +49,7 @@ def _late(command):
     return listed
 
 
-for command in (train, resume, evaluate, sensitivity, score, transfer, ablate, export, switch, inspect, info):
+for command in (train, resume, evaluate, sensitivity, score, transfer, ablate, export, switch, inspect, info, bench):
     name = "eval" if command is evaluate else command.__name__
     app.command(name, cls=Command)(_late(command) if command in (train, ablate) else command)
 

@@ -11,6 +11,7 @@ from ..runs.evaluation import Evaluation
 from ..runs.names import bits_name, network_name, range_name
 from ..runs.score import ScoredRun
 from ..runs.sensitivity import Sensitivities
+from .bench_session import bench_module
 
 
 def conversion_table(conversion: Conversion) -> Table:
@@ -113,3 +114,39 @@ def store_table(facts: dict) -> Table:
         table.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), layer["layout"], str(layer["bits"]),
                       *errors)
     return table
+
+
+def bench_table(rows: list[dict]) -> Table:
+    """Return ours and the fastest rival of every measured case, cases that we lose in red."""
+    report = bench_module("report")
+    table = Table(*report.GLANCE, title="Benchmarks", caption="of copy: share of the bytes a second of a copy in the "
+                  "same run")
+    for line in report.glance(rows):
+        table.add_row(*map(escape, line), style="red" if report.LOSS in line[-1] else None)
+    return table
+
+
+def steps_table(case: str, rows: list[dict]) -> Table:
+    """Return every way that a training step was taken, the fastest first."""
+    report = bench_module("report")
+    kept = [index for index, name in enumerate(report.HEAD) if name not in ("GB/s", "of copy")]
+    table = Table(*(report.HEAD[index] for index in kept), title=case)
+    for group in report.cases_of(rows).values():
+        for row in group:
+            cells = report.cells(row)
+            table.add_row(*(escape(cells[index].replace("**", "")) for index in kept))
+    return table
+
+
+def comparison_table(found, tolerance: float) -> Table:
+    """Return what changed between two runs, the most slowed down first; noise beside it."""
+    table = Table("case", "ours", "timer", "relative to", "after / before", "noise", "", title="Two runs",
+                  caption="ours over a copy of the same run; slower, faster: beyond "
+                          f"{100 * tolerance:g} % and beyond noise")
+    for change in found.changes:
+        table.add_row(*map(escape, (change.case, change.candidate, change.timer, change.base)), f"{change.ratio:.3f}",
+                      f"{change.noise:.3f}", change.verdict, style=_STYLES[change.verdict])
+    return table
+
+
+_STYLES = {"slower": "red", "faster": "green", "": None}
