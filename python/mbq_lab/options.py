@@ -9,7 +9,10 @@ from mbq_train._names import look_up
 from mbq_train.coreset.sampling import SAMPLINGS
 from mbq_train.coreset.scores import SCORES
 from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
+from mbq_train.quantize.double_rounding import DoubleRounding
+from mbq_train.quantize.learned import Learned
 from mbq_train.quantize.specs import ActivationSpec, Float, Spec, WeightSpec, flag_of, spec_types
+from mbq_train.training.scale_rates import MODES
 from mbq_train.training.steps import SCHEDULES
 
 from .spec_options import SPEC_OPTIONS, SpecOptions, setting
@@ -18,6 +21,8 @@ OPTIMIZERS, RATES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant")
 BATCH_NORM_MODES, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
 RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
     "plain": {},
+    "double-rounding": {"bits": (8, 6, 4, 2), "quantizer": "double-rounding", "scale_rates": "multiplicative",
+                        "distill": 0.7},
     "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
                "batch_norm": "shared"},
     "msq": {"bits": (8,), "quantizer": "round-clamp"},
@@ -67,6 +72,8 @@ class Options(SpecOptions):
     learning_rate: float = setting(1e-3, "of both phases", above=0)
     scale_rate: float = setting(1.0, "learning rate of offsets, and of scales in units of 8 times their first value, "
                                 "as a share of learning_rate", above=0)
+    scale_rates: str = setting("constant", "how the rate of scales falls with the bit-width in use and the size of "
+                               "their gradients (ALRS)", choices=("constant", *MODES))
     rate: str = setting("cosine", "learning rate over the epochs", choices=RATES)
     rate_epochs: tuple[int, ...] = setting((), "step: epochs after which the rate falls to a tenth, of `epochs`", low=1)
     weight_decay: float = setting(5e-5, "not on scales and offsets", low=0)
@@ -147,6 +154,10 @@ class Options(SpecOptions):
                 names = " or ".join(name for name, _ in owners)
                 raise ValueError(f"options: {option.name} must be left alone unless quantizer is {names}, got "
                                  f"{value!r} with {self.quantizer!r}")
+        if self.scale_rates != "constant" and not any(isinstance(spec, (Learned, DoubleRounding)) for spec in
+                                                      (self.weights, self.activations)):
+            raise ValueError("options: scale_rates must be constant where no quantizer learns scales, got "
+                             f"{self.scale_rates!r} with {self.quantizer!r}")
         self.weights.check(quantized(self.bits))
         self.activations.check_use("activations")
 

@@ -26,6 +26,7 @@ from .sensitivity import Trace, hessian_traces, perturbations, sensitivities
 from .training.distillation import SoftTargets
 from .training.divergence import TrainingError
 from .training.optimizers import parameter_groups
+from .training.scale_rates import ScaleRates
 from .training.steps import Stepper
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Codes", "Conversion",
     "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned",
     "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer",
-    "RoundClamp", "RoundClampQuantizer", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
+    "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
     "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert",
     "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces",
     "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations",

@@ -4,7 +4,7 @@ from ..training.recipe import Recipe
 from .emqnet import EmqNet
 from .msq import Msq
 
-RECIPES = {"plain": Recipe, "emqnet": EmqNet, "msq": Msq}
+RECIPES = {"plain": Recipe, "double-rounding": Recipe, "emqnet": EmqNet, "msq": Msq}
 
 
 def recipe_type(name: str) -> type[Recipe]:

@@ -13,11 +13,11 @@ from ..training.traces import TRACES
 CONFIG, METRICS, FLOAT_NETWORK, CHECKPOINT = ("config.json", "metrics.jsonl", "float.safetensors",
                                               "checkpoint.safetensors")
 ACCURACY, CURVES, PLAN = "accuracy.png", "curves.png", "conversion.txt"
-LAYERS, SENSITIVITY = "layers.png", "sensitivity.png"
+LAYERS, SENSITIVITY, SCALES = "layers.png", "sensitivity.png", "scales.png"
 SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
 TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
-_FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, PLAN, LAYERS, TRACES, SENSITIVITY, SCORES,
-          HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
+_FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, PLAN, LAYERS, TRACES, SENSITIVITY, SCALES,
+          SCORES, HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
 _PHASES = ("float", "quantized", "finished")
 _STANDING = {"state", "metrics", "seconds", "float_accuracy", "parallel", "options", "data"}  # in a checkpoint's header
 

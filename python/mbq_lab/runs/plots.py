@@ -82,6 +82,28 @@ def plot_layers(path, records) -> None:
     write_figure(figure, path)
 
 
+def plot_scales(path, records) -> None:
+    """Write a PNG with the size of the gradients of scales and their rate, by bit-width over the epochs, from the lines
+    of metrics.jsonl that have them."""
+    begin = _float_epochs(records)
+    records = [record for record in records if "scales" in record]
+    figure = figure_of(11, 4.2)
+    axes = figure.subplots(1, 2)
+    for number, bits in enumerate(dict.fromkeys(bits for record in records for bits in record["scales"])):
+        for plot, value in zip(axes, ("gradient", "rate"), strict=True):
+            points = [(_epoch(record, begin), record["scales"][bits][value]) for record in records]
+            plot.plot(*zip(*points, strict=True), label=bits_name(int(bits)), **_style(number, len(points)))
+    for plot, title in zip(axes, ("Size of the gradients of scales", "Learning rate of scales"), strict=True):
+        plot.set_yscale("log")
+        plot.set_title(title)
+        _count_epochs(plot)
+        plot.grid(alpha=0.3)
+    axes[0].set_ylabel("mean of the largest in each quantizer, at most 1")
+    axes[1].set_ylabel("mean over the epoch's steps")
+    _legend(figure, axes[0])
+    write_figure(figure, path)
+
+
 def plot_sensitivities(path, at_bits) -> None:
     """Write a PNG with the sensitivity of every layer, by bit-width and name; one of 0 has no point."""
     lines = {bits_name(bits): {name: value or float("nan") for name, value in values.items()}

@@ -33,6 +33,7 @@ from .folder import (
     LAYERS,
     METRICS,
     PLAN,
+    SCALES,
     check_free,
     load_options,
     locked,
@@ -43,7 +44,7 @@ from .given import data_given, with_given
 from .metrics import Metrics
 from .networks import data_and_float_network, made_from, plan_of
 from .observer import Observer
-from .plots import plot_accuracy, plot_curves, plot_layers
+from .plots import plot_accuracy, plot_curves, plot_layers, plot_scales
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,8 @@ class _Run:
         if distributed.rank() == 0:
             plot_accuracy(self.folder / ACCURACY, accuracy, self.float_accuracy, result.recipe.get("layer_bits", {}))
             plot_curves(self.folder / CURVES, self.metrics.records)
+            if any("scales" in record for record in self.metrics.records):
+                plot_scales(self.folder / SCALES, self.metrics.records)
             if any("layer_bits" in record for record in self.metrics.records):
                 plot_layers(self.folder / LAYERS, self.metrics.records)
         self._save(State(), "finished")  # last: it says that the run is finished

@@ -10,11 +10,12 @@ from torch import nn
 from mbq_train import distributed
 from mbq_train.quantize.bits import check_bit_widths, in_mode, switch_bits_of
 from mbq_train.quantize.quantizer import quantizers
-from mbq_train.quantize.scales import initialise
+from mbq_train.quantize.scales import initialise, scales
 from mbq_train.training.cuda_graph import GraphedStep
 from mbq_train.training.distillation import SoftTargets
 from mbq_train.training.divergence import TrainingError, first_bad_layer, first_bad_parameter
 from mbq_train.training.optimizers import load_optimizer_tensors, optimizer_tensors, set_rate
+from mbq_train.training.scale_rates import ScaleRates
 from mbq_train.training.steps import Stepper, one_for_each
 
 from ..data import Data
@@ -70,6 +71,9 @@ class Training:
         steps = [self.recipe.steps(epoch) for epoch in range(self.epochs)]
         self._first_steps = [0, *itertools.accumulate(steps)]  # of every epoch, and after the last
         self.optimizer = build_optimizer(model, options)
+        self.scale_rates = None
+        if options.scale_rates != "constant" and scales(model):
+            self.scale_rates = ScaleRates(self.optimizer, model, mode=options.scale_rates)
         self.soft_targets = None
         if options.distill and len(self.bits) > 1:
             self.soft_targets = SoftTargets(data.train_size, data.classes, largest=options.distill,
@@ -92,7 +96,7 @@ class Training:
 
         Args:
             on_epoch: called after every epoch with {"epoch", "loss": {bits: mean}, "learning_rate", "seconds",
-                "images_per_second"}, and what the recipe adds.
+                "images_per_second"}, what the recipe adds, and with ScaleRates "scales", what `averages` gives.
             on_batch: called after every batch with the epoch from 0, its images so far, and the images of an epoch.
             save: called with a State after every epoch, after `save_every` seconds and before a stop.
             stop: looked at between steps.
@@ -178,6 +182,8 @@ class Training:
         record = {"epoch": state.epoch + 1, "loss": {b: total / steps for b, total in state.losses.items()},
                   "learning_rate": self._rate(self._steps_done() - 1), "seconds": state.seconds,
                   "images_per_second": images / max(state.seconds, 1e-9), **self.recipe.end_epoch(state.epoch)}
+        if self.scale_rates is not None:
+            record["scales"] = self.scale_rates.averages()
         state.epoch, state.batch, state.losses, state.seconds = state.epoch + 1, 0, {}, 0.0
         if on_epoch is not None:
             on_epoch(record)
@@ -196,6 +202,8 @@ class Training:
         if self.soft_targets is not None:
             self.soft_targets.merge()
             tensors["targets.table"] = self.soft_targets.table
+        if self.scale_rates is not None:
+            tensors |= {f"scale_rates.{name}": value for name, value in self.scale_rates.state_dict().items()}
         recipe_tensors, self.state.recipe = self.recipe.state()
         tensors |= {f"recipe.{name}": value for name, value in recipe_tensors.items()}
         self.state.tensors = tensors
@@ -211,6 +219,8 @@ class Training:
             torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self.data.device)
         if self.soft_targets is not None and "targets.table" in tensors:
             self.soft_targets.table.copy_(tensors["targets.table"])
+        if self.scale_rates is not None and tensors:
+            self.scale_rates.load_state_dict(_named("scale_rates.", tensors))
         if tensors:
             self.recipe.load_state(_named("recipe.", tensors), self.state.recipe)
         self.state.tensors = {}

@@ -24,14 +24,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale_rate: float = 
     ids = {id(parameter) for parameter in learned}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     twice = any(quantizer.switchable for quantizer in quantizers(model))
-    undecayed = {id(parameter) for parameter in _biases_and_norms(model)} if twice else set()
+    undecayed = {id(parameter) for parameter in biases_and_norms(model)} if twice else set()
     groups = [{"params": [p for p in others if id(p) not in undecayed], "weight_decay": weight_decay},
               {"params": [p for p in others if id(p) in undecayed], "weight_decay": 0.0},
               {"params": learned, "weight_decay": 0.0, "rate_factor": scale_rate}]
     return [group for group in groups if group["params"]]
 
 
-def _biases_and_norms(model: nn.Module):
+def biases_and_norms(model: nn.Module):
     """Yield the biases of all layers, and whatever normalization layers learn."""
     for module in model.modules():
         own = module.parameters(recurse=False) if isinstance(module, NORMS) else [getattr(module, "bias", None)]
