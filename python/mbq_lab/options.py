@@ -1,8 +1,6 @@
 """What a run is made from: every option once, with its default, its meaning and its check."""
 
 import math
-import numbers
-import os
 from dataclasses import asdict, dataclass, fields
 
 from mbq_train._names import look_up
@@ -15,6 +13,7 @@ from mbq_train.quantize.specs import ActivationSpec, Float, Spec, WeightSpec, fl
 from mbq_train.training.scale_rates import MODES
 from mbq_train.training.steps import SCHEDULES
 
+from .option_values import check_number, typed
 from .spec_options import SPEC_OPTIONS, SpecOptions, setting
 
 OPTIMIZERS, RATES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant")
@@ -111,13 +110,13 @@ class Options(SpecOptions):
 
     def __post_init__(self):
         for option in fields(self):
-            value, limits = _typed(option, getattr(self, option.name)), option.metadata
+            value, limits = typed(option, getattr(self, option.name)), option.metadata
             object.__setattr__(self, option.name, value)
             if "choices" in limits:
                 look_up("options", dict.fromkeys(limits["choices"]), value, argument=option.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    _check_number(option.name, number, limits)
+                    check_number(option.name, number, limits)
         if self.bits == tuple(sorted(self.bits)):
             object.__setattr__(self, "bits", self.bits[::-1])
         check_bit_widths("options", self.bits, float_path=True)
@@ -235,27 +234,3 @@ class Options(SpecOptions):
         if unknown := values.keys() - {option.name for option in fields(cls)}:
             raise ValueError(f"options: must be known, got {', '.join(sorted(unknown))}")
         return cls(**values)
-
-
-def _typed(option, value):
-    """Return `value` in the option's type where that loses nothing: an int as a float, a list as a tuple, a path as
-    text."""
-    kind = type(option.default)
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value) is not kind:
-        raise ValueError(f"options: {option.name} must be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _check_number(name: str, number, limits) -> None:
-    inside = {"low": lambda limit: number >= limit, "high": lambda limit: number <= limit,
-              "above": lambda limit: number > limit, "below": lambda limit: number < limit}
-    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
-    for kind, holds in inside.items():
-        if kind in limits and not (math.isfinite(number) and holds(limits[kind])):
-            raise ValueError(f"options: {name} must be finite and {words[kind]} {limits[kind]}, got {number}")

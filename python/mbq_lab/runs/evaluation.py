@@ -12,7 +12,7 @@ from mbq_train.quantize.add_bits import add_bits
 from mbq_train.quantize.bits import FLOAT, check_bit_widths
 from mbq_train.quantize.round_clamp import own_layer_bits
 
-from ..training.loop import evaluate
+from ..training.accuracy import evaluate
 from .devices import check_device
 from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
 from .given import data_given

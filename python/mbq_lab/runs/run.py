@@ -20,8 +20,9 @@ from mbq_train.quantize.weight_bank import WeightBank
 
 from ..options import Options
 from ..recipes import recipe_type
+from ..training.accuracy import evaluate
 from ..training.interrupt import stop_requests
-from ..training.loop import State, Training, evaluate
+from ..training.loop import State, Training
 from .checks import check_run
 from .devices import processes
 from .folder import (

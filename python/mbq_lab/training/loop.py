@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mbq_train import distributed
-from mbq_train.quantize.bits import check_bit_widths, in_mode, switch_bits_of
+from mbq_train.quantize.bits import check_bit_widths, switch_bits_of
 from mbq_train.quantize.quantizer import quantizers
 from mbq_train.quantize.scales import initialise, scales
 from mbq_train.training.cuda_graph import GraphedStep
@@ -241,16 +241,3 @@ def stepper_of(options: Options, model: nn.Module, bits, optimizer: torch.optim.
 def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Data, bits: int, *, batch_size: int = 512) -> float:
-    """Return the share of the test images that `model` classifies correctly at `bits` bits, in [0, 1].
-
-    Afterwards mode and bit-width of the model are as before. Raises ValueError for a bit-width that is not trained.
-    """
-    with in_mode(model, training=False):
-        switch_bits_of(model, bits)
-        correct = sum((model(batch.images).argmax(dim=1) == batch.labels).sum() for batch in
-                      data.test_batches(batch_size))
-    return correct.item() / data.test_size
