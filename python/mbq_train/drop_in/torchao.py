@@ -4,6 +4,7 @@ torchao's own methods run, so that its configuration is read by itself; replaced
 that touch every element, which choose a range and fake-quantize.
 """
 
+import functools
 import sys
 
 import torch
@@ -18,9 +19,8 @@ from .torch_ao.arithmetic import DTYPES, worthwhile
 
 LIBRARY = "torchao"
 FEWEST = 2048  # elements: below, a call of ours takes as long as the operations that it saves
-_HALVES = ("half floats stay torchao's where their scales are half floats too, else the gradient of x is rounded once, "
-           "where torchao rounds it after each of two operations")
-_SUMS = "gradients of scales and zero points are sums in another order, of terms that are not rounded to half floats"
+_SUMS = ("gradients of scales and zero points are sums in another order; with half floats of terms that are not "
+         "rounded first, and the gradient of x is rounded once, where torchao rounds it after each of two operations")
 _PER_ROW = ("PerToken", "PerAxis", "PerRow", "PerGroup")
 
 
@@ -39,12 +39,11 @@ def torchao(module: nn.Module) -> Verdict:
         return Leave(LIBRARY, f"divides in {config.scale_precision}")
     if type(config.granularity).__name__ not in _PER_ROW:
         return Leave(LIBRARY, f"has a granularity that is not known, {config.granularity}")
-    return Replace(LIBRARY, _forward, bound="; ".join([_HALVES] + [_SUMS] * config.range_learning))
+    return Replace(LIBRARY, _forward, bound=_SUMS if config.range_learning else "")
 
 
 def _forward(module, x):
-    learns_unset_range = module.config.range_learning and module.scale is None
-    if not module.enabled or learns_unset_range or not worthwhile(x, FEWEST) or not x.is_contiguous():
+    if torch.compiler.is_compiling() or not worthwhile(x, FEWEST) or not x.is_contiguous() or not _supported(module, x):
         return original_forward(module, x)
     original = type(module).mbq_original
     if type(module.config.granularity).__name__ == "PerToken":
@@ -57,6 +56,17 @@ def _forward(module, x):
                for name in ("get_group_qparams_symmetric", "get_groupwise_affine_qparams")},
             "_fake_quantize_per_channel_group": _fake_quantize_per_channel_group})
     return method(module, x)
+
+
+def _supported(module: nn.Module, x: torch.Tensor) -> bool:
+    config = module.config
+    if not module.enabled or config.range_learning and module.scale is None:
+        return False
+    if x.dtype == torch.float32:
+        return True
+    # torchao rounds codes and zero points to half floats, which changes no integer of the range
+    bounded = config.is_symmetric or type(config.granularity).__name__ == "PerToken"
+    return bounded and (config.is_dynamic or module.zero_point is None or not module.zero_point.is_floating_point())
 
 
 def _choose_qparams(input, mapping_type, block_size, *args, **kwargs):
@@ -90,10 +100,18 @@ def _by_rows(theirs, given, size: int, *more):
     if scales.dtype != torch.float32 or not rows == scales.numel() == zero_points.numel() or x.dtype not in DTYPES:
         return theirs(*given, *more)
     form = "after_rounding" if zero_points.is_floating_point() else "integer"
+    twice = x.dtype != torch.float32 and not scales.requires_grad
     try:
         x_hat = mbq_kernels.fake_quantize_affine(
             x.reshape(rows, size), scales.reshape(-1), zero_points.reshape(-1), quant_min=quant_min,
-            quant_max=quant_max, axis=0, zero_point_form=form, grad_product=True)
+            quant_max=quant_max, axis=0, zero_point_form=form, grad_product=not twice)
     except (RuntimeError, ValueError):  # a value that ours refuses: torchao computes with it
         return theirs(*given, *more)
+    if twice and x_hat.requires_grad:
+        x_hat.register_hook(functools.partial(_gradient_rounded_twice, scales.detach().reshape(-1, 1)))
     return x_hat.reshape(x.shape)
+
+
+def _gradient_rounded_twice(scales, grad):
+    """Give the gradient of half floats the factors scale and 1 / scale, and a rounding after each, as autograd does."""
+    return ((grad * scales).to(grad.dtype) * (1.0 / scales)).to(grad.dtype)
