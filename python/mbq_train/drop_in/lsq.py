@@ -1,0 +1,105 @@
+"""The family of learned step size quantization (LSQ): quantizer modules that people write themselves.
+
+A module is known by what it computes, not by its name: it takes one tensor, its only Parameter is a scale, and on
+probes that tell all forms apart its values and gradients are, bit for bit, those of a kernel. Probes run on a copy.
+"""
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..quantize.bits import same_random_numbers
+from .family import Leave, Replace, Verdict
+from .lsq_probes import Form, fit, states_of
+from .replacement import original_forward
+from .torch_ao.arithmetic import worthwhile
+
+LIBRARY = "LSQ"
+FEWEST = 4096  # elements: below, a call of ours takes as long as the operations that it saves
+_SUMS = "the gradient of the scale is a sum in another order"
+_found: dict[tuple, Verdict] = {}  # by class, shape of the scale and attributes: a network has many modules that agree
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the forward needs: the name of the scale, the form of the arithmetic, and what a module that has taken its
+    first values from a batch has in its attributes and buffers."""
+
+    scale: str
+    form: Form
+    ready: tuple[tuple[str, object], ...]
+
+
+def lsq(module: nn.Module) -> Verdict:
+    """Return what is to become of `module`, where it is a quantizer with a learned scale."""
+    if type(module).__module__.partition(".")[0] == "torch" or type(module).forward is nn.Module.forward:
+        return None
+    parameters = dict(module.named_parameters())
+    if len(parameters) != 1 or any(True for _ in module.children()):
+        return None
+    (name, scale), = parameters.items()
+    if scale.dtype != torch.float32 or scale.device.type == "meta" or "forward" in vars(module):
+        return None
+    key = type(module), scale.shape, tuple(states_of(module).items())
+    if key not in _found:
+        _found[key] = _verdict(module, name, scale)
+    return _found[key]
+
+
+def _verdict(module: nn.Module, name: str, scale: nn.Parameter) -> Verdict:
+    with warnings.catch_warnings(), same_random_numbers(module), torch.inference_mode(False), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            twin, ready = _prepared(module, scale)
+            form = fit(twin, name)
+        except Exception:  # whatever a stranger's forward raises for inputs that it was not made for
+            return None
+    if isinstance(form, str):
+        return Leave(LIBRARY, form)
+    if form is None:
+        return None
+    return Replace(LIBRARY, _forward, plan=Plan(name, form, ready), bound=_SUMS)
+
+
+def _prepared(module: nn.Module, scale: torch.Tensor) -> tuple[nn.Module, tuple]:
+    """Return a copy of `module` without hooks, after its first batch, and what that batch changed beside the scale."""
+    twin = copy.deepcopy(module)
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        getattr(twin, hooks).clear()
+    twin.requires_grad_(True).train()
+    before = states_of(twin)
+    twin(torch.linspace(-1, 1, 64 * max(scale.numel(), 1)).reshape(_shape_for(scale)).to(scale.device))
+    after = states_of(twin)
+    return twin, tuple((name, after[name]) for name in after if after[name] != before.get(name))
+
+
+def _shape_for(scale: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of 64 elements a scale, with the dimensions that the scale has."""
+    if scale.numel() == 1:
+        return 8, 8
+    return tuple(size if size != 1 else 64 if axis == scale.dim() - 1 else 1 for axis, size in enumerate(scale.shape))
+
+
+def _forward(module, x):
+    plan: Plan = module.mbq_plan
+    scale = getattr(module, plan.scale)
+    if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32:
+        return original_forward(module, x)
+    if plan.ready and module.training and not _is_ready(module, plan):
+        return original_forward(module, x)
+    try:
+        return plan.form(x, scale)
+    except (RuntimeError, ValueError):  # a value that ours refuses: the module computes with it
+        return original_forward(module, x)
+
+
+def _is_ready(module: nn.Module, plan: Plan) -> bool:
+    """Return whether the module has taken its first values; once it has, it is not asked again."""
+    seen = states_of(module, {name for name, _ in plan.ready})
+    if any(seen.get(name) != value for name, value in plan.ready):
+        return False
+    module.mbq_plan = Plan(plan.scale, plan.form, ())
+    return True
