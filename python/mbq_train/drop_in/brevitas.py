@@ -1,4 +1,4 @@
-"""The family of Brevitas: IntQuant, which every integer quantizer of weights and activations ends in, and AbsMax.
+"""The family of Brevitas: IntQuant, which every integer quantizer of weights and activations ends in.
 
 What computes scales, zero points and bit-widths stays Brevitas' own, so that every way to find them goes on working.
 """
@@ -6,15 +6,14 @@ What computes scales, zero points and bit-widths stays Brevitas' own, so that ev
 import sys
 import weakref
 
-import numpy as np
 import torch
 from torch import nn
 
 import mbq_kernels
 
+from .brevitas_statistics import STATISTICS, takes
 from .family import Leave, Replace, Verdict
 from .replacement import original_forward
-from .torch_ao.arithmetic import worthwhile
 
 LIBRARY = "brevitas"
 FEWEST = 2048  # elements: below, a call of ours takes as long as the operations that it saves
@@ -28,12 +27,11 @@ _BITS = weakref.WeakKeyDictionary()  # of modules: bit_width, its version, its v
 
 def brevitas(module: nn.Module) -> Verdict:
     """Return what is to become of `module`, where it is of Brevitas and touches every element."""
-    core, stats = sys.modules.get("brevitas.core.quant.int_base"), sys.modules.get("brevitas.core.stats.stats_op")
+    core, kind = sys.modules.get("brevitas.core.quant.int_base"), type(module)
     if core is None:
         return None
-    kind = type(module)
-    if stats is not None and isinstance(module, stats.AbsMax) and kind.forward is stats.AbsMax.forward:
-        return Replace(LIBRARY, _abs_max)
+    if kind.__module__ == "brevitas.core.stats.stats_op" and kind.__name__ in STATISTICS:
+        return Replace(LIBRARY, STATISTICS[kind.__name__])
     if isinstance(module, core.IntQuant) and kind.forward is core.IntQuant.forward:
         reason = _unsupported(module)
         return Leave(LIBRARY, reason) if reason else Replace(LIBRARY, _int_quant, bound=_SUMS)
@@ -56,7 +54,7 @@ def _unsupported(module: nn.Module) -> str:
 
 def _int_quant(module, scale, zero_point, bit_width, x):
     given = scale, zero_point, bit_width, x
-    if not _takes(x) or _unsupported(module) or bit_width.requires_grad or zero_point.numel() not in (
+    if not takes(x, FEWEST) or _unsupported(module) or bit_width.requires_grad or zero_point.numel() not in (
             1, scale.numel()) or not scale.dtype == zero_point.dtype == torch.float32:
         return original_forward(module, *given)
     view = module.input_view_impl(x)
@@ -74,12 +72,6 @@ def _int_quant(module, scale, zero_point, bit_width, x):
             mask=_MASKS[type(module.tensor_clamp_impl).__name__], grad_product=True).reshape(view.shape)
     except (RuntimeError, ValueError):  # a value that ours refuses: Brevitas computes with it
         return original_forward(module, *given)
-
-
-def _takes(x: torch.Tensor) -> bool:
-    return (worthwhile(x, FEWEST) and x.dtype == torch.float32
-            and not torch.compiler.is_compiling()  # which fuses Brevitas' operations; ours would ask for a value
-            and not torch._C._are_functorch_transforms_active())
 
 
 def _bits(module: nn.Module, bit_width: torch.Tensor) -> float:
@@ -110,38 +102,3 @@ def _range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     if not signed:
         return 0, 2**bits - 1 - narrow
     return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
-
-
-def _abs_max(module, x):
-    by_row = module.stats_reduce_dim is not None
-    if not _takes(x) or not x.is_contiguous() or by_row and module.stats_reduce_dim not in (x.dim() - 1, -1):
-        return original_forward(module, x)
-    largest = _AbsMax.apply(x.reshape(-1, x.shape[-1]) if by_row else x.reshape(1, -1), by_row)
-    return largest.reshape(x.shape[:-1] + (1,) * module.keepdim if by_row else ())
-
-
-class _AbsMax(torch.autograd.Function):
-    """max |x| of every row, (R, 1). As autograd of torch.max has it, the gradient goes to the first element of each row
-    that has it, or, where it is not `by_row` but of a whole tensor as one row, to all of them in equal parts."""
-
-    @staticmethod
-    def forward(ctx, x, by_row):
-        largest = torch.maximum(-x.amin(1, keepdim=True), x.amax(1, keepdim=True))
-        ctx.save_for_backward(x, largest)
-        ctx.by_row = by_row
-        return largest
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, largest = ctx.saved_tensors
-        if not x.is_cpu:
-            found = (x == largest) | (x == -largest)
-            share = grad * (found.cumsum(1) == 1) if ctx.by_row else grad / found.sum(1, keepdim=True)
-            return torch.where(found, x.sign() * share, 0), None
-        values, most = x.numpy(), largest.numpy()
-        found = (values == most) | (values == -most)  # in NumPy, which takes a tenth of the time
-        if not ctx.by_row and (count := np.count_nonzero(found)) > 1:
-            return torch.where(torch.from_numpy(found), x.sign() * (grad / count), 0), None
-        index = torch.from_numpy(found.argmax(1, keepdims=True))
-        return torch.zeros_like(x).scatter_(1, index, x.gather(1, index).sign() * grad), None
