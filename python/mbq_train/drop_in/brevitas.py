@@ -66,10 +66,13 @@ def _int_quant(module, scale, zero_point, bit_width, x):
         if not bits.is_integer() or not 1 < bits <= MOST_BITS:
             return original_forward(module, *given)
         lowest, highest = _range(int(bits), module.signed, module.narrow_range)
-        return mbq_kernels.fake_quantize_affine(
-            rows, scale.reshape(-1), zero_point.expand(scale.shape).reshape(-1), quant_min=lowest, quant_max=highest,
-            axis=axis, quotient="division", zero_point_form="before_rounding",
-            mask=_MASKS[type(module.tensor_clamp_impl).__name__], grad_product=True).reshape(view.shape)
+        zero_point = zero_point if zero_point.shape == scale.shape else zero_point.expand(scale.shape)
+        if rows is not view:
+            scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        x_hat = mbq_kernels.fake_quantize_affine(
+            rows, scale, zero_point, quant_min=lowest, quant_max=highest, axis=axis, quotient="division",
+            zero_point_form="before_rounding", mask=_MASKS[type(module.tensor_clamp_impl).__name__], grad_product=True)
+        return x_hat if rows is view else x_hat.reshape(view.shape)
     except (RuntimeError, ValueError):  # a value that ours refuses: Brevitas computes with it
         return original_forward(module, *given)
 
