@@ -17,6 +17,7 @@ pytest.importorskip("brevitas")
 if os.environ.get("BREVITAS_JIT") == "1":
     pytest.skip("modules are scripted", allow_module_level=True)
 import brevitas.nn as qnn  # noqa: E402
+from brevitas.core.stats import stats_op  # noqa: E402
 from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector  # noqa: E402
 from brevitas.quant import (  # noqa: E402
     Int8ActPerTensorFloat,
@@ -118,7 +119,7 @@ def network():
 def test_twenty_steps():
     """Sums of the scales' gradients are in another order: losses drift apart by roundings until a code flips."""
     models, found = [network(), network()], []
-    assert len(accelerate(models[1]).replaced) == 5 + 3
+    assert len(accelerate(models[1]).replaced) == 5 + 5  # IntQuant and statistics
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     for model in models:
         torch.manual_seed(1)
@@ -152,6 +153,22 @@ def test_gradients_of_extremes(which, rows):
         grad = torch.randn(max(rows, 1))
         theirs.backward(grad), ours.backward(grad)
         assert torch.equal(theirs, ours) and torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["apart", "ties"])
+@pytest.mark.parametrize("name, percents", [
+    ("AbsPercentile", (99.9, None)), ("NegativePercentileOrZero", (0.1,)), ("PercentileInterval", (0.1, 99.9))])
+def test_percentiles(name, percents, ties):
+    original = getattr(stats_op, name)(*percents)
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    x = torch.randn(200, 100)
+    x = x.mul(3).round() if ties else x
+    leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+    results = [module(leaf) for module, leaf in zip((original, ours), leaves, strict=True)]
+    for result in results:
+        result.backward(torch.tensor(0.7))
+    assert torch.equal(*results) and torch.equal(leaves[0].grad, leaves[1].grad) and leaves[0].grad.any()
 
 
 def test_copies_and_pickles():

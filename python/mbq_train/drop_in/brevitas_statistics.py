@@ -1,8 +1,11 @@
-"""Brevitas' statistics of whole tensors, rows and groups that are extremes: AbsMax, AbsMinMax and NegativeMinOrZero."""
+"""Brevitas' statistics that search: extremes of whole tensors, rows and groups, and percentiles of whole tensors."""
+
+import sys
 
 import numpy as np
 import torch
 
+from .rebinding import rebound
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
@@ -32,7 +35,15 @@ def _negative_min_or_zero(module, x):
     return torch.clamp(_extreme(module, x, "lowest"), max=module.zero())
 
 
-STATISTICS = {"AbsMax": _abs_max, "AbsMinMax": _abs_min_max, "NegativeMinOrZero": _negative_min_or_zero}
+def _percentile(module, x):
+    """Return what Brevitas' own forward does with another search for the kth value."""
+    return rebound(type(module).mbq_original.forward, {"kthvalue": _kthvalue})(module, x)
+
+
+STATISTICS = {
+    "AbsMax": _abs_max, "AbsMinMax": _abs_min_max, "NegativeMinOrZero": _negative_min_or_zero,
+    "AbsPercentile": _percentile, "NegativePercentileOrZero": _percentile, "PercentileInterval": _percentile,
+}
 
 
 def _reduces(module, x: torch.Tensor) -> bool:
@@ -87,3 +98,29 @@ def _places(values: np.ndarray, which: str) -> np.ndarray:
         return lowest if highest is None else highest
     high, low = (np.abs(np.take_along_axis(values, places, 1)) for places in (highest, lowest))
     return np.where(high == low, np.minimum(highest, lowest), np.where(high > low, highest, lowest))
+
+
+def _kthvalue(x, k, *args, **kwargs):
+    if args or kwargs or not takes(x, FEWEST) or not x.is_cpu or x.dim() != 1 or not 1 <= k <= x.numel():
+        return sys.modules["brevitas.utils.torch_utils"].kthvalue(x, k, *args, **kwargs)
+    return _Kth.apply(x, k),
+
+
+class _Kth(torch.autograd.Function):
+    """kth lowest value of x, (N,), by NumPy's partition, which takes a tenth of torch's time; its element has the
+    gradient. Of equal ones that is torch's choice, so that torch is asked where there are more."""
+
+    @staticmethod
+    def forward(ctx, x, k):
+        values = x.detach().numpy()
+        place = values == np.partition(values, k - 1)[k - 1]
+        once = np.count_nonzero(place) == 1
+        ctx.index, ctx.shape = place.argmax().item() if once else torch.kthvalue(x, k).indices.item(), x.shape
+        return x[ctx.index].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        grad_x = grad.new_zeros(ctx.shape)
+        grad_x[ctx.index] = grad
+        return grad_x, None
