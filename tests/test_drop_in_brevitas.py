@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from mbq_train import accelerate, restore
-from mbq_train.drop_in.brevitas import _AbsMax
+from mbq_train.drop_in.brevitas_statistics import _Extreme
 
 warnings.filterwarnings("ignore")
 pytest.importorskip("brevitas")
 if os.environ.get("BREVITAS_JIT") == "1":
     pytest.skip("modules are scripted", allow_module_level=True)
 import brevitas.nn as qnn  # noqa: E402
+from brevitas.core.stats import stats_op  # noqa: E402
+from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector  # noqa: E402
 from brevitas.quant import (  # noqa: E402
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -26,8 +28,19 @@ from brevitas.quant import (  # noqa: E402
     ShiftedUint8WeightPerTensorFloat,
     SignedBinaryWeightPerTensorConst,
 )
+from brevitas.quant.shifted_scaled_int import ShiftedUint8WeightGroupQuantFloat  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Int4WeightPerGroupFloat(Int8WeightPerChannelFloat):
+    """Groups of rows, which brevitas.quant has of shifted quantizers alone."""
+
+    proxy_class = GroupwiseWeightQuantProxyFromInjector
+    scaling_per_output_type = "group"
+    bit_width = 4
+
+
 WEIGHTS = {
     "tensor": dict(weight_quant=Int8WeightPerTensorFloat),
     "channel": dict(weight_quant=Int8WeightPerChannelFloat),
@@ -106,7 +119,7 @@ def network():
 def test_twenty_steps():
     """Sums of the scales' gradients are in another order: losses drift apart by roundings until a code flips."""
     models, found = [network(), network()], []
-    assert len(accelerate(models[1]).replaced) == 5 + 3
+    assert len(accelerate(models[1]).replaced) == 5 + 5  # IntQuant and statistics
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     for model in models:
         torch.manual_seed(1)
@@ -125,18 +138,37 @@ def test_twenty_steps():
     torch.testing.assert_close(found[1], found[0], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("rows", [1, 5])
-def test_gradient_of_the_largest_absolute_value(rows):
+EXTREMES = {"size": lambda x, *dim: torch.max(x.abs(), *dim), "highest": torch.max, "lowest": torch.min}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5], ids=["tensor", "one-row", "rows"])
+@pytest.mark.parametrize("which", EXTREMES)
+def test_gradients_of_extremes(which, rows):
     for trial in range(30):
-        x = torch.randn(rows, 300)
+        x = torch.randn(max(rows, 1), 300)
         x = x.mul(2).round() if trial % 2 else x  # ties
         leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
-        theirs = (leaves[0].abs().max().reshape(1, 1) if rows == 1 else
-                  torch.max(leaves[0].abs(), dim=1, keepdim=True)[0])
-        ours = _AbsMax.apply(leaves[1])
-        grad = torch.randn(rows, 1)
+        theirs = EXTREMES[which](leaves[0], 1)[0] if rows else EXTREMES[which](leaves[0]).reshape(1)
+        ours = _Extreme.apply(leaves[1], which, rows > 0).reshape(-1)
+        grad = torch.randn(max(rows, 1))
         theirs.backward(grad), ours.backward(grad)
         assert torch.equal(theirs, ours) and torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["apart", "ties"])
+@pytest.mark.parametrize("name, percents", [
+    ("AbsPercentile", (99.9, None)), ("NegativePercentileOrZero", (0.1,)), ("PercentileInterval", (0.1, 99.9))])
+def test_percentiles(name, percents, ties):
+    original = getattr(stats_op, name)(*percents)
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    x = torch.randn(200, 100)
+    x = x.mul(3).round() if ties else x
+    leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+    results = [module(leaf) for module, leaf in zip((original, ours), leaves, strict=True)]
+    for result in results:
+        result.backward(torch.tensor(0.7))
+    assert torch.equal(*results) and torch.equal(leaves[0].grad, leaves[1].grad) and leaves[0].grad.any()
 
 
 def test_copies_and_pickles():
@@ -165,3 +197,60 @@ def test_a_learned_bit_width_is_computed_by_brevitas():
     ours = copy.deepcopy(original)
     accelerate(ours)
     assert_same(original, ours, lambda module, x: module(x), steps=1)
+
+
+@pytest.mark.parametrize("size", [16, 24, 32], ids=str)  # 24: the last group of a row is filled up
+@pytest.mark.parametrize("quantizer", [Int4WeightPerGroupFloat, ShiftedUint8WeightGroupQuantFloat],
+                         ids=["symmetric", "shifted"])
+def test_groups(quantizer, size):
+    original = qnn.QuantLinear(64, 384, False, weight_quant=quantizer, weight_group_size=size)
+    ours = copy.deepcopy(original)
+    report = accelerate(ours)
+    assert any(entry.type == "IntQuant" for entry in report.replaced) and not report.left
+    assert_same(original, ours, lambda module, x: module(x), steps=2)
+
+
+def test_a_rounding_that_is_switched_later_is_seen():
+    from brevitas.core.function_wrapper import FloorSte
+    original = qnn.QuantLinear(64, 48, False)
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    for module in (original, ours):
+        module.weight_quant.tensor_quant.int_quant.float_to_int_impl = FloorSte()
+    assert_same(original, ours, lambda module, x: module(x), steps=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_dtypes_are_computed_by_brevitas(dtype):
+    original = qnn.QuantLinear(256, 128, False, weight_quant=Int8WeightPerChannelFloat).to(dtype)
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    results = [module(torch.ones(4, 256, dtype=dtype)) for module in (original, ours)]
+    for result in results:
+        result.sum().backward()
+    assert torch.equal(*results)
+    torch.testing.assert_close(ours.weight.grad, original.weight.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_compiled_in_one_graph():
+    original = qnn.QuantLinear(64, 48, False, weight_quant=Int8WeightPerChannelFloat)
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    x = torch.randn(5, 64)
+    assert torch.equal(torch.compile(ours, backend="eager", fullgraph=True)(x), original(x))
+
+
+def test_bit_widths_are_asked_for_once(monkeypatch):
+    model = qnn.QuantLinear(64, 48, False)
+    accelerate(model)
+    quantizer = model.weight_quant.tensor_quant
+    buffer = quantizer.msb_clamp_bit_width_impl.bit_width.value
+    x, asked, item = torch.randn(5, 64), [], torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: asked.append(1) or item(tensor))
+    for bits in (8, 8, 3, 3):  # a change in place is seen
+        with torch.no_grad():
+            if item(buffer) != bits:
+                buffer.fill_(bits)
+        assert len(model.quant_weight().value.unique()) <= 2**bits
+        model(x)
+    assert len(asked) == 2
