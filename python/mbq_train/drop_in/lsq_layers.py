@@ -5,27 +5,22 @@ input there are compared, bit for bit, with a kernel's results, as lsq does for 
 on a copy, whose weight is small.
 """
 
-import contextlib
 import copy
-import io
-import warnings
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ..quantize.bits import same_random_numbers
 from .family import Leave, Replace, Verdict
 from .lsq import FEWEST, LIBRARY
 from .lsq_calls import Scaled, call_of, scaled
+from .lsq_copies import copy_of, is_set, near, probing, settings_of
 from .lsq_probes import states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
 _BOUND = "the gradients of the scales are sums in another order"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _found: dict[tuple, Verdict] = {}  # by class, shapes and attributes: a network has many layers that agree
 
 
@@ -59,23 +54,14 @@ def lsq_layers(module: nn.Module) -> Verdict:
     if any(value.dtype != torch.float32 or value.device.type == "meta" for value in parameters.values()):
         return None
     shapes = tuple((name, parameters[name].shape) for name in parameters)
-    key = type(module), shapes, _settings(module), tuple(name for name, _ in module.named_buffers())
+    key = type(module), shapes, settings_of(module), tuple(name for name, _ in module.named_buffers())
     if key not in _found:
         _found[key] = _verdict(module, wide[0])
     return _found[key]
 
 
-def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    """Return plain attributes of `module`, other than its mode."""
-    kinds = (bool, int, float, str, type(None))
-    return tuple((name, value) for name, value in vars(module).items() if name != "training" and name[0] != "_" and (
-        isinstance(value, kinds) or isinstance(value, tuple) and all(isinstance(part, kinds) for part in value)))
-
-
 def _verdict(module: nn.Module, weight: str) -> Verdict:
-    with (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), same_random_numbers(module),
-          torch.inference_mode(False), torch.enable_grad()):
-        warnings.simplefilter("ignore")
+    with probing(module):
         try:
             twin = _twin(module, weight)
             ready = _after_first_batch(twin, weight)
@@ -88,12 +74,10 @@ def _verdict(module: nn.Module, weight: str) -> Verdict:
 
 
 def _twin(module: nn.Module, weight: str) -> nn.Module:
-    """Return a copy of `module` in training, on the CPU, without hooks, with few inputs and scales of 1/4."""
+    """Return a copy of `module` to probe, with few inputs and scales of 1/4."""
     original = getattr(module, weight)
     few = original.detach()[(slice(None), *[slice(8)] * (original.dim() - 1))].clone()
-    hooks = {id(getattr(module, name)): OrderedDict() for name in _HOOKS}
-    twin = copy.deepcopy(module, {id(original): nn.Parameter(few), **hooks}).cpu()
-    twin.requires_grad_(True).train()
+    twin = copy_of(module, {id(original): nn.Parameter(few)})
     with torch.no_grad():
         for name, value in twin.named_parameters():
             value.copy_(torch.randn(value.shape) if name == weight else torch.full_like(value, 0.25))
@@ -106,9 +90,9 @@ def _after_first_batch(twin: nn.Module, weight: str) -> tuple | str:
     before = states_of(twin)
     twin(sample(getattr(twin, weight), twin))
     after, all_after = states_of(twin), copy.deepcopy(twin.state_dict())
-    settings = _settings(twin)
+    settings = settings_of(twin)
     twin(sample(getattr(twin, weight), twin, 3))
-    if settings != _settings(twin) or any(not torch.equal(v, all_after[k]) for k, v in twin.state_dict().items()):
+    if settings != settings_of(twin) or any(not torch.equal(v, all_after[k]) for k, v in twin.state_dict().items()):
         return "changes its own state at every call"
     buffers = {name for name, _ in twin.named_buffers()}
     return tuple((name, after[name]) for name in after if name in buffers and after[name] != before.get(name))
@@ -141,7 +125,7 @@ def _plan(twin: nn.Module, weight: str, ready: tuple) -> Plan | str | None:
         return "changes its weight in a way that no kernel has"
     for added in (None, *(name for name in names if of_input is None or name != of_input.name)):
         plan = Plan(weight, of_weight, of_input, caught.function, tuple(caught.options.items()), bias, added,
-                    _settings(twin), ready)
+                    settings_of(twin), ready)
         if _same(twin, plan):
             return plan
     return "quantizes, and computes what no linear layer or convolution does"
@@ -169,13 +153,9 @@ def _same(twin: nn.Module, plan: Plan) -> bool:
         scales = {part.name for part in (plan.weight_scaled, plan.input_scaled) if part is not None}
         names = ["", *(name for name, _ in twin.named_parameters())]
         for name, a, b in zip(names, theirs, ours, strict=True):
-            if (a is None) != (b is None) or a is not None and not _near(a, b, name in scales):
+            if (a is None) != (b is None) or a is not None and not (near if name in scales else torch.equal)(a, b):
                 return False
     return True
-
-
-def _near(a: torch.Tensor, b: torch.Tensor, is_sum: bool) -> bool:
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())) if is_sum else torch.equal(a, b)
 
 
 def _computed(module: nn.Module, plan: Plan, x: torch.Tensor) -> torch.Tensor:
@@ -206,9 +186,7 @@ def _supported(module: nn.Module, plan: Plan, x: torch.Tensor) -> bool:
     taken = [tensor for part, tensor in ((plan.weight_scaled, weight), (plan.input_scaled, x)) if part is not None]
     if weight.dtype != torch.float32 or not any(worthwhile(tensor, FEWEST) for tensor in taken):
         return False
-    if any(getattr(module, name, None) != value for name, value in plan.settings):
-        return False
-    return not (plan.ready and module.training) or _is_ready(module, plan)
+    return is_set(module, plan.settings) and (not (plan.ready and module.training) or _is_ready(module, plan))
 
 
 def _is_ready(module: nn.Module, plan: Plan) -> bool:
