@@ -10,13 +10,15 @@ from torch.nn.utils.parametrize import is_parametrized
 from .brevitas import brevitas
 from .family import Family, Leave, Replace
 from .lsq import lsq
+from .lsq_groups import lsq_groups
+from .lsq_layers import lsq_layers
 from .measurement import measure
 from .replacement import is_replaced, replace, undo
 from .report import Entry, Report
 from .torch_ao import torch_ao
 from .torchao import torchao
 
-FAMILIES: tuple[Family, ...] = (torch_ao, torchao, brevitas, lsq)
+FAMILIES: tuple[Family, ...] = (torch_ao, torchao, brevitas, lsq, lsq_groups, lsq_layers)
 WORTHWHILE = 1.05  # times as fast: less is the noise of a measurement
 
 

@@ -1,0 +1,48 @@
+"""Copies of strangers' modules to probe, without anything that its owner would notice."""
+
+import contextlib
+import copy
+import io
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..quantize.bits import same_random_numbers
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@contextlib.contextmanager
+def probing(module: nn.Module) -> Iterator[None]:
+    """Leave no random number, print or warning of the probes behind, and compute with gradients."""
+    with (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), same_random_numbers(module),
+          torch.inference_mode(False), torch.enable_grad()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def copy_of(module: nn.Module, instead: dict[int, nn.Parameter] | None = None) -> nn.Module:
+    """Return a copy of `module` in training, on the CPU, without hooks; `instead`: Parameters that it gets, by the id
+    of those that they replace."""
+    hooks = {id(getattr(module, name)): OrderedDict() for name in _HOOKS}
+    return copy.deepcopy(module, {**(instead or {}), **hooks}).cpu().requires_grad_(True).train()
+
+
+def settings_of(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """Return plain attributes of `module`, other than its mode."""
+    return tuple((name, value) for name, value in vars(module).items() if name != "training" and name[0] != "_" and (
+        isinstance(value, _PLAIN) or isinstance(value, tuple) and all(isinstance(part, _PLAIN) for part in value)))
+
+
+def is_set(module: nn.Module, settings: tuple[tuple[str, object], ...]) -> bool:
+    """Return whether `module` has these attributes."""
+    return all(getattr(module, name, None) == value for name, value in settings)
+
+
+def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two gradients may be one sum in two orders."""
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
