@@ -12,8 +12,9 @@ _HOMES = {  # imported when a name is first used, because torch takes seconds an
     "runs.observer": ("Observer",),
     "runs.run": ("Result", "resume_run", "train_run"),
     "runs.sensitivity": ("Sensitivities", "sensitivity_of_run"),
+    "training.accuracy": ("evaluate",),
     "training.interrupt": ("Interrupted",),
-    "training.loop": ("State", "Training", "evaluate"),
+    "training.loop": ("State", "Training"),
     "training.recipe": ("Recipe",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
