@@ -28,6 +28,12 @@ DYNAMIC = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_tensors_are_ours_too(monkeypatch):
+    for name in ("FEWEST", "FEWEST_HALVES"):
+        monkeypatch.setattr(f"mbq_train.drop_in.torchao.{name}", 1)
+
+
 def config_of(name, **more):
     return IntxFakeQuantizeConfig(**DYNAMIC[name], **more)
 
@@ -219,6 +225,17 @@ def test_what_cannot_be_equal_is_left_alone_and_named(more, reason):
     with pytest.warns(RuntimeWarning, match=reason):
         report = accelerate(model)
     assert [entry.why for entry in report.left] == [reason] and not report.replaced
+
+
+@pytest.mark.parametrize("dtype, fewest", [(torch.float32, 16384), (torch.bfloat16, 32768)], ids=str)
+def test_small_tensors_stay_torchaos(dtype, fewest, monkeypatch):
+    monkeypatch.undo()
+    ours, calls = IntxFakeQuantizer(config_of("channel")), []
+    accelerate(ours)
+    monkeypatch.setattr("mbq_kernels.fake_quantize_affine", lambda x, *args, **kwargs: calls.append(x.numel()) or x)
+    for rows in (fewest // 128 - 1, fewest // 128):
+        ours(torch.randn(rows, 128).to(dtype))
+    assert calls == [fewest]
 
 
 def test_values_that_kernels_refuse_are_computed_by_torchao():

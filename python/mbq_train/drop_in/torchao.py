@@ -18,7 +18,7 @@ from .replacement import original_forward
 from .torch_ao.arithmetic import DTYPES, worthwhile
 
 LIBRARY = "torchao"
-FEWEST = 2048  # elements: below, a call of ours takes as long as the operations that it saves
+FEWEST, FEWEST_HALVES = 16384, 32768  # elements: below, calls of ours take as long as the operations that they save
 _SUMS = ("gradients of scales and zero points are sums in another order; with half floats of terms that are not "
          "rounded first, and the gradient of x is rounded once, where torchao rounds it after each of two operations")
 _PER_ROW = ("PerToken", "PerAxis", "PerRow", "PerGroup")
@@ -43,7 +43,8 @@ def torchao(module: nn.Module) -> Verdict:
 
 
 def _forward(module, x):
-    if torch.compiler.is_compiling() or not worthwhile(x, FEWEST) or not x.is_contiguous() or not _supported(module, x):
+    fewest = FEWEST if x.dtype == torch.float32 else FEWEST_HALVES
+    if torch.compiler.is_compiling() or not worthwhile(x, fewest) or not x.is_contiguous() or not _supported(module, x):
         return original_forward(module, x)
     original = type(module).mbq_original
     if type(module.config.granularity).__name__ == "PerToken":
