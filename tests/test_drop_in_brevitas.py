@@ -232,11 +232,14 @@ def test_other_dtypes_are_computed_by_brevitas(dtype):
     torch.testing.assert_close(ours.weight.grad, original.weight.grad, rtol=0, atol=0, equal_nan=True)
 
 
-def test_compiled_in_one_graph():
-    original = qnn.QuantLinear(64, 48, False, weight_quant=Int8WeightPerChannelFloat)
+@pytest.mark.parametrize("make", [
+    lambda: qnn.QuantLinear(64, 48, False, weight_quant=Int8WeightPerChannelFloat),
+    lambda: qnn.QuantIdentity(act_quant=Int8ActPerTensorFloat, collect_stats_steps=2)], ids=["weight", "collecting"])
+def test_compiled_in_one_graph(make):
+    original = make()
     ours = copy.deepcopy(original)
     accelerate(ours)
-    x = torch.randn(5, 64)
+    x = torch.randn(300, 64)
     assert torch.equal(torch.compile(ours, backend="eager", fullgraph=True)(x), original(x))
 
 
