@@ -18,7 +18,8 @@ from .replacement import original_forward
 LIBRARY = "brevitas"
 FEWEST = 2048  # elements: below, a call of ours takes as long as the operations that it saves
 MOST_BITS = 16
-_SUMS = "gradients of scales and zero points are sums in another order"
+_SUMS = ("gradients of scales and zero points are sums in another order, and so are those of what these are "
+         "statistics of, in its last digits")
 _OTHERS = ("BinaryQuant", "ClampedBinaryQuant", "TernaryQuant", "DecoupledIntQuant", "TruncIntQuant", "FloatQuant")
 _MASKS = {"TensorClamp": "code", "TensorClampSte": "none"}
 _VIEWS = ("Identity", "OverSubChannelBlockView", "DynamicOverSubChannelBlockView")  # the latter two: of groups

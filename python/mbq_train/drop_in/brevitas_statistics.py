@@ -37,6 +37,8 @@ def _negative_min_or_zero(module, x):
 
 def _percentile(module, x):
     """Return what Brevitas' own forward does with another search for the kth value."""
+    if not takes(x, FEWEST):
+        return original_forward(module, x)
     return rebound(type(module).mbq_original.forward, {"kthvalue": _kthvalue})(module, x)
 
 
@@ -101,7 +103,7 @@ def _places(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def _kthvalue(x, k, *args, **kwargs):
-    if args or kwargs or not takes(x, FEWEST) or not x.is_cpu or x.dim() != 1 or not 1 <= k <= x.numel():
+    if args or kwargs or not x.is_cpu or x.dim() != 1 or not 1 <= k <= x.numel():
         return sys.modules["brevitas.utils.torch_utils"].kthvalue(x, k, *args, **kwargs)
     return _Kth.apply(x, k),
 
