@@ -83,11 +83,12 @@ def lsq_groups(module: nn.Module) -> Verdict:
 
 def _verdict(module: nn.Module, one: str, other: str) -> Verdict:
     reasons = []
+    few = {id(value): nn.Parameter(value.detach()[:24].clone()) for value in module.parameters() if value.dim()}
     with probing(module):
         for names in ((one, other), (other, one)):
             for group_size in _group_sizes(module):
                 try:
-                    found = _fit(copy_of(module), *names, group_size)
+                    found = _fit(copy_of(module, few), *names, group_size)
                 except Exception:  # whatever a stranger's forward raises for inputs that it was not made for
                     found = None
                 if isinstance(found, Plan):
@@ -150,17 +151,20 @@ def _limits(twin, steps, zeros, shape) -> tuple[int, int] | str | None:
 
 def _kept(twin, steps, zeros, shape) -> tuple[float, float] | None:
     """Return the least and the greatest scale; None where every scale is taken as it is."""
-    found = []
     with torch.no_grad():
         zeros.fill_(0.0)
-        for value, x in ((1e-9, 1e-3), (1e9, 1e9)):
-            steps.fill_(value)
-            codes = twin(torch.full(shape, x))
-            far = float(codes.flatten()[0])
-            least = [abs(float(twin(torch.full(shape, x * 0.5**k)).flatten()[0])) for k in range(44)]
-            found.append(min((size for size in least if size > 0), default=far))
-    bounds = tuple(float(f"{size:.3g}") for size in found)
-    return None if bounds[0] <= 1e-8 and bounds[1] >= 5e8 else bounds
+        least, greatest = (_taken(twin, steps, shape, value) for value in (1e-9, 1e9))
+        if least <= 1e-8 and greatest >= 5e8:
+            return None
+        # Nearer by, (clamp(s) - s) + s loses no digit.
+        return tuple(float(f"{_taken(twin, steps, shape, near):.3g}") for near in (least * 0.75, greatest * 1.5))
+
+
+def _taken(twin, steps, shape, value: float) -> float:
+    """Return the scale that is taken where the Parameter has this value: the smallest result but 0."""
+    steps.fill_(value)
+    sizes = [abs(float(twin(torch.full(shape, 1e9 * 0.5**k)).flatten()[0])) for k in range(64)]
+    return min((size for size in sizes if size > 0), default=value)
 
 
 def _probe(twin, plan: Plan, shape) -> torch.Tensor:
@@ -175,10 +179,15 @@ def _probe(twin, plan: Plan, shape) -> torch.Tensor:
     return torch.where(kind == 2, torch.nextafter(x, x - 1), x).reshape(shape)
 
 
+def _sizes(plan: Plan) -> tuple[float, ...]:
+    """Return sizes of scales to try, beyond the least and the greatest too."""
+    return (0.1, 1.7, 1e-6) + (() if plan.limits is None else (plan.limits[0] * 0.9, plan.limits[1] * 2.5, -0.2))
+
+
 def _same(twin, plan: Plan, shapes, gradients: bool) -> bool:
     """Return whether values, and gradients where they are asked, are those of the plan in both modes."""
     steps, zeros = getattr(twin, plan.scale), getattr(twin, plan.zero_point)
-    for training, shape, size in itertools.product((True, False), shapes, (0.1, 1.7, 1e-6)):
+    for training, shape, size in itertools.product((True, False), shapes, _sizes(plan)):
         twin.train(training)
         with torch.no_grad():
             steps.copy_((torch.rand(steps.shape) + 0.5) * size)
