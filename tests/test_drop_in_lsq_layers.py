@@ -91,6 +91,24 @@ def test_attributes_that_change_are_followed():
         assert torch.equal(original(x), ours(x))
 
 
+class Configured(RowLinear):
+    def __init__(self, options):
+        super().__init__(96, 96)
+        self.options = options
+
+    def forward(self, x):
+        high = self.options["highest"]
+        return functional.linear(x, Written.apply(self.weight, self.clip, -high - 1, high, 0), self.bias)
+
+
+def test_layers_whose_options_are_objects_are_judged_each():
+    layers = [Configured({"highest": highest}) for highest in (3, 7)]
+    x = torch.randn(5, 96)
+    expected = [layer(x) for layer in layers]
+    assert all(accelerate(layer).replaced for layer in layers)
+    assert all(torch.equal(layer(x), out) for layer, out in zip(layers, expected, strict=True))
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), StepConv(32, 32, 3), nn.ReLU(), DetachedConv(32, 32, 3),

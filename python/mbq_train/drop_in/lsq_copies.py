@@ -5,12 +5,13 @@ import copy
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from ..quantize.bits import same_random_numbers
+from .lsq_probes import states_of
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, type(None))
@@ -36,6 +37,20 @@ def settings_of(module: nn.Module) -> tuple[tuple[str, object], ...]:
     """Return plain attributes of `module`, other than its mode."""
     return tuple((name, value) for name, value in vars(module).items() if name != "training" and name[0] != "_" and (
         isinstance(value, _PLAIN) or isinstance(value, tuple) and all(isinstance(part, _PLAIN) for part in value)))
+
+
+def remembered(found: dict, module: nn.Module, judge: Callable[[], object]) -> object:
+    """Return judge(), or what it said of a module that agrees in class, shapes, attributes and buffers; where these are
+    not all plain values, as with an object of options, every module is judged by itself."""
+    plain = {name for name, _ in settings_of(module)} | {"training"}
+    if any(name[0] != "_" and name not in plain for name in vars(module)) or any(
+            buffer.numel() != 1 for buffer in module.buffers()):
+        return judge()
+    shapes = tuple((name, value.shape) for name, value in module.named_parameters())
+    key = type(module), shapes, settings_of(module), tuple(states_of(module).items())
+    if key not in found:
+        found[key] = judge()
+    return found[key]
 
 
 def is_set(module: nn.Module, settings: tuple[tuple[str, object], ...]) -> bool:

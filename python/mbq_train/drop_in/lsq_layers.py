@@ -15,7 +15,7 @@ from torch.nn import functional
 from .family import Leave, Replace, Verdict
 from .lsq import LIBRARY
 from .lsq_calls import Scaled, call_of, scaled
-from .lsq_copies import copy_of, is_set, near, probing, settings_of
+from .lsq_copies import copy_of, is_set, near, probing, remembered, settings_of
 from .lsq_probes import states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
@@ -54,11 +54,7 @@ def lsq_layers(module: nn.Module) -> Verdict:
         return None
     if any(value.dtype != torch.float32 or value.device.type == "meta" for value in parameters.values()):
         return None
-    shapes = tuple((name, parameters[name].shape) for name in parameters)
-    key = type(module), shapes, settings_of(module), tuple(name for name, _ in module.named_buffers())
-    if key not in _found:
-        _found[key] = _verdict(module, wide[0])
-    return _found[key]
+    return remembered(_found, module, lambda: _verdict(module, wide[0]))
 
 
 def _verdict(module: nn.Module, weight: str) -> Verdict:
