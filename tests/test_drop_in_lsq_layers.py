@@ -107,6 +107,9 @@ def test_layers_whose_options_are_objects_are_judged_each():
     expected = [layer(x) for layer in layers]
     assert all(accelerate(layer).replaced for layer in layers)
     assert all(torch.equal(layer(x), out) for layer, out in zip(layers, expected, strict=True))
+    layers[1].options["highest"] = 3
+    assert torch.equal(layers[1](x), functional.linear(x, Written.apply(layers[1].weight, layers[1].clip, -4, 3, 0),
+                                                       layers[1].bias))
 
 
 def network():
