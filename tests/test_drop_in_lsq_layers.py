@@ -9,6 +9,7 @@ import torch
 from step_layers import AbsoluteLinear, DetachedConv, RowLinear, StepConv, Written, through
 from torch import nn
 from torch.nn import functional
+from torch.profiler import profile
 
 from mbq_train import accelerate, restore
 from mbq_train.drop_in.lsq_probes import Form
@@ -17,15 +18,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
 
 
 LAYERS = {
-    "step-conv": (lambda: StepConv(24, 24, 3, padding=1), (4, 24, 9, 9), (Form(-8, 7, grad_product=False,
+    "step-conv": (lambda: StepConv(32, 32, 3, padding=1), (4, 32, 9, 9), (Form(-8, 7, grad_product=False,
                   factor="tensor"), "free"), None),
     "grouped-strided": (lambda: StepConv(48, 48, 3, stride=2, groups=2, bits=8, bias=False), (2, 48, 9, 9),
                         (Form(-128, 127, grad_product=False, factor="tensor"), "free"), None),
-    "detached-conv": (lambda: DetachedConv(24, 24, 3, padding=1), (4, 24, 9, 9), (Form(-4, 3, factor="tensor",
+    "detached-conv": (lambda: DetachedConv(32, 32, 3, padding=1), (4, 32, 9, 9), (Form(-4, 3, factor="tensor",
                       detached=True), "free"), Form(0, 255, factor="tensor", detached=True)),
-    "row-linear": (lambda: RowLinear(96, 64), (5, 7, 96), (Form(-8, 7, grad_product=False, factor="tensor"),
+    "row-linear": (lambda: RowLinear(96, 96), (5, 7, 96), (Form(-8, 7, grad_product=False, factor="tensor"),
                    "floor_through"), None),
-    "absolute-linear": (lambda: AbsoluteLinear(96, 64), (5, 96), (Form(-8, 7), "absolute"), None),
+    "absolute-linear": (lambda: AbsoluteLinear(96, 96), (5, 96), (Form(-8, 7), "absolute"), None),
 }
 
 
@@ -62,24 +63,27 @@ def test_forms(name):
             for one, other in zip(original.parameters(), ours.parameters(), strict=True):
                 one.mul_(1.1)
                 other.copy_(one)
+    with profile() as calls:
+        ours(x)
+    assert any("fake_quantize_affine" in event.name for event in calls.events())
     again = pickle.loads(pickle.dumps(ours))
     assert torch.equal(again(x), original(x)) and again.mbq_plan == ours.mbq_plan
     assert restore(ours) == 1 and torch.equal(ours(x), original(x))
 
 
 def test_scales_below_the_floor_and_below_zero():
-    original = RowLinear(96, 64)
+    original = RowLinear(96, 96)
     with torch.no_grad():
         original.clip[:20], original.clip[20:40] = 1e-7, -0.1
     ours = copy.deepcopy(original)
     accelerate(ours)
-    x, grad = torch.randn(5, 96), torch.randn(5, 64)
+    x, grad = torch.randn(5, 96), torch.randn(5, 96)
     for one, other in zip(gradients(original, x, grad), gradients(ours, x, grad), strict=True):
         torch.testing.assert_close(other, one, rtol=2e-3, atol=1e-4 * float(one.abs().max()))
 
 
 def test_attributes_that_change_are_followed():
-    original = RowLinear(96, 64)
+    original = RowLinear(96, 96)
     ours, x = copy.deepcopy(original), torch.randn(5, 96)
     accelerate(ours)
     for bits in (3, 16, 4):
@@ -87,10 +91,31 @@ def test_attributes_that_change_are_followed():
         assert torch.equal(original(x), ours(x))
 
 
+class Configured(RowLinear):
+    def __init__(self, options):
+        super().__init__(96, 96)
+        self.options = options
+
+    def forward(self, x):
+        high = self.options["highest"]
+        return functional.linear(x, Written.apply(self.weight, self.clip, -high - 1, high, 0), self.bias)
+
+
+def test_layers_whose_options_are_objects_are_judged_each():
+    layers = [Configured({"highest": highest}) for highest in (3, 7)]
+    x = torch.randn(5, 96)
+    expected = [layer(x) for layer in layers]
+    assert all(accelerate(layer).replaced for layer in layers)
+    assert all(torch.equal(layer(x), out) for layer, out in zip(layers, expected, strict=True))
+    layers[1].options["highest"] = 3
+    assert torch.equal(layers[1](x), functional.linear(x, Written.apply(layers[1].weight, layers[1].clip, -4, 3, 0),
+                                                       layers[1].bias))
+
+
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), StepConv(24, 24, 3), nn.ReLU(), DetachedConv(24, 24, 3),
-                         nn.ReLU(), nn.Flatten(), RowLinear(24 * 36, 32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), StepConv(32, 32, 3), nn.ReLU(), DetachedConv(32, 32, 3),
+                         nn.ReLU(), nn.Flatten(), RowLinear(32 * 36, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def test_twenty_steps():
@@ -201,7 +226,7 @@ def test_probing_has_no_side_effects(capsys):
 
 
 def test_layers_compile_without_a_break():
-    layer, x = RowLinear(96, 64), torch.randn(5, 96)
+    layer, x = RowLinear(96, 96), torch.randn(5, 96)
     expected = layer(x)
     accelerate(layer)
     torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), expected)

@@ -5,15 +5,17 @@ import copy
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from enum import Enum
 
 import torch
 from torch import nn
 
 from ..quantize.bits import same_random_numbers
+from .lsq_probes import states_of
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), Enum)
 
 
 @contextlib.contextmanager
@@ -33,9 +35,28 @@ def copy_of(module: nn.Module, instead: dict[int, nn.Parameter] | None = None) -
 
 
 def settings_of(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    """Return plain attributes of `module`, other than its mode."""
-    return tuple((name, value) for name, value in vars(module).items() if name != "training" and name[0] != "_" and (
-        isinstance(value, _PLAIN) or isinstance(value, tuple) and all(isinstance(part, _PLAIN) for part in value)))
+    """Return attributes of `module`, other than its mode, that are plain values or hold plain values."""
+    return tuple((name, copy.copy(value)) for name, value in vars(module).items() if name != "training" and (
+        name[0] != "_" and _is_plain(value)))
+
+
+def _is_plain(value: object) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return all(isinstance(part, _PLAIN) for part in parts)
+
+
+def remembered(found: dict, module: nn.Module, judge: Callable[[], object]) -> object:
+    """Return judge(), or what it said of a module that agrees in class, shapes, attributes and buffers; where these are
+    not all plain values, as with an object of options, every module is judged by itself."""
+    plain = {name for name, value in settings_of(module) if not isinstance(value, (dict, list))} | {"training"}
+    if any(name[0] != "_" and name not in plain for name in vars(module)) or any(
+            buffer.numel() != 1 for buffer in module.buffers()):
+        return judge()
+    shapes = tuple((name, value.shape) for name, value in module.named_parameters())
+    key = type(module), shapes, settings_of(module), tuple(states_of(module).items())
+    if key not in found:
+        found[key] = judge()
+    return found[key]
 
 
 def is_set(module: nn.Module, settings: tuple[tuple[str, object], ...]) -> bool:

@@ -14,7 +14,7 @@ import mbq_kernels
 
 from .family import Leave, Replace, Verdict
 from .lsq import FEWEST, LIBRARY
-from .lsq_copies import copy_of, is_set, near, probing, settings_of
+from .lsq_copies import copy_of, is_set, near, probing, remembered, settings_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
@@ -75,10 +75,7 @@ def lsq_groups(module: nn.Module) -> Verdict:
     one, other = parameters.values()
     if one.shape != other.shape or any(p.dtype != torch.float32 or p.device.type == "meta" for p in (one, other)):
         return None
-    key = type(module), one.shape, tuple(parameters), settings_of(module)
-    if key not in _found:
-        _found[key] = _verdict(module, *parameters)
-    return _found[key]
+    return remembered(_found, module, lambda: _verdict(module, *parameters))
 
 
 def _verdict(module: nn.Module, one: str, other: str) -> Verdict:

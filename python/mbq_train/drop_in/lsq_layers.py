@@ -13,14 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from .family import Leave, Replace, Verdict
-from .lsq import FEWEST, LIBRARY
+from .lsq import LIBRARY
 from .lsq_calls import Scaled, call_of, scaled
-from .lsq_copies import copy_of, is_set, near, probing, settings_of
+from .lsq_copies import copy_of, is_set, near, probing, remembered, settings_of
 from .lsq_probes import states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
 _BOUND = "the gradients of the scales are sums in another order"
+FEWEST = 8192  # elements: below, what a call of ours costs is what it saves
 _found: dict[tuple, Verdict] = {}  # by class, shapes and attributes: a network has many layers that agree
 
 
@@ -53,31 +54,34 @@ def lsq_layers(module: nn.Module) -> Verdict:
         return None
     if any(value.dtype != torch.float32 or value.device.type == "meta" for value in parameters.values()):
         return None
-    shapes = tuple((name, parameters[name].shape) for name in parameters)
-    key = type(module), shapes, settings_of(module), tuple(name for name, _ in module.named_buffers())
-    if key not in _found:
-        _found[key] = _verdict(module, wide[0])
-    return _found[key]
+    return remembered(_found, module, lambda: _verdict(module, wide[0]))
 
 
 def _verdict(module: nn.Module, weight: str) -> Verdict:
+    plan = None
     with probing(module):
-        try:
-            twin = _twin(module, weight)
-            ready = _after_first_batch(twin, weight)
-            plan = ready if isinstance(ready, str) else _plan(twin, weight, ready)
-        except Exception:  # whatever a stranger's forward raises for inputs that it was not made for
-            return None
+        for channels in (24, None) if getattr(module, "groups", 1) == 1 else (None,):
+            try:
+                twin = _twin(module, weight, channels)
+                ready = _after_first_batch(twin, weight)
+                plan = ready if isinstance(ready, str) else _plan(twin, weight, ready)
+                break
+            except Exception:  # whatever a stranger's forward raises for inputs that it was not made for
+                plan = None
     if isinstance(plan, Plan):
         return Replace(LIBRARY, _forward, plan=plan, bound=_BOUND)
     return plan and Leave(LIBRARY, plan)
 
 
-def _twin(module: nn.Module, weight: str) -> nn.Module:
-    """Return a copy of `module` to probe, with few inputs and scales of 1/4."""
-    original = getattr(module, weight)
-    few = original.detach()[(slice(None), *[slice(8)] * (original.dim() - 1))].clone()
-    twin = copy_of(module, {id(original): nn.Parameter(few)})
+def _twin(module: nn.Module, weight: str, channels: int | None) -> nn.Module:
+    """Return a copy of `module` to probe, with few inputs, at most so many outputs and scales of 1/4."""
+    outputs, few = getattr(module, weight).shape[0], {}
+    for name, value in module.named_parameters():
+        inputs = slice(8) if name == weight else slice(None)
+        if value.dim():
+            rows = slice(channels) if value.shape[0] == outputs else slice(None)
+            few[id(value)] = nn.Parameter(value.detach()[(rows, *[inputs] * (value.dim() - 1))].clone())
+    twin = copy_of(module, few)
     with torch.no_grad():
         for name, value in twin.named_parameters():
             value.copy_(torch.randn(value.shape) if name == weight else torch.full_like(value, 0.25))
