@@ -61,11 +61,11 @@ struct ValuesByColumn {
 
 // kLanes elements of a run: gradients of x to memory (`more`: added to what is there), the other terms to the lanes'
 // sums. The compiler makes vectors of this loop; the lanes are the same on every processor.
-template <bool more, bool shifted, class Quantizer, class W>
-MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
+template <bool more, bool shifted, class Quantizer, class W, class In>
+MBQ_HD void lanes_step(const Quantizer& quantizer, W scale, W shift, const In* __restrict grad, const In* __restrict x,
                        W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift) {
   for (int64_t j = 0; j < kLanes; ++j) {
-    const Terms<W> terms = quantizer.terms(grad[j], x[j], scale, shift);
+    const Terms<W> terms = quantizer.terms(static_cast<W>(grad[j]), static_cast<W>(x[j]), scale, shift);
     grad_x[j] = more ? grad_x[j] + terms.x : terms.x;
     to_scale[j] += terms.scale();
     if (shifted) to_shift[j] += terms.shift;
@@ -129,10 +129,10 @@ MBQ_HD W unknown_zero() {
 }
 
 // One run of n elements, `at` elements into its block; sums go to kLanes / 2 lanes each.
-template <bool more, bool shifted, class Quantizer, class W>
-MBQ_HD void run_gradients(const Quantizer& quantizer, W scale, W shift, const W* __restrict grad, const W* __restrict x,
-                          W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift, int64_t n, int64_t at,
-                          Ahead ahead) {
+template <bool more, bool shifted, class Quantizer, class W, class In>
+MBQ_HD void run_gradients(const Quantizer& quantizer, W scale, W shift, const In* __restrict grad,
+                          const In* __restrict x, W* __restrict grad_x, W* __restrict to_scale, W* __restrict to_shift,
+                          int64_t n, int64_t at, Ahead ahead) {
   alignas(64) W scale_lane[kLanes], shift_lane[kLanes];
   const W zero = unknown_zero<W>();
   for (int64_t j = 0; j < kLanes; ++j) scale_lane[j] = zero, shift_lane[j] = zero;
@@ -143,11 +143,11 @@ MBQ_HD void run_gradients(const Quantizer& quantizer, W scale, W shift, const W*
   }
   if (i < n) {
     // the tail in full width; what the absent elements give is left out
-    alignas(64) W tail_grad[kLanes] = {}, tail_x[kLanes] = {}, tail_grad_x[kLanes] = {};
-    alignas(64) W tail_scale[kLanes] = {}, tail_shift[kLanes] = {};
+    alignas(64) In tail_grad[kLanes] = {}, tail_x[kLanes] = {};
+    alignas(64) W tail_grad_x[kLanes] = {}, tail_scale[kLanes] = {}, tail_shift[kLanes] = {};
     const size_t bytes = (n - i) * sizeof(W);
-    std::memcpy(tail_grad, grad + i, bytes);
-    std::memcpy(tail_x, x + i, bytes);
+    std::memcpy(tail_grad, grad + i, (n - i) * sizeof(In));
+    std::memcpy(tail_x, x + i, (n - i) * sizeof(In));
     if (more) std::memcpy(tail_grad_x, grad_x + i, bytes);
     lanes_step<more, shifted>(quantizer, scale, shift, tail_grad, tail_x, tail_grad_x, tail_scale, tail_shift);
     std::memcpy(grad_x + i, tail_grad_x, bytes);
@@ -159,10 +159,10 @@ MBQ_HD void run_gradients(const Quantizer& quantizer, W scale, W shift, const W*
 }
 
 // A scale, and a sum, for every run. shifted: there are shifts, and sums for them.
-template <bool more, bool shifted, class Quantizer, class W>
+template <bool more, bool shifted, class Quantizer, class W, class In = W>
 struct GradientsByRun {
-  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* grad, const W* x, W* grad_x, double* to_scale,
-                         double* to_shift, Ahead ahead) const {
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const In* grad, const In* x, W* grad_x,
+                         double* to_scale, double* to_shift, Ahead ahead) const {
     constexpr int64_t most = kBlock / kShortRun * kLanes / 2;
     alignas(64) W scale_lanes[most], shift_lanes[shifted ? most : 1], half[most / 2];
     const Quantizer quantizer = level.quantizer;
@@ -179,15 +179,15 @@ struct GradientsByRun {
 };
 
 // A scale, and a sum, for every element.
-template <bool more, bool shifted, class Quantizer, class W>
+template <bool more, bool shifted, class Quantizer, class W, class In = W>
 struct GradientsByColumn {
-  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const W* __restrict grad, const W* __restrict x,
+  MBQ_HD void operator()(Level<Quantizer, W> level, Block block, const In* __restrict grad, const In* __restrict x,
                          W* __restrict grad_x, double* __restrict to_scale, double* __restrict to_shift, Ahead) const {
     const Quantizer quantizer = level.quantizer;
     const W* __restrict scale = level.scale;
     const W* __restrict shift = level.shift;
     for (int64_t i = 0; i < block.length; ++i) {
-      const Terms<W> terms = quantizer.terms(grad[i], x[i], scale[i], shift[i]);
+      const Terms<W> terms = quantizer.terms(static_cast<W>(grad[i]), static_cast<W>(x[i]), scale[i], shift[i]);
       grad_x[i] = more ? grad_x[i] + terms.x : terms.x;
       to_scale[i] += static_cast<double>(terms.scale());
       if (shifted) to_shift[i] += static_cast<double>(terms.shift);

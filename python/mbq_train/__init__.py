@@ -6,6 +6,7 @@ from .conversion.convert import convert, plan_conversion
 from .conversion.plan import Conversion
 from .coreset import CoresetSampler, GradNorms, GradNormScorer, draw_rows, score_images
 from .deployment import deploy
+from .drop_in import accelerate, restore
 from .export import export_onnx, export_store
 from .quantize.adaptation import adapt_bn
 from .quantize.add_bits import add_bits
@@ -34,8 +35,9 @@ __all__ = [
     "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned",
     "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer",
     "RoundClamp", "RoundClampQuantizer", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
-    "WeightQuantizer", "WeightSpec", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert", "deploy",
-    "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces", "initialise",
-    "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations", "plan_conversion",
-    "recompute_quantized", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits", "set_layer_bits",
+    "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert",
+    "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces",
+    "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations",
+    "plan_conversion", "recompute_quantized", "restore", "save_checkpoint", "scales", "score_images", "sensitivities",
+    "set_bits", "set_layer_bits",
 ]

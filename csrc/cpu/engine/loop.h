@@ -54,8 +54,8 @@ void forward_loop(const Works& works) {
 
 // What is done to a block of upstream gradients of level k before they are used: nothing.
 struct AsGiven {
-  template <class W>
-  const W* operator()(size_t, const Block&, const W* grad, W*) const {
+  template <class In, class W>
+  const In* operator()(size_t, const Block&, const In* grad, W*) const {
     return grad;
   }
 };
@@ -63,6 +63,9 @@ struct AsGiven {
 // grad_x = sum over levels of their terms, added in W in the order of the levels; sums of the other terms.
 template <class Quantizer, class T, class Grad, class W = wide_t<T>, class Upstream = AsGiven>
 struct BackwardWork : Work<Quantizer, W> {
+  // What gradients and x are read as: in their own dtype where neither needs a buffer nor a change.
+  static constexpr bool kAsStored = kIsBFloat16<T> && std::is_same_v<T, Grad> && std::is_same_v<Upstream, AsGiven>;
+  using In = std::conditional_t<kAsStored, T, W>;
   const T* x;
   std::vector<const Grad*> grads;
   T* grad_x;
@@ -81,20 +84,21 @@ struct BackwardWork : Work<Quantizer, W> {
   }
 
   void operator()(const Task& task, bool past_cache) const {
-    alignas(64) W wide_x[kBlock], wide_grad[kBlock], changed[kBlock];
+    alignas(64) In read_x[kBlock], read_grad[kBlock];
+    alignas(64) W changed[kBlock];
     Results<T, W> results(past_cache);
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t begin = task.begin + row * task.stride;
       const Block block = this->within(task.block, begin);
       const int64_t n = block.n();
-      const W* xs = load(x + begin, wide_x, n);
+      const In* xs = load(x + begin, read_x, n);
       const Ahead next_x{reinterpret_cast<const char*>(x + begin + n), sizeof(T)};
       for (int64_t i = 0; grads.size() > 1 && i < n; i += kLanes) next_x.fetch(i);
       W* sum = results.target(grad_x + begin);
       for (size_t k = 0; k < grads.size(); ++k) {
         const size_t later = k + 2;  // one block of bfloat16 takes less time than memory does to answer
         const Grad* next = grads[later % grads.size()] + begin + later / grads.size() * n;
-        const W* gs = upstream(k, block, load(grads[k] + begin, wide_grad, n), changed);
+        const In* gs = upstream(k, block, load(grads[k] + begin, read_grad, n), changed);
         if (this->shifted) {
           add<true>(k, task, block, gs, xs, sum, next);
         } else {
@@ -107,7 +111,8 @@ struct BackwardWork : Work<Quantizer, W> {
 
   // Level k of a block; `next` is the block of gradients to fetch meanwhile.
   template <bool shifted>
-  void add(size_t k, const Task& task, const Block& block, const W* grad, const W* xs, W* sum, const Grad* next) const {
+  void add(size_t k, const Task& task, const Block& block, const In* grad, const In* xs, W* sum,
+           const Grad* next) const {
     const int64_t slot = k * this->walk.partial_sums() + task.slot;
     const auto go = [&](auto body) {
       run<decltype(body)>(this->at(k, block), block, grad, xs, sum, to_scale.data() + slot,
@@ -115,10 +120,11 @@ struct BackwardWork : Work<Quantizer, W> {
                           Ahead{reinterpret_cast<const char*>(next), sizeof(Grad)});
     };
     if (this->walk.by_run) {
-      k == 0 ? go(GradientsByRun<false, shifted, Quantizer, W>{}) : go(GradientsByRun<true, shifted, Quantizer, W>{});
+      k == 0 ? go(GradientsByRun<false, shifted, Quantizer, W, In>{})
+             : go(GradientsByRun<true, shifted, Quantizer, W, In>{});
     } else {
-      k == 0 ? go(GradientsByColumn<false, shifted, Quantizer, W>{})
-             : go(GradientsByColumn<true, shifted, Quantizer, W>{});
+      k == 0 ? go(GradientsByColumn<false, shifted, Quantizer, W, In>{})
+             : go(GradientsByColumn<true, shifted, Quantizer, W, In>{});
     }
   }
 

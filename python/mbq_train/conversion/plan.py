@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .._tables import aligned
 from ..quantize.attention import close_fast_paths
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
@@ -77,12 +78,8 @@ class Conversion:
                 for entry in self.entries]
 
     def __str__(self):
-        rows = [COLUMNS, *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        align = ("<", "<", ">", "<", "<")
-        lines = ("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
-                 for row in rows)
-        return "\n".join([self.title, *(line.rstrip() for line in lines), self.summary, ""])
+        lines = aligned([COLUMNS, *self.rows()], "<<><<")
+        return "\n".join([self.title, *lines, self.summary, ""])
 
     def apply(self) -> nn.Module:
         """Convert the model in place, as planned, and return it; a RuntimeWarning names the layers that are left.
