@@ -1,6 +1,7 @@
 """Fused kernels for multi-bit quantization-aware training, bound into PyTorch autograd."""
 
 from ._library import BackendError, backends, choose_backends, use_backend
+from .ops._function import recomputation
 from .ops.correct_weight_bias import correct_weight_bias
 from .ops.cross_entropy_el2n import cross_entropy_el2n
 from .ops.dequantize_codes import dequantize_codes
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 __all__ = ["BackendError", "backends", "correct_weight_bias", "cross_entropy_el2n", "dequantize_codes", "double_round",
            "el2n", "extract_lsb", "fake_quantize", "fake_quantize_affine", "fake_quantize_corrected",
            "fake_quantize_foreach", "fake_quantize_multi", "fold_correction", "from_planes", "lsb_penalty",
-           "pack_codes", "quantize_codes", "round_clamp", "round_clamp_lsb", "round_clamp_lsb_foreach",
+           "pack_codes", "quantize_codes", "recomputation", "round_clamp", "round_clamp_lsb", "round_clamp_lsb_foreach",
            "sample_grad_norm_batch_norm", "sample_grad_norm_conv1d", "sample_grad_norm_conv2d",
            "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_linear", "switch_bits",
            "switched_linear", "to_planes", "unpack_codes", "use_backend"]

@@ -3,6 +3,8 @@
 A Function takes tensors, each or None an argument, and its options in one tuple: autograd takes time for every one.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 
@@ -32,6 +34,24 @@ def needs_gradient(args) -> bool:
             if isinstance(arg, torch.Tensor) and arg.requires_grad:
                 return True
     return False
+
+
+def recomputation(x_hat: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+    """Return a function that makes `x_hat` again, bit for bit, from what the backward of its op has saved.
+
+    Until it is called nothing but the saved tensors is held. It can be called until that backward has run; where a
+    saved tensor was modified in place it raises RuntimeError, as the backward itself does.
+
+    Args:
+        x_hat: what fake_quantize, fake_quantize_corrected or double_round returned, as it came.
+
+    Returns None for any other tensor, and where no gradient is recorded.
+    """
+    node, output = x_hat.grad_fn, x_hat.output_nr
+    outputs = getattr(getattr(node, "_forward_cls", None), "outputs_again", None)
+    if outputs is None or x_hat._version:
+        return None
+    return lambda: outputs(node)[output]
 
 
 class BackwardFunction(torch.autograd.Function):

@@ -55,6 +55,11 @@ class DoubleRound(torch.autograd.Function):
         ctx.options = inputs[-1]
 
     @staticmethod
+    @torch.no_grad()
+    def outputs_again(ctx):
+        return DoubleRound.forward(*ctx.saved_tensors, ctx.options)
+
+    @staticmethod
     def backward(ctx, *grads):
         if torch.compiler.is_compiling():  # Dynamo takes no *grads in a nested Function, and no double backward either
             grad_x, grad_scale = DoubleRoundBackward.forward(*ctx.saved_tensors, ctx.options, *grads)

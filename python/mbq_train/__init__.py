@@ -19,6 +19,7 @@ from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTranspo
 from .quantize.learned import ActivationQuantizer, Learned, WeightQuantizer
 from .quantize.quantizer import BaseWeightQuantizer, Codes, Quantizer
 from .quantize.round_clamp import RoundClamp, RoundClampQuantizer, own_layer_bits, set_layer_bits
+from .quantize.saved import recompute_quantized
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
 from .quantize.specs import ActivationSpec, Float, WeightSpec
 from .quantize.weight_bank import WeightBank
@@ -38,6 +39,6 @@ __all__ = [
     "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert",
     "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces",
     "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations",
-    "plan_conversion", "redirect", "restore", "save_checkpoint", "scales", "score_images", "sensitivities", "set_bits",
-    "set_layer_bits",
+    "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales", "score_images",
+    "sensitivities", "set_bits", "set_layer_bits",
 ]

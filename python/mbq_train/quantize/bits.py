@@ -25,12 +25,12 @@ class BitState:
 
     bits: the bit-width in use; index: its position in `trained` (0 at 32 bits); held: the quantized weights that a
     bank has made ready for the coming forwards, {WeightQuantizer: {bits: tensor}}; changed: whether the bit-width was
-    ever changed; thread: the thread that selected it last.
+    ever changed; thread: the thread that selected it last; recompute: see `recompute_quantized`.
     """
 
     def __new__(cls, *args):
         state = super().__new__(cls)  # copies and unpickled states too: they do not call __init__
-        state.held, state.changed, state.thread = {}, False, threading.get_ident()
+        state.held, state.changed, state.thread, state.recompute = {}, False, threading.get_ident(), True
         follow_recomputation(state)
         follow_wrappers()
         return state
@@ -40,7 +40,7 @@ class BitState:
         self.bits, self.index = self.trained[0], 0
 
     def __getstate__(self):
-        return {"trained": self.trained, "bits": self.bits, "index": self.index, "changed": self.changed}
+        return {name: getattr(self, name) for name in ("trained", "bits", "index", "changed", "recompute")}
 
     def select(self, bits: int) -> None:
         """Make `bits`, which is trained or 32, the bit-width in use."""

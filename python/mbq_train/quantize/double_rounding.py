@@ -1,6 +1,7 @@
 """The weight quantizer that learns one scale for all bit-widths and rounds the codes of the highest one again."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from .bits import BitState
 from .data_parallel import averaged
 from .learned import WeightQuantizer
 from .quantizer import Codes, autocast_dtype
+from .saved import remember
 from .specs import WeightSpec, correction_option, option
 from .units import first_scale
 
@@ -23,7 +25,7 @@ def corrected_double_round(x, scale, **options):
     rounded = mbq_kernels.double_round(x, scale, **options)
     if isinstance(rounded, tuple):
         return tuple(mbq_kernels.correct_weight_bias(x_hat, x) for x_hat in rounded)
-    return mbq_kernels.correct_weight_bias(rounded, x)
+    return remember(mbq_kernels.correct_weight_bias(rounded, x), partial(corrected_double_round, **options), x, scale)
 
 
 class DoubleRoundingQuantizer(WeightQuantizer):

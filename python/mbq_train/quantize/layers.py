@@ -11,6 +11,7 @@ from .bits import BitState
 from .learned import Learned
 from .quantizer import weight_quantizer_of
 from .recomputation import runs_at
+from .saved import can_recompute, product
 from .specs import ActivationSpec, WeightSpec
 
 
@@ -61,12 +62,20 @@ class _QuantLayer:
             runs_at(quantizer.bit_state, quantizer.layer_name)
         return quantizer(self.weight_by_channel())
 
+    def product(self, function, x: torch.Tensor) -> torch.Tensor:
+        """Return function(x_hat, w_hat, bias); of x and x_hat its backward keeps x alone: see `saved`."""
+        x_hat, w_hat = self.input_quantizer(x), self.quantized_weight()
+        state = getattr(self.weight_quantizer, "bit_state", None)  # a stored weight has none
+        if not can_recompute() or state is None or not state.recompute:
+            return function(x_hat, w_hat, self.bias)
+        return product(function, x_hat, w_hat, self.bias, (w_hat,) if x_hat is x else (x_hat, w_hat))
+
 
 class QuantLinear(_QuantLayer, nn.Linear):
     """nn.Linear on fake-quantized weights and inputs: y = x_hat @ w_hat.T + bias. Made by `from_float`."""
 
     def forward(self, input):
-        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        return self.product(F.linear, input)
 
 
 class QuantTransposedLinear(_QuantLayer, nn.Module):
@@ -79,7 +88,7 @@ class QuantTransposedLinear(_QuantLayer, nn.Module):
         return None if self.weight is None else self.weight.t()  # None: a stored weight has taken its place
 
     def forward(self, x):
-        return F.linear(self.input_quantizer(x), self.quantized_weight(), self.bias)
+        return self.product(F.linear, x)
 
     def extra_repr(self) -> str:
         return f"in_features={self.nx}, out_features={self.nf}"
@@ -89,7 +98,7 @@ class QuantConv1d(_QuantLayer, nn.Conv1d):
     """nn.Conv1d on fake-quantized weights and inputs; padding as in QuantConv2d. Made by `from_float`."""
 
     def forward(self, input):
-        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        return self.product(self._conv_forward, input)
 
 
 class QuantConv2d(_QuantLayer, nn.Conv2d):
@@ -99,7 +108,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     """
 
     def forward(self, input):
-        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        return self.product(self._conv_forward, input)
 
 
 def weight_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ import mbq_kernels
 from .bits import FLOAT, BitState, check_bit_widths
 from .flags import one_of_all
 from .quantizer import BaseWeightQuantizer, Codes, autocast_dtype, weight_quantizer_of
+from .saved import remember
 from .specs import WeightSpec, option
 
 NORMALISATIONS, FORMS = ("max", "tanh"), ("offset", "sign-magnitude")
@@ -127,8 +129,11 @@ class RoundClampQuantizer(BaseWeightQuantizer):
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
             return weight
-        value = round_clamp(self.normalised(weight), bits=self.bits, form=self.form)
-        return value.to(autocast_dtype(weight) or weight.dtype)
+        function = partial(self._value, bits=self.bits, dtype=autocast_dtype(weight) or weight.dtype)
+        return remember(function(weight), function, weight)
+
+    def _value(self, weight, *, bits: int, dtype: torch.dtype) -> torch.Tensor:
+        return round_clamp(self.normalised(weight), bits=bits, form=self.form).to(dtype)
 
 
 def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
