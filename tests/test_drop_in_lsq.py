@@ -123,6 +123,36 @@ def test_forms(name):
     assert torch.equal(original(x), ours(x))
 
 
+class WithOptions(Detached):
+    """Reads its range from an object, which two modules of the class may have different."""
+
+    def __init__(self, bits):
+        super().__init__()
+        self.options = {"bits": bits}
+
+    def forward(self, x):
+        self.low, self.high = -(2 ** (self.options["bits"] - 1)), 2 ** (self.options["bits"] - 1) - 1
+        return super().forward(x)
+
+
+def test_modules_that_differ_in_their_options_alone_have_forms_of_their_own():
+    model = nn.Sequential(WithOptions(4), WithOptions(3))
+    accelerate(model)
+    x = torch.randn(8, 900)
+    for module, bits in zip(model, (4, 3), strict=True):
+        assert torch.equal(module(x), copy.deepcopy(WithOptions(bits))(x))
+
+
+def test_an_attribute_that_changes_after_accelerate_counts():
+    original, ours = Detached(), Detached()
+    accelerate(ours)
+    x = torch.randn(8, 900)
+    assert torch.equal(original(x), ours(x))
+    for module in (original, ours):
+        module.low, module.high = -2, 1
+    assert torch.equal(original(x), ours(x))
+
+
 class Block(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()

@@ -4,15 +4,13 @@ A module is known by what it computes, not by its name: it takes one tensor, its
 probes that tell all forms apart its values and gradients are, bit for bit, those of a kernel. Probes run on a copy.
 """
 
-import copy
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..quantize.bits import same_random_numbers
 from .family import Leave, Replace, Verdict
+from .lsq_copies import copy_of, is_set, probing, remembered, settings_of
 from .lsq_probes import Form, fit, states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
@@ -25,11 +23,12 @@ _found: dict[tuple, Verdict] = {}  # by class, shape of the scale and attributes
 
 @dataclass(frozen=True)
 class Plan:
-    """What the forward needs: the name of the scale, the form of the arithmetic, and what a module that has taken its
-    first values from a batch has in its attributes and buffers."""
+    """What the forward needs: the name of the scale, the form of the arithmetic and the attributes with which it was
+    found, and the buffers of a module that has taken its first values from a batch."""
 
     scale: str
     form: Form
+    settings: tuple[tuple[str, object], ...]
     ready: tuple[tuple[str, object], ...]
 
 
@@ -43,37 +42,32 @@ def lsq(module: nn.Module) -> Verdict:
     (name, scale), = parameters.items()
     if scale.dtype != torch.float32 or scale.device.type == "meta" or "forward" in vars(module):
         return None
-    key = type(module), scale.shape, tuple(states_of(module).items())
-    if key not in _found:
-        _found[key] = _verdict(module, name, scale)
-    return _found[key]
+    return remembered(_found, module, lambda: _verdict(module, name, scale))
 
 
 def _verdict(module: nn.Module, name: str, scale: nn.Parameter) -> Verdict:
-    with warnings.catch_warnings(), same_random_numbers(module), torch.inference_mode(False), torch.enable_grad():
-        warnings.simplefilter("ignore")
+    with probing(module):
         try:
             twin, ready = _prepared(module, scale)
+            settings = settings_of(twin)
             form = fit(twin, name)
         except Exception:  # whatever a stranger's forward raises for inputs that it was not made for
             return None
     if isinstance(form, str):
         return Leave(LIBRARY, form)
-    if form is None:
+    if form is None or settings != settings_of(twin):
         return None
-    return Replace(LIBRARY, _forward, plan=Plan(name, form, ready), bound=_SUMS)
+    return Replace(LIBRARY, _forward, plan=Plan(name, form, settings, ready), bound=_SUMS)
 
 
 def _prepared(module: nn.Module, scale: torch.Tensor) -> tuple[nn.Module, tuple]:
-    """Return a copy of `module` without hooks, after its first batch, and what that batch changed beside the scale."""
-    twin = copy.deepcopy(module)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        getattr(twin, hooks).clear()
-    twin.requires_grad_(True).train()
+    """Return a copy of `module` after its first batch, and the buffers which that batch changed."""
+    twin = copy_of(module)
     before = states_of(twin)
-    twin(torch.linspace(-1, 1, 64 * max(scale.numel(), 1)).reshape(_shape_for(scale)).to(scale.device))
+    twin(torch.linspace(-1, 1, 64 * max(scale.numel(), 1)).reshape(_shape_for(scale)))
     after = states_of(twin)
-    return twin, tuple((name, after[name]) for name in after if after[name] != before.get(name))
+    buffers = dict(twin.named_buffers())
+    return twin, tuple((name, after[name]) for name in after if name in buffers and after[name] != before.get(name))
 
 
 def _shape_for(scale: torch.Tensor) -> tuple[int, ...]:
@@ -86,7 +80,8 @@ def _shape_for(scale: torch.Tensor) -> tuple[int, ...]:
 def _forward(module, x):
     plan: Plan = module.mbq_plan
     scale = getattr(module, plan.scale)
-    if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32:
+    if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32 or not is_set(
+            module, plan.settings):
         return original_forward(module, x)
     if plan.ready and module.training and not _is_ready(module, plan):
         return original_forward(module, x)
@@ -101,5 +96,5 @@ def _is_ready(module: nn.Module, plan: Plan) -> bool:
     seen = states_of(module, {name for name, _ in plan.ready})
     if any(seen.get(name) != value for name, value in plan.ready):
         return False
-    module.mbq_plan = Plan(plan.scale, plan.form, ())
+    module.mbq_plan = replace(plan, ready=())
     return True

@@ -30,7 +30,7 @@ class BitState:
 
     def __new__(cls, *args):
         state = super().__new__(cls)  # copies and unpickled states too: they do not call __init__
-        state.held, state.changed, state.thread, state.recompute = {}, False, threading.get_ident(), True
+        state.held, state.changed, state.thread, state.recompute = {}, False, threading.get_ident(), False
         follow_recomputation(state)
         follow_wrappers()
         return state
