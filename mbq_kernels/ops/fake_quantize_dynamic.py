@@ -77,8 +77,8 @@ def fake_quantize_dynamic(x, *, quant_min, quant_max, symmetric=False, group_siz
             it, and not grad [default False].
 
     Returns:
-        (x_hat, scale, zero_point): x_hat has x's shape and dtype and is contiguous; the other two have shape x.shape[:-1],
-        with groups (..., K / group_size), and are float32 (float64 where x is).
+        (x_hat, scale, zero_point): x_hat has x's shape and dtype and is contiguous; the other two have shape
+        x.shape[:-1], with groups (..., K / group_size), and are float32 (float64 where x is).
 
     The range is computed in x's dtype, every step rounded to it, the rest in float32 and rounded once: bit for bit
     what torchao 0.18's choose_qparams_affine with a float32 scale, then _fake_quantize_affine, give on a CPU: those of

@@ -4,7 +4,7 @@ import torch
 
 import mbq_kernels as mbq
 
-from .entry import FLOATS, Op
+from .entry import FLOATS, Op, row
 from .paths import PATHS
 from .sweeps import over_matrices, over_tensors
 from .variants import MIXED, PAIR, channel_sum_variants, dynamic_variants, quantizer_variants
@@ -26,7 +26,7 @@ def affine(x, scale, bits=4):
 
 
 def dynamic(x, scale, bits=4):
-    return mbq.fake_quantize_dynamic(x, quant_min=-bits, quant_max=bits)[0] * scale[:, None]
+    return row(scale, mbq.fake_quantize_dynamic(x, quant_min=-bits, quant_max=bits)[0])
 
 
 def rows(x):
