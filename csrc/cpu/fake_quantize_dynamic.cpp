@@ -23,6 +23,15 @@ struct Extremes {
   }
 };
 
+// The upper half of 2 * half lanes onto the lower: as many as the compiler knows, so that it makes vectors of them.
+template <int64_t half, class W>
+MBQ_HD void fold(W* least, W* greatest) {
+  for (int64_t j = 0; j < half; ++j) {
+    least[j] = least[j + half] < least[j] ? least[j + half] : least[j];
+    greatest[j] = greatest[j + half] > greatest[j] ? greatest[j + half] : greatest[j];
+  }
+}
+
 template <class W>
 MBQ_HD void add_extremes(const W* __restrict x, int64_t n, Extremes<W>* of_row) {
   alignas(64) W least[kLanes] = {}, greatest[kLanes] = {}, odd[kLanes] = {};
@@ -34,13 +43,12 @@ MBQ_HD void add_extremes(const W* __restrict x, int64_t n, Extremes<W>* of_row) 
       odd[j] = x[i + j] == x[i + j] ? odd[j] : x[i + j];
     }
   for (; i < n; ++i) of_row->add({x[i], x[i], x[i] - x[i]});
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t j = 0; j < half; ++j) {
-      least[j] = least[j + half] < least[j] ? least[j + half] : least[j];
-      greatest[j] = greatest[j + half] > greatest[j] ? greatest[j + half] : greatest[j];
-      odd[j] = odd[j + half] == odd[j + half] ? odd[j] : odd[j + half];
-    }
-  of_row->add({least[0], greatest[0], odd[0]});
+  fold<16>(least, greatest);
+  fold<8>(least, greatest);
+  fold<4>(least, greatest);
+  bool known = true;
+  for (int64_t j = 0; j < kLanes; ++j) known &= odd[j] == odd[j];
+  for (int64_t j = 0; j < 4; ++j) of_row->add({least[j], greatest[j], known ? W(0) : W(NAN)});
 }
 
 // What the rows of a call have in common.
