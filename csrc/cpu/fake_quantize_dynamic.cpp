@@ -11,16 +11,11 @@ namespace {
 constexpr const char* kOp = "fake_quantize_dynamic";
 constexpr int64_t kRowGrain = 1 << 15;  // elements worth a thread
 
-// Of some of a row's elements, and of 0. odd: NaN where an element is, which comparisons lose.
+// Of some of a row's elements, and of 0. odd: one is NaN, which comparisons lose.
 template <class W>
 struct Extremes {
-  W least = 0, greatest = 0, odd = 0;
-
-  MBQ_HD void add(Extremes other) {
-    least = other.least < least ? other.least : least;
-    greatest = other.greatest > greatest ? other.greatest : greatest;
-    odd = other.odd == other.odd ? odd : other.odd;
-  }
+  W least = 0, greatest = 0;
+  int odd = 0;
 };
 
 // The upper half of 2 * half lanes onto the lower: as many as the compiler knows, so that it makes vectors of them.
@@ -34,21 +29,27 @@ MBQ_HD void fold(W* least, W* greatest) {
 
 template <class W>
 MBQ_HD void add_extremes(const W* __restrict x, int64_t n, Extremes<W>* of_row) {
-  alignas(64) W least[kLanes] = {}, greatest[kLanes] = {}, odd[kLanes] = {};
+  alignas(64) W least[kLanes] = {}, greatest[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
     for (int64_t j = 0; j < kLanes; ++j) {
       least[j] = x[i + j] < least[j] ? x[i + j] : least[j];
       greatest[j] = x[i + j] > greatest[j] ? x[i + j] : greatest[j];
-      odd[j] = x[i + j] == x[i + j] ? odd[j] : x[i + j];
     }
-  for (; i < n; ++i) of_row->add({x[i], x[i], x[i] - x[i]});
+  for (; i < n; ++i) {
+    least[0] = x[i] < least[0] ? x[i] : least[0];
+    greatest[0] = x[i] > greatest[0] ? x[i] : greatest[0];
+  }
+  int odd = 0;
+  for (i = 0; i < n; ++i) odd |= x[i] != x[i];
   fold<16>(least, greatest);
   fold<8>(least, greatest);
   fold<4>(least, greatest);
-  bool known = true;
-  for (int64_t j = 0; j < kLanes; ++j) known &= odd[j] == odd[j];
-  for (int64_t j = 0; j < 4; ++j) of_row->add({least[j], greatest[j], known ? W(0) : W(NAN)});
+  fold<2>(least, greatest);
+  fold<1>(least, greatest);
+  of_row->least = least[0] < of_row->least ? least[0] : of_row->least;
+  of_row->greatest = greatest[0] > of_row->greatest ? greatest[0] : of_row->greatest;
+  of_row->odd |= odd;
 }
 
 // What the rows of a call have in common.
@@ -61,8 +62,8 @@ struct Options {
 
 template <class T, class W>
 MBQ_HD AffineRange<W> range_of(const Extremes<W>& row, const Options<W>& options) {
-  const bool known = row.odd == row.odd;
-  return dynamic_range<T>(known ? row.least : row.odd, known ? row.greatest : row.odd, options.range, options.symmetric,
+  const W none = static_cast<W>(NAN);
+  return dynamic_range<T>(row.odd ? none : row.least, row.odd ? none : row.greatest, options.range, options.symmetric,
                           options.eps);
 }
 
