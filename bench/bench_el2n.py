@@ -1,10 +1,11 @@
-"""Scores and corrected weights against eager PyTorch and torch.compile of it: el2n, losses, corrections, norms.
+"""Scores, corrected weights and dynamic ranges against eager PyTorch and torch.compile of it.
 
     pytest bench/bench_el2n.py [--mbq-json FILE] [--mbq-small] [--mbq-device cpu|cuda]
 
 bytes of a case = the main tensor's times what must move: el2n reads the logits once; the loss with its gradient reads
 them twice and writes once; a corrected weight is read twice and written once a bit-width, its backward reads it and
-the upstream gradients and writes one; norms read x_hat and gradients once. The copy moves twice the main tensor.
+the upstream gradients and writes one; norms read x_hat and gradients once; a dynamic range reads and writes once, with
+its gradient reads three times and writes twice. The copy moves twice the main tensor.
 """
 
 import contextlib
@@ -101,6 +102,24 @@ def ours_corrected(w, scales):
     return torch.stack(mbq.fake_quantize_corrected(w, scales, bits=BITS, axis=0))
 
 
+def tokens(case):
+    return (torch.randn(case.sizes, device=case.device, dtype=case.dtype).requires_grad_(case.what == BOTH),)
+
+
+def ours_dynamic(x):
+    return mbq.fake_quantize_dynamic(x, quant_min=-128, quant_max=127)
+
+
+def eager_dynamic(x):
+    """torchao's arithmetic, a range per row."""
+    rows = x.detach()
+    least, greatest = rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0)
+    scale = ((greatest - least) / 255).clamp(min=torch.finfo(x.dtype).smallest_normal)
+    zero_point, scaled = (-128 - (least / scale).round()).clamp(-128, 127), x * (1 / scale)
+    code = (scaled + (scaled.round() - scaled).detach() + zero_point).clamp(-128, 127)
+    return (code - zero_point) * scale, scale[:, 0], zero_point[:, 0]
+
+
 def gradients(case):
     return tuple(torch.randn(case.sizes, device=case.device, dtype=case.dtype) for _ in range(2))
 
@@ -136,6 +155,9 @@ CASES = [
       for dtype in (torch.float32, torch.bfloat16)),
     Score("cross_entropy_el2n", "65536x1000", (65536, 1000), **LOSS, what=BOTH),
     Score("cross_entropy_el2n", "2048x128Ki", (2048, 131072), **LOSS, what=BOTH),
+    Score("fake_quantize_dynamic", "4096x4096", (4096, 4096), tokens, ours_dynamic, eager_dynamic, 2),
+    Score("fake_quantize_dynamic", "4096x4096", (4096, 4096), tokens, with_gradient(ours_dynamic),
+          with_gradient(eager_dynamic), 5, what=BOTH),
     Score("correct_weight_bias", "2048x2048", (2048, 2048), gradients, mbq.correct_weight_bias, eager_correct, 4),
     Score("fake_quantize_corrected", "512x512x3x3", (512, 512, 3, 3), **CORRECTED, ours=ours_corrected,
           eager=eager_corrected, moves=2 + len(BITS)),

@@ -12,8 +12,8 @@ import mbq_kernels as mbq
 
 ROUNDINGS = ("half_even", "half_up")
 BY_MANIFEST = ("switched_linear", "el2n", "cross_entropy_el2n", "correct_weight_bias", "fake_quantize_corrected",
-               "sample_grad_norm_linear", "sample_grad_norm_conv2d", "sample_grad_norm_embedding",
-               "sample_grad_norm_layer_norm", "sample_grad_norm_batch_norm")
+               "fake_quantize_dynamic", "sample_grad_norm_linear", "sample_grad_norm_conv2d",
+               "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_batch_norm")
 SIZES = (33, 257, 1031)
 
 

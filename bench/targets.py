@@ -46,6 +46,8 @@ TARGETS = (
     Target("cpu", "fake_quantize_foreach-axis0-resnet20-float32-forward+backward", (SINGLE_CALLS,), 3),
     Target("cpu", "fake_quantize_foreach-*-forward+backward", (COMPILED, JOINT, NETWORK), 1.5),
     Target("cpu", "fake_quantize_affine-*-float32-forward+backward", (TORCH_LEARNABLE,), 5),
+    Target("cpu", "fake_quantize_dynamic-*-forward", COPY, 0.90),
+    Target("cpu", "fake_quantize_dynamic-*-forward+backward", ("eager PyTorch",), 3),
     Target("cpu", "double_round-*", COPY, 0.95),
     Target("cpu", "double_round-*-forward+backward", (COMPILED_DOUBLE, JOINT), 1.5),
     Target("cpu", "training_step-*", (FLOAT_STEPS,), 1 / 1.10),

@@ -11,6 +11,7 @@ from .ops.extract_lsb import extract_lsb
 from .ops.fake_quantize import fake_quantize
 from .ops.fake_quantize_affine import fake_quantize_affine
 from .ops.fake_quantize_corrected import fake_quantize_corrected, fold_correction
+from .ops.fake_quantize_dynamic import fake_quantize_dynamic
 from .ops.fake_quantize_foreach import fake_quantize_foreach
 from .ops.fake_quantize_multi import fake_quantize_multi
 from .ops.lsb_penalty import lsb_penalty
@@ -31,10 +32,10 @@ from .ops.to_planes import from_planes, to_planes
 __version__ = "0.1.0"
 __all__ = ["BackendError", "backends", "correct_weight_bias", "cross_entropy_el2n", "dequantize_codes", "double_round",
            "el2n", "extract_lsb", "fake_quantize", "fake_quantize_affine", "fake_quantize_corrected",
-           "fake_quantize_foreach", "fake_quantize_multi", "fold_correction", "from_planes", "lsb_penalty",
-           "pack_codes", "quantize_codes", "recomputation", "round_clamp", "round_clamp_lsb", "round_clamp_lsb_foreach",
-           "sample_grad_norm_batch_norm", "sample_grad_norm_conv1d", "sample_grad_norm_conv2d",
-           "sample_grad_norm_embedding", "sample_grad_norm_layer_norm", "sample_grad_norm_linear", "switch_bits",
-           "switched_linear", "to_planes", "unpack_codes", "use_backend"]
+           "fake_quantize_dynamic", "fake_quantize_foreach", "fake_quantize_multi", "fold_correction", "from_planes",
+           "lsb_penalty", "pack_codes", "quantize_codes", "recomputation", "round_clamp", "round_clamp_lsb",
+           "round_clamp_lsb_foreach", "sample_grad_norm_batch_norm", "sample_grad_norm_conv1d",
+           "sample_grad_norm_conv2d", "sample_grad_norm_embedding", "sample_grad_norm_layer_norm",
+           "sample_grad_norm_linear", "switch_bits", "switched_linear", "to_planes", "unpack_codes", "use_backend"]
 
 choose_backends()

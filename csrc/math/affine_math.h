@@ -41,6 +41,40 @@ MBQ_HD Terms<T> affine_gradient_terms(T grad, T x, Scale scale, T zero_point, Bo
   return {inside ? grad : T(0), grad, inside ? rounding : code.kept, clipped ? -(scale * grad) : T(0)};
 }
 
+// A number as storage type T has it.
+template <class T, class W>
+MBQ_HD W as_stored(W value) {
+  return static_cast<W>(static_cast<T>(value));
+}
+
+template <class W>
+struct AffineRange {
+  W scale, zero_point;
+};
+
+// Of a row of T with values from least <= 0 to greatest >= 0, every step rounded to T. symmetric: scale =
+// max(-least, greatest) / ((hi - lo) / 2), zp = int((hi + lo + 1) / 2); else (greatest - least) / (hi - lo),
+// clamp(lo - rint(least / scale), lo, hi). scale is at least eps; NaN, which both have or neither, stays.
+template <class T, class W>
+MBQ_HD AffineRange<W> dynamic_range(W least, W greatest, Bounds<W> range, bool symmetric, W eps) {
+  const W steps = range.hi - range.lo, floor = as_stored<T>(eps);
+  if (symmetric) {
+    const W size = as_stored<T>((-least > greatest ? -least : greatest) / (steps / 2));
+    return {size < floor ? floor : size, std::trunc((range.hi + range.lo + 1) / 2)};
+  }
+  const W size = as_stored<T>(as_stored<T>(greatest - least) / steps), scale = size < floor ? floor : size;
+  const W zero_point = as_stored<T>(range.lo - round_even(as_stored<T>(least / scale)));
+  return {scale, clamp(zero_point, range.lo, range.hi)};
+}
+
+// inside: grad * up * down, grad itself where they are 1, (grad * scale) * (1 / scale) where they are scale and its
+// inverse; else 0, NaN too
+template <class T>
+MBQ_HD T dynamic_gradient(T grad, T x, T inv_scale, T zero_point, Bounds<T> range, T up, T down) {
+  const AffineCode<T> code = affine_encode(x, inv_scale, zero_point, range);
+  return code.kept == code.level ? grad * up * down : T(0);
+}
+
 // How other people's code differs from the above. divide: x / scale. before, after: the zero point as it is, added
 // before or after the rounding. by_position: clipped is what lies outside before the rounding. through: nothing is
 // clipped for gradients. product: grad x as autograd has it, multiplied by the scale and divided again. Each is 0 or 1,

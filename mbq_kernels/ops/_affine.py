@@ -7,6 +7,7 @@ from .._library import define
 from ._function import BackwardFunction, apply
 
 NAME = "fake_quantize_affine"
+_LIMIT = 2**20  # rounding adds 1.5 * 2^23, exact while codes, zero points and their differences stay under 2^22
 
 
 def _forward_shape(x, scale, zero_point, quant_min, quant_max, axis, form=0):
@@ -59,3 +60,13 @@ class FakeQuantizeAffine(torch.autograd.Function):
         x, scale, zero_point = ctx.saved_tensors
         grads = apply(FakeQuantizeAffineBackward, grad, x, scale, zero_point, ctx.options)
         return *(grads if zero_point.is_floating_point() else (*grads[:2], None)), None
+
+
+def check_range(op: str, quant_min, quant_max) -> None:
+    for name, value in (("quant_min", quant_min), ("quant_max", quant_max)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+        if value < -_LIMIT or value > _LIMIT:
+            raise ValueError(f"{op}: {name} must be between -2^20 and 2^20, got {value}")
+    if quant_min >= quant_max:
+        raise ValueError(f"{op}: quant_min must be less than quant_max, got {quant_min} and {quant_max}")

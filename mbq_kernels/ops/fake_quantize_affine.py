@@ -5,10 +5,9 @@ import torch
 from .. import _checks as check
 from .._per_channel import filled
 from .._scales import factor_of, grouped, matched
-from ._affine import NAME, FakeQuantizeAffine, affine_form
+from ._affine import NAME, FakeQuantizeAffine, affine_form, check_range
 from ._function import apply
 
-_LIMIT = 2**20  # rounding adds 1.5 * 2^23, exact while codes, zero points and their differences stay under 2^22
 _INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64)
 QUOTIENTS = ("reciprocal", "division")
 ZERO_POINTS = ("integer", "before_rounding", "after_rounding")
@@ -81,7 +80,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     fake-quantization, after Esser et al., 2020, arXiv 1902.08153, eq. 3.
     """
     check.check_x(NAME, x)
-    _check_range(quant_min, quant_max)
+    check_range(NAME, quant_min, quant_max)
     if grad_factor is None:
         raise TypeError(f"{NAME}: grad_factor must be a number, got None")
     factor = float(factor_of(NAME, grad_factor, x, quant_max))
@@ -122,13 +121,3 @@ def _form(quotient, zero_point_form, mask, grad_product) -> int:
     return affine_form(divide=quotient == "division", before=zero_point_form == "before_rounding",
                        after=zero_point_form == "after_rounding", by_position=mask == "position",
                        through=mask == "none", product=grad_product)
-
-
-def _check_range(quant_min, quant_max):
-    for name, value in (("quant_min", quant_min), ("quant_max", quant_max)):
-        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{NAME}: {name} must be an integer, got {value!r}")
-        if value < -_LIMIT or value > _LIMIT:
-            raise ValueError(f"{NAME}: {name} must be between -2^20 and 2^20, got {value}")
-    if quant_min >= quant_max:
-        raise ValueError(f"{NAME}: quant_min must be less than quant_max, got {quant_min} and {quant_max}")

@@ -35,6 +35,30 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min: int, quant_max:
     return torch.where(inside, grad, 0), grad * slope, torch.where(clipped, -(scale * grad), 0)
 
 
+def dynamic_range(least, greatest, quant_min: int, quant_max: int, symmetric: bool, eps: float, dtype):
+    """(scale, zero point) of rows with values from least <= 0 to greatest >= 0, every step rounded to x's dtype.
+
+    symmetric: max(-least, greatest) / ((hi - lo) / 2), int((hi + lo + 1) / 2); else (greatest - least) / (hi - lo),
+    clamp(lo - rint(least / scale), lo, hi). scale is at least eps.
+    """
+    def rounded(value):
+        return value.to(dtype).to(value.dtype)
+
+    steps, floor = torch.full_like(least, quant_max - quant_min), rounded(torch.full_like(least, eps))
+    if symmetric:
+        scale = torch.maximum(rounded(torch.maximum(-least, greatest) / (steps / 2)), floor)
+        return scale, torch.full_like(least, int((quant_max + quant_min + 1) / 2))
+    scale = torch.maximum(rounded(rounded(greatest - least) / steps), floor)
+    zero_point = rounded(quant_min - torch.round(rounded(least / scale)))
+    return scale, torch.clamp(zero_point, quant_min, quant_max)
+
+
+def dynamic_gradient(grad, x, scale, zero_point, quant_min: int, quant_max: int, product: bool):
+    """inside: grad, or with `product` (grad * scale) * (1 / scale); else 0, NaN too"""
+    level, kept = affine_encode(x, 1 / scale, zero_point, quant_min, quant_max)
+    return torch.where(kept == level, grad * scale * (1 / scale) if product else grad, 0)
+
+
 def general_encode(x, scale, zero_point, quant_min: int, quant_max: int, form):
     """(quotient, kept, seen): code = clamp(rint(x / scale + zp), lo, hi), or clamp(rint(x / scale) + zp, lo, hi)
 

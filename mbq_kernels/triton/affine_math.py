@@ -6,7 +6,7 @@ affine_*: torch.ao's; general_*: that of other people's code. Launch with enable
 import triton
 import triton.language as tl
 
-from .quant_math import clamp, round_even
+from .quant_math import clamp, from_storage, round_even, to_storage
 
 
 @triton.jit
@@ -39,6 +39,39 @@ def affine_gradient_terms(grad, x, scale, zero_point, quant_min, quant_max):
     clipped = (kept < level) | (kept > level)  # NaN is neither
     slope = tl.where(inside, (affine_decode(kept, scale) - x) * inv_scale, kept)
     return tl.where(inside, grad, 0.0), grad * slope, tl.where(clipped, -(scale * grad), 0.0)
+
+
+@triton.jit
+def as_stored(value, dtype):
+    """A number as storage type dtype has it"""
+    return from_storage(to_storage(value, dtype))
+
+
+@triton.jit
+def dynamic_range(least, greatest, quant_min, quant_max, eps, SYMMETRIC: tl.constexpr, dtype):
+    """(scale, zero point) of rows from least <= 0 to greatest >= 0, every step rounded to dtype, eps already"""
+    steps = quant_max - quant_min
+    if SYMMETRIC:
+        size = as_stored(tl.div_rn(tl.where(-least > greatest, -least, greatest), steps / 2), dtype)
+        scale = tl.where(size < eps, eps, size)
+        middle = (quant_max + quant_min + 1.0) / 2
+        zero_point = tl.zeros_like(least) + tl.where(middle < 0.0, tl.ceil(middle), tl.floor(middle))
+    else:
+        size = as_stored(tl.div_rn(as_stored(greatest - least, dtype), steps), dtype)
+        scale = tl.where(size < eps, eps, size)
+        zero_point = as_stored(quant_min - round_even(as_stored(tl.div_rn(least, scale), dtype)), dtype)
+        zero_point = clamp(zero_point, quant_min, quant_max)
+    return scale, zero_point
+
+
+@triton.jit
+def dynamic_gradient(grad, x, scale, zero_point, quant_min, quant_max, PRODUCT: tl.constexpr):
+    """inside: grad, or with PRODUCT (grad * scale) * (1 / scale); else 0, NaN too"""
+    inv_scale = tl.div_rn(1.0, scale)
+    level, kept = affine_encode(x, inv_scale, zero_point, quant_min, quant_max)
+    if PRODUCT:
+        grad = grad * scale * inv_scale
+    return tl.where(kept == level, grad, 0.0)
 
 
 @triton.jit

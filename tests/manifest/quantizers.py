@@ -4,10 +4,10 @@ import torch
 
 import mbq_kernels as mbq
 
-from .entry import FLOATS, Op
+from .entry import FLOATS, Op, row
 from .paths import PATHS
-from .sweeps import over_tensors
-from .variants import MIXED, PAIR, channel_sum_variants, quantizer_variants
+from .sweeps import over_matrices, over_tensors
+from .variants import MIXED, PAIR, channel_sum_variants, dynamic_variants, quantizer_variants
 
 S, ONE, HALF = torch.ones(4), torch.ones(1), torch.ones(4).bfloat16()
 X = torch.randn(4, 33)
@@ -23,6 +23,26 @@ def multi(x, scale, bits=4):
 
 def affine(x, scale, bits=4):
     return mbq.fake_quantize_affine(x, scale, torch.zeros_like(scale), quant_min=-bits, quant_max=bits, axis=0)
+
+
+def dynamic(x, scale, bits=4):
+    return row(scale, mbq.fake_quantize_dynamic(x, quant_min=-bits, quant_max=bits)[0])
+
+
+def rows(x):
+    """Return x as (rows, size); no rows where it has no elements."""
+    return x.float().flatten(1) if x.numel() else x.float().reshape(0, 1)
+
+
+def ones(x):
+    return torch.ones(len(rows(x)), device=x.device)
+
+
+def _sweep_dynamic(count, size, device):
+    x = torch.randn(count, size, device=device, requires_grad=True)
+    x_hat, scale, zero_point = mbq.fake_quantize_dynamic(x, quant_min=-8, quant_max=7)
+    symmetric = mbq.fake_quantize_dynamic(x.bfloat16(), quant_min=-8, quant_max=7, symmetric=True, grad_product=True)
+    return torch.autograd.grad((x_hat + symmetric[0]).sum(), x)[0] + (scale + zero_point)[:, None]
 
 
 def foreach(x, scale, bits=4):
@@ -169,4 +189,20 @@ FAKE_QUANTIZE_AFFINE = Op(
         mbq.fake_quantize_affine(x, scale, offset, quant_min=-8, quant_max=7, axis=axis, quotient="division",
                                  zero_point_form="before_rounding", mask="position", grad_product=True)]))
 
-OPS = [FAKE_QUANTIZE, FAKE_QUANTIZE_MULTI, FAKE_QUANTIZE_FOREACH, DOUBLE_ROUND, FAKE_QUANTIZE_AFFINE]
+FAKE_QUANTIZE_DYNAMIC = Op(
+    name="fake_quantize_dynamic", call=dynamic, data=FLOATS, differentiable=True, cuda=False,
+    raw={
+        "fake_quantize_dynamic_forward": lambda x, s: dict(
+            x=rows(x), quant_min=-8, quant_max=7, symmetric=False, eps=1e-6),
+        "fake_quantize_dynamic_backward": lambda x, s: dict(
+            grad=rows(x) * 2, x=rows(x), scale=ones(x), zero_point=ones(x), quant_min=-8, quant_max=7, product=True)},
+    malformed={
+        "no rows": ("fake_quantize_dynamic_forward", {"x": X[0]}),
+        "a gradient too few": ("fake_quantize_dynamic_backward", {"grad": X[:3]}),
+        "a scale too few": ("fake_quantize_dynamic_backward", {"scale": S[:3]}),
+        "a zero point too few": ("fake_quantize_dynamic_backward", {"zero_point": S[:3]})},
+    aot=dynamic_variants,
+    sanitize=over_matrices(_sweep_dynamic))
+
+OPS = [FAKE_QUANTIZE, FAKE_QUANTIZE_MULTI, FAKE_QUANTIZE_FOREACH, DOUBLE_ROUND, FAKE_QUANTIZE_AFFINE,
+       FAKE_QUANTIZE_DYNAMIC]

@@ -2,7 +2,7 @@
 
 import itertools
 
-from .entry import Variant
+from .entry import MULTIPLES_OF_16, Variant
 
 THREADS = 128
 SIZES = {"rows": "i32", "cols": "i32", "col_tiles": "i32", "channels": "i32", "inner": "i32"}
@@ -56,6 +56,25 @@ def quantizer_variants(name, *, levels, level=PAIR, shifts, in_units=(), storage
                 if not units or (shift in in_units and count > 1 and x == y != "*fp16"):
                     yield from _quantizer(name, x, y, count, shift, units, shape, level, one_scale)
     return variants
+
+
+def dynamic_variants():
+    """Compile fake_quantize_dynamic's kernels for long rows, and for short ones that share a program."""
+    from mbq_kernels.triton import _tiling as tiling
+    from mbq_kernels.triton import fake_quantize_dynamic as dynamic
+
+    numbers = {**dict.fromkeys(("scale_ptr", "zero_point_ptr"), "*fp32"), **dict.fromkeys(("rows", "size"), "i32"),
+               **dict.fromkeys(("quant_min", "quant_max"), "fp32")}
+    for x, rows, flag in itertools.product(("*fp32", "*bf16"), (1, 16), (False, True)):
+        moved, shape = BYTES[x] * dynamic.TILE // THREADS, {"ROWS": rows, "BLOCK": dynamic.TILE // rows}
+        common = {"options": tiling.OPTIONS, "at_least": True, "divisible": (*MULTIPLES_OF_16, "size"),
+                  "writes": moved}
+        yield Variant(name=f"forward {x} {rows} {flag}", kernel=dynamic.dynamic_forward_kernel, reads=moved, **common,
+                      types={**numbers, "x_ptr": x, "out_ptr": x, "eps": "fp32"},
+                      constants={"SYMMETRIC": flag, "STEPS": 2 if rows == 1 else 1, **shape})
+        yield Variant(name=f"backward {x} {rows} {flag}", kernel=dynamic.dynamic_backward_kernel, reads=2 * moved,
+                      types={**numbers, "grad_ptr": x, "x_ptr": x, "grad_x_ptr": x},
+                      constants={"PRODUCT": flag, **shape}, **common)
 
 
 def channel_sum_variants():
