@@ -51,6 +51,8 @@ CASES = {
                               [(floats, "n", "m"), (floats, "m")], {}),
     "fake_quantize_affine": (lambda x: mbq.fake_quantize_affine(x, S, S, quant_min=-8, quant_max=7, axis=1),
                              [(floats, "n", 3, "m")], {}),
+    "fake_quantize_dynamic": (lambda x: mbq.fake_quantize_dynamic(x, quant_min=-8, quant_max=7),
+                              [(floats, "n", 3, "m")], {}),
     "fake_quantize_corrected": (lambda x: mbq.fake_quantize_corrected(x, S, bits=4, axis=0), [(floats, 3, "m")], {}),
     "fold_correction": (lambda x: mbq.fold_correction(x, S, bits=4, axis=0), [(floats, 3, "m")], {}),
     "correct_weight_bias": (lambda x, y: mbq.correct_weight_bias(x, y), [(floats, "n", "m"), (floats, "n", "m")], {}),
@@ -114,7 +116,7 @@ def at(sizes, specifications):
 
 def test_every_op_is_here():
     public = {name for name in dir(mbq) if not name.startswith("_") and callable(getattr(mbq, name))}
-    others = {"BackendError", "backends", "choose_backends", "use_backend"}
+    others = {"BackendError", "backends", "choose_backends", "recomputation", "use_backend"}
     assert public - others == {name.partition(",")[0] for name in CASES}
     assert set(_raw_names) <= public
 

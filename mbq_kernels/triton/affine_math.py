@@ -48,7 +48,7 @@ def as_stored(value, dtype):
 
 
 @triton.jit
-def dynamic_range(least, greatest, quant_min, quant_max, eps, SYMMETRIC: tl.constexpr, dtype):
+def dynamic_range(least, greatest, quant_min, quant_max, SYMMETRIC: tl.constexpr, eps, dtype):
     """(scale, zero point) of rows from least <= 0 to greatest >= 0, every step rounded to dtype, eps already"""
     steps = quant_max - quant_min
     if SYMMETRIC:

@@ -37,7 +37,7 @@ def dynamic_forward_kernel(x_ptr, out_ptr, scale_ptr, zero_point_ptr, rows, size
     spoilt = tl.max(odd, axis=1) > 0
     low = tl.where(spoilt, float("nan"), tl.min(least, axis=1))
     high = tl.where(spoilt, float("nan"), tl.max(greatest, axis=1))
-    scale, zp = dynamic_range(low, high, quant_min, quant_max, eps, SYMMETRIC, x_ptr.dtype.element_ty)
+    scale, zp = dynamic_range(low, high, quant_min, quant_max, SYMMETRIC, eps, x_ptr.dtype.element_ty)
     row, exists, offsets, mask = _tile_of(rows, 0, size, ROWS, BLOCK)
     tl.store(scale_ptr + row, scale, mask=exists)
     tl.store(zero_point_ptr + row, zp, mask=exists)
