@@ -7,8 +7,9 @@ import pytest
 import torch
 from lsq_quantizers import Detached, FirstBatch, RoundedFirst, through
 from torch import nn
+from twin_training import twenty_losses
 
-from mbq_train import accelerate, restore
+from mbq_train import accelerate
 from mbq_train.drop_in.lsq_probes import Form
 
 pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
@@ -104,22 +105,10 @@ def network():
 
 def test_twenty_steps():
     """Sums of the scales' gradients are in another order: losses drift apart by roundings until a code flips."""
-    models, found = [network(), network()], []
+    models = [network(), network()]
     assert len(accelerate(models[1]).replaced) == 4
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
-    for model in models:
-        torch.manual_seed(1)
-        optimizer, losses = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), []
-        for step in range(20):
-            if step == 15:
-                restore(model)
-            x, labels = torch.randn(16, 3, 12, 12), torch.randint(0, 10, (16,))
-            loss = nn.functional.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        found.append(losses)
+    found = [twenty_losses(model, (16, 3, 12, 12), restored_at=15) for model in models]
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[1], found[0], rtol=5e-3, atol=5e-3)
 

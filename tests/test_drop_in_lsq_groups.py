@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from twin_training import gradients, twenty_losses
 
 from mbq_train import accelerate, restore
 
@@ -68,14 +69,6 @@ class Shifted(nn.Module):
 MAKERS = {"groups": (lambda: Grouped(torch.randn(48, 128)), (48, 128)),
           "groups-3bits": (lambda: Grouped(torch.randn(32, 256), 3, 64), (32, 256)),
           "rows": (lambda: Shifted(48), (48, 128)), "tensor": (lambda: Shifted(), (7, 11, 128))}
-
-
-def gradients(module, x, grad):
-    module.zero_grad()
-    x = x.clone().requires_grad_()
-    out = module(x)
-    out.backward(grad)
-    return [out.detach(), x.grad, *(value.grad for value in module.parameters())]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -140,18 +133,9 @@ class Network(nn.Module):
 
 def test_twenty_steps():
     """Sums of the scales' gradients are in another order: losses drift apart by roundings until a code flips."""
-    models, found = [Network(), Network()], []
+    models = [Network(), Network()]
     assert len(accelerate(models[1]).replaced) == 2
-    for model in models:
-        torch.manual_seed(1)
-        optimizer, losses = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), []
-        for _ in range(20):
-            loss = nn.functional.cross_entropy(model(torch.randn(16, 128)), torch.randint(0, 10, (16,)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        found.append(losses)
+    found = [twenty_losses(model, (16, 128)) for model in models]
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[1], found[0], rtol=5e-3, atol=5e-3)
 

@@ -4,13 +4,13 @@ A module is known by what it computes, not by its name: it takes one tensor, its
 probes that tell all forms apart its values and gradients are, bit for bit, those of a kernel. Probes run on a copy.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .family import Leave, Replace, Verdict
-from .lsq_copies import copy_of, is_set, probing, remembered, settings_of
+from .lsq_copies import copy_of, is_own_leaf, is_ready, is_set, probing, remembered, settings_of
 from .lsq_probes import Form, fit, states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
@@ -34,14 +34,10 @@ class Plan:
 
 def lsq(module: nn.Module) -> Verdict:
     """Return what is to become of `module`, where it is a quantizer with a learned scale."""
-    if type(module).__module__.partition(".")[0] == "torch" or type(module).forward is nn.Module.forward:
-        return None
     parameters = dict(module.named_parameters())
-    if len(parameters) != 1 or any(True for _ in module.children()):
+    if len(parameters) != 1 or not is_own_leaf(module) or "forward" in vars(module):
         return None
     (name, scale), = parameters.items()
-    if scale.dtype != torch.float32 or scale.device.type == "meta" or "forward" in vars(module):
-        return None
     return remembered(_found, module, lambda: _verdict(module, name, scale))
 
 
@@ -83,18 +79,10 @@ def _forward(module, x):
     if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32 or not is_set(
             module, plan.settings):
         return original_forward(module, x)
-    if plan.ready and module.training and not _is_ready(module, plan):
+    if plan.ready and module.training and not is_ready(module):
         return original_forward(module, x)
     try:
         return plan.form(x, scale)
     except (RuntimeError, ValueError):  # a value that ours refuses: the module computes with it
         return original_forward(module, x)
 
-
-def _is_ready(module: nn.Module, plan: Plan) -> bool:
-    """Return whether the module has taken its first values; once it has, it is not asked again."""
-    seen = states_of(module, {name for name, _ in plan.ready})
-    if any(seen.get(name) != value for name, value in plan.ready):
-        return False
-    module.mbq_plan = replace(plan, ready=())
-    return True

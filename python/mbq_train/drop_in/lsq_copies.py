@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import warnings
 from collections import OrderedDict
@@ -62,6 +63,25 @@ def remembered(found: dict, module: nn.Module, judge: Callable[[], object]) -> o
 def is_set(module: nn.Module, settings: tuple[tuple[str, object], ...]) -> bool:
     """Return whether `module` has these attributes."""
     return all(getattr(module, name, None) == value for name, value in settings)
+
+
+def is_own_leaf(module: nn.Module) -> bool:
+    """Return whether `module` has a forward that is not torch's, no children, and float32 Parameters with values."""
+    if type(module).__module__.partition(".")[0] == "torch" or type(module).forward is nn.Module.forward:
+        return False
+    return not any(True for _ in module.children()) and all(
+        value.dtype == torch.float32 and value.device.type != "meta" for value in module.parameters())
+
+
+def is_ready(module: nn.Module) -> bool:
+    """Return whether `module` has taken its first values, which its plan knows as `ready`: values of buffers. Once it
+    has, it is not asked again."""
+    plan = module.mbq_plan
+    seen = states_of(module, {name for name, _ in plan.ready})
+    if any(seen.get(name) != value for name, value in plan.ready):
+        return False
+    module.mbq_plan = dataclasses.replace(plan, ready=())
+    return True
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:

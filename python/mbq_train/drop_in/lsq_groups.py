@@ -14,7 +14,7 @@ import mbq_kernels
 
 from .family import Leave, Replace, Verdict
 from .lsq import FEWEST, LIBRARY
-from .lsq_copies import copy_of, is_set, near, probing, remembered, settings_of
+from .lsq_copies import copy_of, is_own_leaf, is_set, near, probing, remembered, settings_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
@@ -67,13 +67,11 @@ class Plan:
 
 def lsq_groups(module: nn.Module) -> Verdict:
     """Return what is to become of `module`, where it is a quantizer with a learned scale and a learned zero point."""
-    if type(module).__module__.partition(".")[0] == "torch" or type(module).forward is nn.Module.forward:
-        return None
     parameters = dict(module.named_parameters())
-    if len(parameters) != 2 or any(True for _ in module.children()):
+    if len(parameters) != 2 or not is_own_leaf(module):
         return None
     one, other = parameters.values()
-    if one.shape != other.shape or any(p.dtype != torch.float32 or p.device.type == "meta" for p in (one, other)):
+    if one.shape != other.shape:
         return None
     return remembered(_found, module, lambda: _verdict(module, *parameters))
 

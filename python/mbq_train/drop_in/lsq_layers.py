@@ -15,7 +15,7 @@ from torch.nn import functional
 from .family import Leave, Replace, Verdict
 from .lsq import LIBRARY
 from .lsq_calls import Scaled, call_of, scaled
-from .lsq_copies import copy_of, is_set, near, probing, remembered, settings_of
+from .lsq_copies import copy_of, is_own_leaf, is_ready, is_set, near, probing, remembered, settings_of
 from .lsq_probes import states_of
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
@@ -46,13 +46,9 @@ class Plan:
 
 def lsq_layers(module: nn.Module) -> Verdict:
     """Return what is to become of `module`, where it is a layer that quantizes with learned scales."""
-    if type(module).__module__.partition(".")[0] == "torch" or type(module).forward is nn.Module.forward:
-        return None
     parameters = dict(module.named_parameters(recurse=False))
     wide = [name for name, value in parameters.items() if value.dim() >= 2 and value.numel() > value.shape[0]]
-    if len(wide) != 1 or not 2 <= len(parameters) <= 4 or any(True for _ in module.children()):
-        return None
-    if any(value.dtype != torch.float32 or value.device.type == "meta" for value in parameters.values()):
+    if len(wide) != 1 or not 2 <= len(parameters) <= 4 or not is_own_leaf(module):
         return None
     return remembered(_found, module, lambda: _verdict(module, wide[0]))
 
@@ -190,13 +186,5 @@ def _supported(module: nn.Module, plan: Plan, x: torch.Tensor) -> bool:
     taken = [tensor for part, tensor in ((plan.weight_scaled, weight), (plan.input_scaled, x)) if part is not None]
     if weight.dtype != torch.float32 or not any(worthwhile(tensor, FEWEST) for tensor in taken):
         return False
-    return is_set(module, plan.settings) and (not (plan.ready and module.training) or _is_ready(module, plan))
+    return is_set(module, plan.settings) and (not (plan.ready and module.training) or is_ready(module))
 
-
-def _is_ready(module: nn.Module, plan: Plan) -> bool:
-    """Return whether the layer has taken its first values; once it has, it is not asked again."""
-    seen = states_of(module, {name for name, _ in plan.ready})
-    if any(seen.get(name) != value for name, value in plan.ready):
-        return False
-    module.mbq_plan = Plan(*(getattr(plan, name) for name in Plan.__dataclass_fields__ if name != "ready"))
-    return True
