@@ -45,6 +45,8 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         added = [(quantizer, b) for quantizer in own  # those of layers that are never called too: all stay alike
                  for b in quantizer.add(new)]
         state.trained = tuple(sorted({*trained, *new}, reverse=True))
+        for quantizer in own:
+            quantizer.look_again()  # positions among the trained bit-widths are others now
         for quantizer, b in added:
             _interpolate(quantizer, b, trained)
         for module in model.modules():
