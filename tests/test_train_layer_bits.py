@@ -167,8 +167,8 @@ def test_a_step_trains_the_scales_of_the_configuration_alone(images, schedule):
     model = network(images)
     set_layer_bits(model, MIXED)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-2)
-    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0), lr=1e-2)
+    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6), 6)
     Stepper(model, (8, 6), optimizer, schedule=schedule)(batch)
     moved = {name for name, value in model.named_parameters() if "scales" in name
              and not torch.equal(value, before[name])}
@@ -180,7 +180,7 @@ def test_a_step_trains_the_scales_of_the_configuration_alone(images, schedule):
 def test_a_bank_leaves_them_to_themselves(images, kind):
     model = network(images, KINDS[kind]).train()
     set_layer_bits(model, {"3": 4})
-    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6))
+    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6), 6)
     losses = []
     for banked in (False, True):
         twin = copy.deepcopy(model)

@@ -45,10 +45,10 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         added = [(quantizer, b) for quantizer in own  # those of layers that are never called too: all stay alike
                  for b in quantizer.add(new)]
         state.trained = tuple(sorted({*trained, *new}, reverse=True))
-        for quantizer in own:
-            quantizer.look_again()  # positions among the trained bit-widths are others now
         for quantizer, b in added:
             _interpolate(quantizer, b, trained)
+        for quantizer in own:
+            quantizer.look_again()  # at new scales, and at positions among the trained bit-widths that have changed
         for module in model.modules():
             if isinstance(module, BitBatchNorm) and module.bit_state is state:
                 for b in new:
