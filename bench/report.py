@@ -118,7 +118,7 @@ def _losses(rows: list[dict]) -> str:
 
 
 def cpu_table(results: list[dict]) -> str:
-    """Return ours, torch.compile and all other rivals in CPU_CASES of one result: how many times our time each takes."""
+    """Return ours and, in times of ours, torch.compile and all other rivals in CPU_CASES of one result."""
     lines = []
     for (case, timer), rows in cases_of(results[0]["rows"]).items():
         ours = next((row for row in rows if row.get("ratio_to_ours") == 1.0), None)
