@@ -11,6 +11,7 @@ _HOMES = {  # imported when a name is first used, because torch takes seconds an
     "runs.networks": ("load_quantized",),
     "runs.observer": ("Observer",),
     "runs.run": ("Result", "resume_run", "train_run"),
+    "runs.search": ("SearchResult", "search_run"),
     "runs.sensitivity": ("Sensitivities", "sensitivity_of_run"),
     "training.accuracy": ("evaluate",),
     "training.interrupt": ("Interrupted",),

@@ -1,5 +1,15 @@
 """Thin layer for quantization-aware training at several bit-widths, on the kernels of mbq_kernels."""
 
+from .allocation import (
+    Allocation,
+    allocate,
+    hessian_costs,
+    loss_costs,
+    multiply_accumulates,
+    other_allocations,
+    pareto_allocations,
+    trace_costs,
+)
 from .batches import Batch
 from .checkpoint import CheckpointError, load_checkpoint, load_quantized, save_checkpoint
 from .conversion.convert import convert, plan_conversion
@@ -32,14 +42,15 @@ from .training.scale_rates import ScaleRates
 from .training.steps import Stepper
 
 __all__ = [
-    "ActivationQuantizer", "ActivationSpec", "AnyPrecision", "AnyPrecisionActivation", "AnyPrecisionWeight",
-    "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Codes", "Conversion",
-    "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms", "Learned",
-    "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer",
-    "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper", "Trace", "TrainingError", "WeightBank",
-    "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "at_bits", "clamp_scales", "convert",
-    "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_traces",
-    "initialise", "load_checkpoint", "load_quantized", "own_layer_bits", "parameter_groups", "perturbations",
-    "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales", "score_images",
-    "sensitivities", "set_bits", "set_layer_bits",
+    "ActivationQuantizer", "ActivationSpec", "Allocation", "AnyPrecision", "AnyPrecisionActivation",
+    "AnyPrecisionWeight", "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Codes",
+    "Conversion", "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms",
+    "Learned", "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear",
+    "Quantizer", "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper", "Trace", "TrainingError",
+    "WeightBank", "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "allocate", "at_bits",
+    "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits",
+    "hessian_costs", "hessian_traces", "initialise", "load_checkpoint", "load_quantized", "loss_costs",
+    "multiply_accumulates", "other_allocations", "own_layer_bits", "parameter_groups", "pareto_allocations",
+    "perturbations", "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales",
+    "score_images", "sensitivities", "set_bits", "set_layer_bits", "trace_costs",
 ]

@@ -5,7 +5,7 @@ import importlib.util
 from types import ModuleType
 
 INSTALL = {
-    **dict.fromkeys(("PIL", "matplotlib", "pyarrow", "sklearn"), "pip install 'mbq-kernels[lab]'"),
+    **dict.fromkeys(("PIL", "matplotlib", "pyarrow", "scipy", "sklearn"), "pip install 'mbq-kernels[lab]'"),
     "mbq_store": "pip install ./python/mbq_store in a clone of mbq-kernels",
     "onnx": "pip install 'mbq-kernels[onnx]'",
     "onnxscript": "pip install 'mbq-kernels[onnx]'",

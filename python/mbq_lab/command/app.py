@@ -1,4 +1,5 @@
-"""The command `mbq`: train, resume, eval, sensitivity, score, transfer, ablate, export, switch, inspect, info, bench.
+"""The command `mbq`: train, resume, eval, sensitivity, search, score, transfer, ablate, export, switch, inspect, info,
+bench.
 
 What a command needs is imported when it runs: torch takes seconds, and help, versions and completion need none of it.
 """
@@ -17,6 +18,7 @@ from .bench import bench
 from .files import export, info, inspect, switch
 from .group import Command, Commands, without_function
 from .measure import evaluate, score, sensitivity, transfer
+from .search import search
 from .train import ablate, resume, train
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, help="Train one network that computes at several "
@@ -49,7 +51,8 @@ def _late(command):
     return listed
 
 
-for command in (train, resume, evaluate, sensitivity, score, transfer, ablate, export, switch, inspect, info, bench):
+for command in (train, resume, evaluate, sensitivity, search, score, transfer, ablate, export, switch, inspect, info,
+                bench):
     name = "eval" if command is evaluate else command.__name__
     app.command(name, cls=Command)(_late(command) if command in (train, ablate) else command)
 

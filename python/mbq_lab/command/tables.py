@@ -10,6 +10,7 @@ from ..runs.ablate import Ablation
 from ..runs.evaluation import Evaluation
 from ..runs.names import bits_name, network_name, range_name
 from ..runs.score import ScoredRun
+from ..runs.search import SearchResult
 from ..runs.sensitivity import Sensitivities
 from .bench_session import bench_module
 
@@ -150,3 +151,29 @@ def comparison_table(found, tolerance: float) -> Table:
 
 
 _STYLES = {"slower": "red", "faster": "green", "": None}
+
+
+def allocation_table(result: SearchResult) -> Table:
+    """Return the bit-width of every layer in the best allocation, and what binds."""
+    best = result.found[0].allocation
+    binding = f"binding: {', '.join(best.binding)}" if best.binding else "no limit binds"
+    table = Table("layer", "bits", title="Bit-widths of layers", caption=f"{binding}; objective: {result.objective}")
+    for name, bits in best.bits.items():
+        table.add_row(escape(name), str(bits))
+    return table
+
+
+def search_table(result: SearchResult) -> Table:
+    """Return every configuration that was tested, beside the bit-widths alone."""
+    table = Table("configuration", "bits a weight", "bytes", "bit-operations", "cost", "test accuracy (%)",
+                  title="Configurations", caption="not trained at them, where nothing is said")
+    rows = [(f"found {place}", one) for place, one in enumerate(result.found, 1)]
+    rows += [(bits_name(bits), one) for bits, one in result.uniform.items()]
+    rows += [("sweep", one) for one in result.pareto]
+    for name, one in rows:
+        of = one.allocation
+        table.add_row(name, f"{of.mean_bits:.3f}", f"{of.bytes:.0f}", f"{of.bit_operations:.4g}", f"{of.cost:.4g}",
+                      f"{100 * one.accuracy:.2f}")
+    if result.fine_tuned is not None:
+        table.add_row("found 1, fine-tuned", *[""] * 4, f"{100 * result.fine_tuned:.2f}")
+    return table

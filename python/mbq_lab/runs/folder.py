@@ -16,8 +16,10 @@ ACCURACY, CURVES, PLAN = "accuracy.png", "curves.png", "conversion.txt"
 LAYERS, SENSITIVITY, SCALES = "layers.png", "sensitivity.png", "scales.png"
 SCORES, HISTOGRAM, SHEET = "scores.parquet", "scores.png", "images.png"
 TRANSFER, TRANSFER_PLOT = "transfer.json", "transfer.png"
+SEARCH, SEARCH_PLOT, SEARCH_NETWORK = "search.json", "search.png", "search.safetensors"
 _FILES = (CONFIG, CHECKPOINT, FLOAT_NETWORK, METRICS, ACCURACY, CURVES, PLAN, LAYERS, TRACES, SENSITIVITY, SCALES,
-          SCORES, HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT)  # config first: without it there is no run
+          SCORES, HISTOGRAM, SHEET, TRANSFER, TRANSFER_PLOT, SEARCH, SEARCH_PLOT,
+          SEARCH_NETWORK)  # config first: without it there is no run
 _PHASES = ("float", "quantized", "finished")
 _STANDING = {"state", "metrics", "seconds", "float_accuracy", "parallel", "options", "data"}  # in a checkpoint's header
 

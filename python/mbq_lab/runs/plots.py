@@ -169,6 +169,28 @@ def figure_of(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plot_search(path, result) -> None:
+    """Write a PNG with the test accuracy over the mean bit-width: of bit-widths alone, the sweep, and what was found.
+    """
+    figure = figure_of(7, 4.4)
+    axes = figure.subplots()
+    groups = {"one bit-width": list(result.uniform.values()), "best at each mean": result.pareto, "found": result.found}
+    for number, (name, group) in enumerate(groups.items()):
+        points = sorted((one.allocation.mean_bits, 100 * one.accuracy) for one in group)
+        if points:
+            line = "" if name == "found" else _DASHES[number]
+            axes.plot(*zip(*points, strict=True), label=name, marker=_MARKERS[number], linestyle=line, markersize=6)
+    if result.fine_tuned is not None:
+        axes.plot([result.found[0].allocation.mean_bits], [100 * result.fine_tuned], "*", markersize=11,
+                  label="the first found, fine-tuned")
+    axes.set_title("Bit-widths of layers, not trained at them")
+    axes.set_xlabel("mean bits of a quantized weight")
+    axes.set_ylabel("test accuracy [%]")
+    axes.grid(alpha=0.3)
+    _legend(figure, axes)
+    write_figure(figure, path)
+
+
 def write_figure(figure, path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

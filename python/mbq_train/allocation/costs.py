@@ -1,0 +1,134 @@
+"""What a bit-width costs a layer: by the Hessian, by the trace alone, or as measured."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..quantize.bits import FLOAT, bit_states, check_bit_widths, converted_states, in_mode, set_bits
+from ..quantize.layer_bits import own_layer_bits, set_layer_bits
+from ..quantize.layers import weight_layers
+from ..sensitivity import Trace, perturbations, sensitivities
+
+
+def hessian_costs(model: nn.Module, traces: Mapping[str, Trace], bits: Iterable[int]) -> dict[str, dict[int, float]]:
+    """Return {layer: {bits: t ||Q(W) - W||^2}}, t the mean trace of the layer's Hessian: how much the loss grows, to
+    second order, when the layer is quantized.
+
+    Args:
+        model: what `convert` returned, with first values for all scales; left as it was.
+        traces: of `hessian_traces`, by layer.
+        bits: the bit-widths, from high to low, that `set_layer_bits` can give.
+
+    Warns of negative traces, which count as 0. Raises: ValueError for traces of other layers, for a trace that is NaN,
+    and as `set_layer_bits`.
+
+    Reference: Dong et al., "HAWQ-V2", 2019, arXiv 1911.03852, eq. 10.
+    """
+    layers = _checked("hessian_costs", model, traces)
+    costs = {name: {} for name in layers}
+    with _layers_free(model):
+        for b in check_bit_widths("hessian_costs", bits):
+            set_layer_bits(model, dict.fromkeys(layers, b))
+            for name, cost in sensitivities(traces, perturbations(model)).items():
+                costs[name][b] = cost
+    return costs
+
+
+def trace_costs(traces: Mapping[str, Trace], bits: Iterable[int]) -> dict[str, dict[int, float]]:
+    """Return {layer: {bits: -t bits}}, t the mean trace of the layer's Hessian: the least sum gives the most bits to
+    the layers whose loss bends most.
+
+    Warns of negative traces, which count as 0. Raises ValueError for no traces, a trace that is NaN, and bits as
+    `convert`.
+
+    Reference: Huang et al., 2025, arXiv 2502.01199, section 3.4, maximised where the paper prints minimise.
+    """
+    bits = check_bit_widths("trace_costs", bits)
+    _check_traces("trace_costs", traces)
+    return {name: {b: -trace.mean * b for b in bits} for name, trace in traces.items()}
+
+
+@torch.no_grad()
+def loss_costs(model: nn.Module, batches: Iterable, bits: Iterable[int], *,
+               loss: Callable = F.cross_entropy) -> dict[str, dict[int, float]]:
+    """Return {layer: {bits: how much the mean loss grows}} where that layer alone is at `bits`, all others at the
+    highest of them.
+
+    One pass over the batches for each layer and bit-width, in eval mode; the model is left as it was.
+
+    Args:
+        model: what `convert` returned, with first values for all scales.
+        batches: a sequence of (inputs, targets, ...); they weigh by their number of samples.
+        bits: the bit-widths, from high to low, that `set_layer_bits` can give.
+        loss: (outputs, targets) -> the mean loss.
+
+    Raises: ValueError for no batches, a loss that is not finite, and as `set_layer_bits`.
+    """
+    bits, batches = check_bit_widths("loss_costs", bits), list(batches)
+    if not batches:
+        raise ValueError("loss_costs: batches must hold samples, got none")
+    converted_states("loss_costs", model)
+    layers = weight_layers(model)
+    with _layers_free(model), in_mode(model, training=False):
+        set_layer_bits(model, dict.fromkeys(layers, bits[0]))
+        base = _mean_loss(model, batches, loss)
+        costs = {}
+        for name in layers:
+            costs[name] = {bits[0]: 0.0}
+            for b in bits[1:]:
+                set_layer_bits(model, {name: b})
+                costs[name][b] = _mean_loss(model, batches, loss) - base
+            set_layer_bits(model, {name: bits[0]})
+    return costs
+
+
+def _mean_loss(model: nn.Module, batches: list, loss: Callable) -> float:
+    total, samples = 0.0, 0
+    for inputs, targets, *_ in batches:
+        total += loss(model(inputs), targets).item() * len(targets)
+        samples += len(targets)
+    if not math.isfinite(total):
+        raise ValueError(f"loss_costs: loss must be finite, got {total / samples}")
+    return total / samples
+
+
+@contextlib.contextmanager
+def _layers_free(model: nn.Module) -> Iterator[None]:
+    """Put the bit-widths of layers and of the model back at the end of the block, in which no layer is in float."""
+    own, before = own_layer_bits(model), [(state, state.bits, state.changed) for state in bit_states(model)]
+    try:
+        for state, b, _ in before:
+            if b == FLOAT:
+                set_bits(model, state.trained[0])
+        yield
+    finally:
+        set_layer_bits(model, dict.fromkeys(weight_layers(model)) | own)
+        for state, b, changed in before:
+            state.select(b)
+            state.changed = changed
+
+
+def _checked(function: str, model: nn.Module, traces: Mapping[str, Trace]) -> dict[str, nn.Module]:
+    converted_states(function, model)
+    layers = weight_layers(model)
+    for name in traces.keys() ^ layers.keys():
+        raise ValueError(f"{function}: traces must be those of the model's quantized layers, got {name} in one alone")
+    _check_traces(function, traces)
+    return layers
+
+
+def _check_traces(function: str, traces: Mapping[str, Trace]) -> None:
+    if not traces:
+        raise ValueError(f"{function}: traces must name layers, got none")
+    for name, trace in traces.items():
+        if not math.isfinite(trace.value):
+            raise ValueError(f"{function}: traces must be finite, got {trace.value} for {name}")
+    if negative := [name for name, trace in traces.items() if trace.value < 0]:
+        warnings.warn(f"{function}: traces of {', '.join(negative)} are negative: to second order the loss does not "
+                      "grow with their error, and they count as 0; more probes or images may say otherwise",
+                      RuntimeWarning, stacklevel=3)
