@@ -72,8 +72,8 @@ class ProgressLines(Observer):
         widths = range_name(record["layer_bits"]) if "layer_bits" in record else ""
         drawn = f"mean of {record['mean_bits']:.2f} bits" if "mean_bits" in record else ""
         parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, drawn,
-                 f"loss {_by_bits(record['loss'], '.4g')}", accuracies(record), f"{record['images_per_second']:.0f} images/s",
-                 f"{clock(left)} left"]
+                 f"loss {_by_bits(record['loss'], '.4g')}", accuracies(record),
+                 f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
         self.say("  ".join(part for part in parts if part))
 
 

@@ -42,7 +42,7 @@ class BitBatchNorm(nn.Module):
 
     def norms(self) -> nn.ModuleDict:
         """Return the BatchNorms by what each is for."""
-        return self._modules[self.kept]
+        return getattr(self, self.kept)
 
     def key(self) -> str:
         """Return what the BatchNorm in use is kept under."""
