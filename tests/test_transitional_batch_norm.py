@@ -1,7 +1,6 @@
 """One BatchNorm for every pair of bit-widths: of the layer before, and of the layer that is normalised."""
 
 import copy
-import pickle
 from itertools import product
 
 import pytest
@@ -9,96 +8,21 @@ import torch
 from networks import one_thread  # noqa: F401
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transitional_networks import BITS, IMAGES, TRANSITIONS, PreActivation, chain, converted, trained
 
 from mbq_train import (
     BitBatchNorm,
-    DoubleRounding,
     RoundClamp,
     TransitionalBatchNorm,
     adapt_bn,
-    add_bits,
-    at_bits,
     convert,
-    load_quantized,
     make_transitional,
     plan_conversion,
-    save_checkpoint,
     set_bits,
     set_layer_bits,
     spread_batch_norms,
 )
-from mbq_train.conversion.description import describe, described_conversion
-from mbq_train.export.one_bit_width import at_one_bit_width
-
-BITS = (8, 4, 2)
-IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def chain():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
-                         nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-
-
-class Residual(nn.Module):
-    """Registers everything in another order than it calls it; the shortcut is called last."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm_down, self.down = nn.BatchNorm2d(6), nn.Conv2d(4, 6, 1)
-        self.norm2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
-        self.norm1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(4, 6, 3, padding=1)
-        self.norm3, self.conv3 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3)
-        self.stem, self.norm0, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(6, 2)
-
-    def forward(self, x):
-        x = self.norm0(self.stem(x)).relu()
-        out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-        out = (out + self.norm_down(self.down(x))).relu_()
-        return self.head(self.norm3(self.conv3(out)).mean((2, 3)))
-
-
-class PreActivation(nn.Module):
-    """Norms before the layers: that of a sum follows what was called last of all that reaches the sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
-        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
-
-    def forward(self, x):
-        x = self.stem(x)
-        for first in (0, 2):
-            inside = self.convs[first](self.norms[first](x).relu())
-            x = x + self.convs[first + 1](self.norms[first + 1](inside).relu())
-        return self.head(self.norms[4](x).mean((2, 3)))
-
-
-TRANSITIONS = {
-    chain: {"4": [None, "3"], "7": ["3", "6"]},
-    Residual: {"norm1": [None, "conv1"], "norm2": ["conv1", "conv2"], "norm_down": [None, "down"],
-               "norm3": ["down", "conv3"]},
-    PreActivation: {"norms.1": [None, "convs.0"], "norms.2": ["convs.0", "convs.1"], "norms.3": ["convs.1", "convs.2"],
-                    "norms.4": ["convs.2", "convs.3"]},
-}
-
-
-def converted(make=chain, **options):
-    torch.manual_seed(0)
-    options = {"weights": DoubleRounding(), "batch_norm": "transitional", "example": IMAGES} | options
-    return convert(make(), BITS, **options)
-
-
-def trained(model):
-    """Give every BatchNorm statistics of its own, the same for the same network."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            with torch.no_grad():
-                module.running_mean.normal_()
-                module.weight.uniform_(0.5, 1.5)
-    return model.eval()
+from mbq_train.conversion.description import describe
 
 
 @pytest.fixture
@@ -189,71 +113,6 @@ def test_spread_gives_every_pair_what_one_bit_width_for_all_has(model):
     assert model[7].by_pair["8,4"].weight is parameter and parameter.requires_grad
 
 
-def mixed_outputs(model):
-    found = []
-    for bits, own in product(BITS, ({"3": 8, "6": None}, {"3": 2, "6": 4}, {"3": None, "6": None})):
-        set_bits(model, bits)
-        set_layer_bits(model, own)
-        found.append(model(IMAGES))
-    return found
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)),
-                                    lambda model: at_bits(model, 8)], ids=["deepcopy", "pickle", "at_bits"])
-def test_copies_go_by_their_own_layers(model, copied):
-    other = copied(model)
-    norm = other[7]
-    assert norm.quantizers == (other[3].weight_quantizer, other[6].weight_quantizer)
-    assert not set(norm.modules()) & {*norm.quantizers} and not set(norm.quantizers) & {*model.modules()}
-    set_bits(model, 4)
-    set_bits(other, 2)
-    assert (norm.key(), model[7].key()) == ("2,2", "4,4")
-    assert all(map(torch.equal, mixed_outputs(model), mixed_outputs(other)))
-
-
-def test_states_of_every_kind_of_norm_load(model):
-    other = converted()
-    other.load_state_dict(model.state_dict())
-    assert all(map(torch.equal, mixed_outputs(model), mixed_outputs(other.eval())))
-    per_bit = trained(converted(batch_norm="per_bit"))
-    other.load_state_dict(per_bit.state_dict())
-    for earlier, bits in product(BITS, BITS):
-        state = other[7].by_pair[f"{earlier},{bits}"].state_dict()
-        of_layer = per_bit[7].by_bits[str(bits)].state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in of_layer.items())
-    network = trained(chain())
-    other.load_state_dict(network.state_dict())
-    assert all(torch.equal(norm.running_mean, network[7].running_mean) for norm in other[7].by_pair.values())
-
-
-def test_states_that_do_not_fit_say_so(model):
-    six = convert(chain(), (8, 6), weights=DoubleRounding(), example=IMAGES, batch_norm="per_bit")
-    with pytest.raises(RuntimeError, match="TransitionalBatchNorm: bit-widths of 7 must be 8,8, 8,4, .*, 32, got a "
-                                           "state with 8, 6, 32"):
-        model.load_state_dict(six.state_dict())
-    with pytest.raises(RuntimeError, match="BitBatchNorm: bit-widths of 7 must be 8, 4, 2, 32, got a state with 8,8"):
-        converted(batch_norm="per_bit").load_state_dict(model.state_dict())
-
-
-def test_a_checkpoint_makes_the_same_network(model, tmp_path):
-    save_checkpoint(tmp_path / "file", model)
-    again = load_quantized(tmp_path / "file", chain())
-    assert describe(again) == describe(model)
-    assert all(map(torch.equal, mixed_outputs(model), mixed_outputs(again)))
-
-
-@pytest.mark.parametrize("transitions", [3, {"4": "3"}, {"4": ["3"]}, {"4": [None, None]}, {"4": ["9", "3"]},
-                                         {"4": [None, "9"]}, {"9": [None, "3"]}, {"5": [None, "3"]}], ids=str)
-def test_damaged_transitions_are_an_error(model, transitions):
-    with pytest.raises(ValueError, match="described_conversion: "):
-        described_conversion(chain(), describe(model) | {"transitions": transitions})
-
-
-def test_a_network_that_has_lost_a_layer_has_no_description(model):
-    model[3] = nn.Conv2d(4, 4, 3)
-    assert describe(model) is None
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_blocks_that_run_again_use_the_same_norms(model, reentrant):
     gradients = []
@@ -285,26 +144,6 @@ def test_statistics_are_adapted_for_the_configuration_in_use(model):
     changed = {name.rpartition(".")[0] for name, value in model.state_dict().items() if "running" in name
                and not torch.equal(value, before[name])}
     assert changed == {"1.by_bits.4", "4.by_pair.4,2", "7.by_pair.2,4"}
-
-
-def test_added_bit_widths_have_all_pairs(model):
-    wider = add_bits(model, (6, 3), [IMAGES])
-    widths = (8, 6, 4, 3, 2)
-    assert {*wider[7].by_pair} == {"32", *(f"{a},{b}" for a, b in product(widths, widths))}
-    near = {6: 8, 3: 4}
-    for a, b in product(widths, widths):
-        new, old = (norm.by_pair[f"{x},{y}"] for norm, x, y in
-                    ((wider[7], a, b), (model[7], near.get(a, a), near.get(b, b))))
-        assert torch.equal(new.weight, old.weight)
-        assert torch.equal(new.running_mean, old.running_mean) == (a != b or a not in near)
-    set_bits(wider, 6)
-    assert wider(IMAGES).isfinite().all()
-
-
-def test_exports_take_the_norm_of_the_configuration(model):
-    assert torch.equal(at_one_bit_width(model, 4)[7].weight, model[7].by_pair["4,4"].weight)
-    set_layer_bits(model, {"3": 2})
-    assert torch.equal(at_one_bit_width(model, 4)[7].weight, model[7].by_pair["2,4"].weight)
 
 
 def test_networks_without_norms_of_their_own_stay_as_they_are():
