@@ -3,7 +3,7 @@
 import contextlib
 
 from mbq_train.quantize.bits import FLOAT, quantized
-from mbq_train.quantize.round_clamp import set_layer_bits
+from mbq_train.quantize.layer_bits import set_layer_bits
 from mbq_train.quantize.transitional_batch_norm import spread_batch_norms
 from mbq_train.sensitivity import Trace
 from mbq_train.training.hasb import BitRoulette

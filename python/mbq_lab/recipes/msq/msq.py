@@ -6,7 +6,7 @@ import torch
 
 from mbq_train.quantize.batch_norm import norm_of
 from mbq_train.quantize.bits import FLOAT
-from mbq_train.quantize.round_clamp import own_layer_bits, set_layer_bits
+from mbq_train.quantize.layer_bits import own_layer_bits, set_layer_bits
 from mbq_train.sensitivity import Trace, perturbations, sensitivities
 
 from ...training.recipe import Recipe
