@@ -15,6 +15,7 @@ from mbq_train import (
     add_bits,
     at_bits,
     convert,
+    deploy,
     load_quantized,
     save_checkpoint,
     set_bits,
@@ -103,3 +104,10 @@ def test_exports_take_the_norm_of_the_configuration(model):
     assert torch.equal(at_one_bit_width(model, 4)[7].weight, model[7].by_pair["4,4"].weight)
     set_layer_bits(model, {"3": 2})
     assert torch.equal(at_one_bit_width(model, 4)[7].weight, model[7].by_pair["2,4"].weight)
+
+
+def test_deployed_networks_go_by_their_layers(model):
+    set_layer_bits(model, {"3": 2})
+    expected, stored = mixed_outputs(model), deploy(copy.deepcopy(model))
+    assert stored[7].quantizers == (stored[3], stored[6])
+    assert all(map(torch.equal, mixed_outputs(stored), expected))

@@ -1,14 +1,15 @@
 """BatchNorm with statistics and an affine map of its own for every pair of bit-widths of two layers in a row."""
 
 import copy
+from collections.abc import Mapping
 from itertools import product
 
 import torch
 from torch import nn
 
 from .batch_norm import BitBatchNorm, read_other_keys
-from .bits import FLOAT
-from .quantizer import BaseWeightQuantizer
+from .bits import FLOAT, MAX_BITS
+from .own_bits import OwnBits
 
 
 class TransitionalBatchNorm(BitBatchNorm):
@@ -35,7 +36,7 @@ class TransitionalBatchNorm(BitBatchNorm):
 
     kept = "by_pair"
 
-    def __init__(self, norm: BitBatchNorm, previous: BaseWeightQuantizer | None, layer: BaseWeightQuantizer):
+    def __init__(self, norm: BitBatchNorm, previous: OwnBits | None, layer: OwnBits):
         nn.Module.__init__(self)
         self.bit_state = norm.bit_state
         self.quantizers = (previous, layer)  # a tuple: they are modules of their layers, and not of this one
@@ -74,7 +75,11 @@ class TransitionalBatchNorm(BitBatchNorm):
         for key, norm in self.by_pair.items():
             before, _, bits = key.partition(",")
             if bits and before != bits:
-                norm.load_state_dict(self.by_pair[_pair(bits, bits)].state_dict())
+                norm.load_state_dict(self.by_pair[f"{bits},{bits}"].state_dict())
+
+    def follow(self, new: Mapping[OwnBits, OwnBits]) -> None:
+        """Go by new[part] in the place of each `part` of a layer that has said a bit-width so far."""
+        self.quantizers = tuple(new.get(part, part) for part in self.quantizers)
 
     def sources(self, kept: str, keys: list[str]) -> dict[str, str] | None:
         """Return for every pair the place of the layer's bit-width in the state of a BitBatchNorm."""
@@ -95,4 +100,9 @@ def spread_batch_norms(model: nn.Module) -> None:
 
 
 def _pair(before, bits) -> str:
-    return f"{before},{bits}"
+    return f"{_text(before)},{_text(bits)}"
+
+
+def _text(bits: int) -> str:
+    """Return a bit-width as text: to torch.compile it is a number that may change until it is compared."""
+    return next(str(b) for b in range(1, MAX_BITS + 1) if b == bits)
