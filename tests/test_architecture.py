@@ -112,7 +112,8 @@ def test_training_layer_uses_only_public_names():
 
 
 # What a room of mbq_lab may import of its others; a file beside the rooms is a room.
-LAB = {"spec_options": (), "option_values": (), "options": ("option_values", "spec_options"), "data": (), "models": (),
+LAB = {"spec_options": (), "option_values": (), "recipe_options": (),
+       "options": ("option_values", "recipe_options", "spec_options"), "data": (), "models": (),
        "training": ("options", "data"),
        "recipes": ("options", "data", "training"),
        "runs": ("options", "data", "models", "training", "recipes"),

@@ -142,7 +142,7 @@ def test_a_network_whose_samples_mix_cannot_be_scored(monkeypatch, tmp_path):
 
 def test_a_network_without_second_derivatives_has_no_traces(monkeypatch, tmp_path):
     refused_twice(monkeypatch, tmp_path, NotTwice, "train: hessian must be off for a network whose traces cannot be "
-                  "measured, got it on .*autograd.Function", MSQ)
+                  "measured, got NotTwice .*autograd.Function", MSQ)
     dry_run(Options.for_recipe(**MSQ, hessian=False))
 
 

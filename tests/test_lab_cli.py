@@ -75,7 +75,7 @@ def test_a_finished_run_is_kept_unless_told_otherwise(finished, tmp_path):
     (["--bits", "16"], "--bits must be between 1 and 8, or 32, got 16"),
     (["--float-epochs", "0"], "--float-epochs must be finite and at least 1, got 0"),
     (["--learning-rate", "nan"], "--learning-rate must be finite and above 0, got nan"),
-    (["--batch-norm", "shard"], "--batch-norm must be one of per_bit, shared, got 'shard' (did you mean"),
+    (["--batch-norm", "shard"], "--batch-norm must be one of per_bit, shared, transitional, got 'shard' (did you mean"),
     (["--keep-float", "first,liner"], "--keep-float must be one of "),
     (["--train-limit", "3"], "--train-limit must be in "),
     (["--cuda-graph"], "--cuda-graph must be off without a CUDA device"),

@@ -148,7 +148,8 @@ def test_help_fits_into_80_columns_and_names_every_option_in_its_panel(monkeypat
         panel = shown.index(f"─ {option.metadata['group']} ─")
         assert shown.index(f"--{option.name.replace('_', '-')} ", panel)
     panels = [line.split()[1] for line in shown.splitlines() if line.startswith("╭─")]
-    assert sorted(panels) == sorted(["Options", "data", "network", "quantizers", "training", "emqnet", "msq", "run"])
+    assert sorted(panels) == sorted(["Options", "data", "network", "quantizers", "training", "hasb", "emqnet", "msq",
+                                     "run"])
     assert mbq().stdout == mbq("--help").stdout
 
 

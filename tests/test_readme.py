@@ -56,6 +56,16 @@ def test_in_your_own_loop():
     assert len(README.split("\n## In your own loop\n")[1].split("\n## ")[0].splitlines()) <= 40
 
 
+def test_a_supernet_in_a_loop_of_ones_own():
+    (loop,) = (text for language, text in blocks("Mixed precision from one training: HASB") if language == "python")
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
+    names = {**vars(mbq_train), "torch": torch, "F": F, "network": small_network(), "images": batches[0][0],
+             "batches": batches}
+    exec(loop, names)
+    assert names["step"] == 8 and not mbq_train.own_layer_bits(names["model"])
+
+
 def test_replace_slow_fake_quantization(capsys):
     (language, text), = blocks("Replace slow fake-quantization in a model you have")
     names = {}

@@ -139,12 +139,14 @@ def test_convert_refuses_bits(bits, error, match):
 
 
 @pytest.mark.parametrize("options, error, match", [
-    ({"batch_norm": "per-bit"}, ValueError, r"batch_norm must be one of per_bit, shared, got 'per-bit' \(did you mean"),
+    ({"batch_norm": "per-bit"}, ValueError,
+     r"batch_norm must be one of per_bit, shared, transitional, got 'per-bit' \(did you mean"),
     ({"keep_float": ("33",)}, ValueError, r"must be one of 0, 3, 7, 9, first, last, got '33' \(did you mean '3'\?\)"),
     ({"keep_float": "first"}, TypeError, "keep_float must be a sequence of layer names, got 'first'"),
     ({"keep_float": None}, TypeError, "keep_float must be a sequence of layer names, got None"),
     ({"keep_float": [["3"]]}, ValueError, r"keep_float must be one of .*, got \['3'\]"),
-    ({"batch_norm": ["shared"]}, ValueError, r"batch_norm must be one of per_bit, shared, got \['shared'\]"),
+    ({"batch_norm": ["shared"]}, ValueError,
+     r"batch_norm must be one of per_bit, shared, transitional, got \['shared'\]"),
     ({"keep_float": ("0", "3", "7", "9")}, ValueError,
      "convert: model must hold a Linear, Conv1d, .* to quantize, got Sequential with 0 .Conv2d.: keep_float; 1 .Batch"),
     ({"rules": "head"}, TypeError, r"rules must be a sequence of \(match, action\) pairs, got 'head'"),

@@ -1,9 +1,9 @@
 """What a run is made from: every option once, with its default, its meaning and its check."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 
 from mbq_train._names import look_up
+from mbq_train.conversion.convert import BATCH_NORM_MODES
 from mbq_train.coreset.sampling import SAMPLINGS
 from mbq_train.coreset.scores import SCORES
 from mbq_train.quantize.bits import FLOAT, check_bit_widths, quantized
@@ -14,19 +14,22 @@ from mbq_train.training.scale_rates import MODES
 from mbq_train.training.steps import SCHEDULES
 
 from .option_values import check_number, typed
+from .recipe_options import RECIPE_CHECKS
 from .spec_options import SPEC_OPTIONS, SpecOptions, setting
 
 OPTIMIZERS, RATES = ("adamw", "adam", "sgd"), ("cosine", "step", "constant")
-BATCH_NORM_MODES, AUTOCASTS = ("per_bit", "shared"), ("none", "bfloat16")
+AUTOCASTS = ("none", "bfloat16")
 RECIPE_DEFAULTS = {  # with the defaults each has in place of those of Options
     "plain": {},
     "double-rounding": {"bits": (8, 6, 4, 2), "quantizer": "double-rounding", "scale_rates": "multiplicative",
                         "distill": 0.7},
+    "hasb": {"bits": (8, 6, 4, 2), "quantizer": "double-rounding", "scale_rates": "multiplicative", "distill": 0.7,
+             "batch_norm": "transitional"},
     "emqnet": {"bits": (32, 8, 4, 2, 1), "quantizer": "any-precision", "weight_correction": True,
                "batch_norm": "shared"},
     "msq": {"bits": (8,), "quantizer": "round-clamp"},
 }
-GROUPS = ("data", "network", "quantizers", "training", "emqnet", "msq")  # of options, as the command's help shows them
+GROUPS = ("data", "network", "quantizers", "training", "hasb", "emqnet", "msq")  # of options, as in the command's help
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Options(SpecOptions):
                           choices=tuple(RECIPE_DEFAULTS))
     bits: tuple[int, ...] = setting((8, 4, 2), "bit-widths, from high to low; 32: the float path too",
                                     group="quantizers")
-    batch_norm: str = setting("per_bit", "one BatchNorm for each bit-width, or one shared", choices=BATCH_NORM_MODES,
+    batch_norm: str = setting("per_bit", "one BatchNorm for each bit-width, for each pair of those of two "
+                              "layers in a row, or one shared", choices=BATCH_NORM_MODES,
                               group="network")
     quantizer: str = setting("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
                              "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)),
@@ -82,6 +86,12 @@ class Options(SpecOptions):
     autocast: str = setting("none", "dtype of convolutions and matrix products", choices=AUTOCASTS)
     compile: bool = setting(False, "torch.compile the network")
     cuda_graph: bool = setting(False, "capture the whole step in a CUDA graph")
+    uniform_epochs: int = setting(10, "hasb: epochs at one bit-width for all layers before layers draw theirs", low=0,
+                                  recipe="hasb")
+    switch_rate: float = setting(0.5, "hasb: largest sigma, the probability that a layer draws, at the end", low=0,
+                                 high=1, recipe="hasb")
+    start_from: str = setting("", "hasb: folder of a finished run at the same bit-widths to start from, in place of "
+                              "float_epochs", recipe="hasb")
     prune_rate: float = setting(0.8, "emqnet: share of the images that every epoch leaves out", low=0, below=1,
                                 recipe="emqnet")
     score: str = setting("grand", "emqnet: what images are drawn by", choices=SCORES, recipe="emqnet")
@@ -166,38 +176,7 @@ class Options(SpecOptions):
             if owner != self.recipe and value != option.default:
                 raise ValueError(f"options: {option.name} must be left alone unless recipe is {owner}, got {value} "
                                  f"with {self.recipe!r}")
-        if self.recipe == "emqnet":
-            self._check_emqnet()
-        elif self.recipe == "msq":
-            self._check_msq()
-
-    def _check_emqnet(self):
-        least = 0 if self.sampling == "random" else 3 if self.score == "tdds" else 1
-        if self.score_epochs < least:
-            raise ValueError(f"options: score_epochs must be at least {least} with sampling {self.sampling!r} and "
-                             f"score {self.score!r}, got {self.score_epochs}")
-        if self.score_epochs >= self.epochs:
-            raise ValueError(f"options: score_epochs must be below epochs, {self.epochs}, got {self.score_epochs}")
-
-    def _check_msq(self):
-        if self.quantizer != "round-clamp" or len(self.bits) != 1:
-            raise ValueError("options: bits must be the one bit-width that weights begin with, and quantizer "
-                             f"round-clamp, with recipe msq, got {self.bits} with {self.quantizer!r}")
-        for name in ("cuda_graph", "weight_bank"):
-            if getattr(self, name):
-                raise ValueError(f"options: {name} must be off with recipe msq, whose bit-widths change, got it on")
-        if self.lowest_bits > self.bits[0]:
-            raise ValueError(f"options: lowest_bits must be at most bits, {self.bits[0]}, got {self.lowest_bits}")
-        if self.target_compression <= 32 / self.bits[0]:
-            raise ValueError(f"options: target_compression must be above {32 / self.bits[0]:.4g}, which {self.bits[0]} "
-                             f"bits have before any pruning, got {self.target_compression:g}")
-        prunings, most = (self.epochs - 1) // self.prune_interval, 2 if self.hessian else 1
-        best = 32 / max(self.lowest_bits, self.bits[0] - most * prunings)
-        if self.target_compression > best:
-            raise ValueError(f"options: target_compression must be at most {math.floor(100 * best) / 100:g}, for "
-                             f"{prunings} prunings of {most} from {self.bits[0]} bits end at {32 / best:g}, got "
-                             f"{self.target_compression:g}; more epochs, a smaller prune_interval or lower "
-                             "lowest_bits reach further")
+        RECIPE_CHECKS.get(self.recipe, lambda options: None)(self)
 
     def _check_together(self):
         if self.rate_epochs and self.rate != "step":

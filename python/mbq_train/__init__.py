@@ -13,6 +13,7 @@ from .allocation import (
 from .batches import Batch
 from .checkpoint import CheckpointError, load_checkpoint, load_quantized, save_checkpoint
 from .conversion.convert import convert, plan_conversion
+from .conversion.make_transitional import make_transitional
 from .conversion.plan import Conversion
 from .coreset import CoresetSampler, GradNorms, GradNormScorer, draw_rows, score_images
 from .deployment import deploy
@@ -33,24 +34,27 @@ from .quantize.round_clamp import RoundClamp, RoundClampQuantizer
 from .quantize.saved import recompute_quantized
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
 from .quantize.specs import ActivationSpec, Float, WeightSpec
+from .quantize.transitional_batch_norm import TransitionalBatchNorm, spread_batch_norms
 from .quantize.weight_bank import WeightBank
 from .sensitivity import Trace, hessian_traces, perturbations, sensitivities
 from .training.distillation import SoftTargets
 from .training.divergence import TrainingError
+from .training.hasb import BitRoulette
 from .training.optimizers import parameter_groups
 from .training.scale_rates import ScaleRates
 from .training.steps import Stepper
 
 __all__ = [
     "ActivationQuantizer", "ActivationSpec", "Allocation", "AnyPrecision", "AnyPrecisionActivation",
-    "AnyPrecisionWeight", "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitState", "CheckpointError", "Codes",
-    "Conversion", "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer", "GradNorms",
-    "Learned", "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear",
-    "Quantizer", "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper", "Trace", "TrainingError",
-    "WeightBank", "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "allocate", "at_bits",
-    "clamp_scales", "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits",
-    "hessian_costs", "hessian_traces", "initialise", "load_checkpoint", "load_quantized", "loss_costs",
-    "multiply_accumulates", "other_allocations", "own_layer_bits", "parameter_groups", "pareto_allocations",
-    "perturbations", "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales",
-    "score_images", "sensitivities", "set_bits", "set_layer_bits", "trace_costs",
+    "AnyPrecisionWeight", "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitRoulette", "BitState", "CheckpointError",
+    "Codes", "Conversion", "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer",
+    "GradNorms", "Learned", "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention",
+    "QuantTransposedLinear", "Quantizer", "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper",
+    "Trace", "TrainingError", "TransitionalBatchNorm", "WeightBank", "WeightQuantizer", "WeightSpec", "accelerate",
+    "adapt_bn", "add_bits", "allocate", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows",
+    "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_costs", "hessian_traces", "initialise",
+    "load_checkpoint", "load_quantized", "loss_costs", "make_transitional", "multiply_accumulates", "other_allocations",
+    "own_layer_bits", "parameter_groups", "pareto_allocations", "perturbations", "plan_conversion",
+    "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales", "score_images", "sensitivities",
+    "set_bits", "set_layer_bits", "spread_batch_norms", "trace_costs",
 ]

@@ -70,8 +70,10 @@ class ProgressLines(Observer):
         epochs = self.epochs[record["phase"]]
         left = (epochs - record["epoch"]) * record["seconds"]
         widths = range_name(record["layer_bits"]) if "layer_bits" in record else ""
-        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, f"loss {_by_bits(record['loss'], '.4g')}",
-                 accuracies(record), f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
+        drawn = f"mean of {record['mean_bits']:.2f} bits" if "mean_bits" in record else ""
+        parts = [f"{record['phase']} {record['epoch']}/{epochs}", widths, drawn,
+                 f"loss {_by_bits(record['loss'], '.4g')}", accuracies(record),
+                 f"{record['images_per_second']:.0f} images/s", f"{clock(left)} left"]
         self.say("  ".join(part for part in parts if part))
 
 

@@ -48,6 +48,14 @@ def layer_table(record: dict) -> Table:
     return table
 
 
+def mixed_table(configurations: list[dict]) -> Table:
+    """Return the accuracies of configurations with mixed bit-widths, from the result of the recipe hasb."""
+    table = Table("drawn at", "mean bits of the layers", "test accuracy (%)", title="Mixed configurations")
+    for entry in configurations:
+        table.add_row(bits_name(entry["bits"]), f"{entry['mean_bits']:.2f}", f"{100 * entry['accuracy']:.2f}")
+    return table
+
+
 def memory_table(sizes: dict[str, int]) -> Table:
     """Return what a training holds at once, from the bytes of its parts."""
     table = Table("held at once, in each process", "MiB", title="Memory")

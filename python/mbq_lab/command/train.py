@@ -115,7 +115,7 @@ def _show_result(as_json: bool, result, out: Path) -> None:
 
     from ..runs.evaluation import Evaluation
     from .output import show
-    from .tables import accuracy_table, layer_table
+    from .tables import accuracy_table, layer_table, mixed_table
 
     if not distributed.is_first():
         return
@@ -125,6 +125,8 @@ def _show_result(as_json: bool, result, out: Path) -> None:
         sizes = (f"{result.recipe['mean_bits']:.2f} bits a quantized weight; with what is float, all parameters are "
                  f"{result.recipe['compression_of_all_parameters']:.2f} x smaller")
         parts += [layer_table(result.recipe), sizes]
+    if "mixed" in result.recipe:
+        parts.append(mixed_table(result.recipe["mixed"]))
     show(as_json, {"folder": out, **asdict(result)}, *parts, f"{result.step_ms:.2f} ms a step; written: {out}",
          f"next: mbq eval {out}, mbq export {out} --store FILE")
 

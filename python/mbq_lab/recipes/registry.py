@@ -2,9 +2,10 @@
 
 from ..training.recipe import Recipe
 from .emqnet import EmqNet
+from .hasb import Hasb
 from .msq import Msq
 
-RECIPES = {"plain": Recipe, "double-rounding": Recipe, "emqnet": EmqNet, "msq": Msq}
+RECIPES = {"plain": Recipe, "double-rounding": Recipe, "hasb": Hasb, "emqnet": EmqNet, "msq": Msq}
 
 
 def recipe_type(name: str) -> type[Recipe]:

@@ -10,6 +10,7 @@ from mbq_train import distributed
 from mbq_train._errors import first_line
 from mbq_train._packages import required
 from mbq_train.checkpoint import check_state
+from mbq_train.conversion.description import describe
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import same_random_numbers
 
@@ -18,15 +19,16 @@ from ..options import Options
 from ..recipes import recipe_type
 from ..training.recipe import Recipe
 from .networks import example_images, plan_of
+from .start import started
 
 
 def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     """Return the plan of a training, applied to a copy of `model`. Nothing is trained, written or changed.
 
     Warns where a batch is larger than the training set. Raises ValueError where the network cannot be converted or
-    saved, where it has no output for a class, where the recipe cannot use it (scores, traces), or where it takes no
-    batch of one image and the last batch of an epoch or of the test is one; ImportError for a package that is needed at
-    the end of a run and missing.
+    saved, where it has no output for a class, where the recipe cannot use it (scores, traces), where it cannot start
+    from the run of start_from, or where it takes no batch of one image and the last batch of an epoch or of the test is
+    one; ImportError for a package that is needed at the end of a run and missing.
     """
     for package in ("matplotlib", "safetensors"):
         required("train", package)
@@ -35,6 +37,8 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
                       f"{options.batch_size}: every epoch is one step", RuntimeWarning, stacklevel=3)
     plan = plan_of(options, data, copy.deepcopy(model))
     check_state(plan.apply())
+    if options.start_from:
+        started(options.start_from, model, describe(plan.model))
     recipe = recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
     with same_random_numbers(model):
         _check_outputs(data, model)

@@ -18,10 +18,11 @@ class Metrics:
         self.path, self.observer, self.records = path, observer, []
 
     def add(self, record: dict) -> None:
-        self.records.append(record)
+        line = json.dumps(record)
+        self.records.append(json.loads(line))  # as after a resumption: with text for keys
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(line + "\n")
         self.observer.record(record)
 
     def reset(self, records: list[dict]) -> None:

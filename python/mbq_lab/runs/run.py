@@ -46,6 +46,7 @@ from .metrics import Metrics
 from .networks import data_and_float_network, made_from, plan_of
 from .observer import Observer
 from .plots import plot_accuracy, plot_curves, plot_layers, plot_scales
+from .start import started
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,28 @@ class _Run:
         options = self.options
         with stop_requests() as stop:
             if self.phase == "float":
-                self._train((FLOAT,), options.float_epochs, stop)
-                self.float_accuracy = self._accuracy((FLOAT,))[FLOAT]
-                if distributed.rank() == 0:
-                    save_checkpoint(self.folder / FLOAT_NETWORK, self.model)
-                self._convert()
+                if options.start_from:
+                    self._start()
+                else:
+                    self._train((FLOAT,), options.float_epochs, stop)
+                    self.float_accuracy = self._accuracy((FLOAT,))[FLOAT]
+                    self._save_float(self.model)
+                    self._convert()
                 self.phase, self.state = "quantized", State()
             self._train(options.bits, options.epochs, stop)
             return self._finish()
+
+    def _start(self) -> None:
+        """Convert the network, with the values of the run that this one starts from."""
+        before = copy.deepcopy(self.model)
+        self._convert()
+        quantized, float_network, self.float_accuracy = started(self.options.start_from, before, self.conversion)
+        self._save_float(float_network)
+        self.model.load_state_dict(quantized.state_dict())
+
+    def _save_float(self, network: nn.Module) -> None:
+        if distributed.rank() == 0:
+            save_checkpoint(self.folder / FLOAT_NETWORK, network)
 
     def _train(self, bits, epochs: int, stop) -> None:
         """Train one phase, with a line of metrics and a checkpoint after every epoch."""

@@ -10,6 +10,7 @@ from mbq_train._packages import required
 from mbq_train.coreset.scores import score_images
 from mbq_train.coreset.transfer import gradient_angles
 from mbq_train.files import atomic_path, save_json
+from mbq_train.quantize.batch_norm import norm_of
 from mbq_train.quantize.bits import FLOAT, check_bit_widths
 
 from .folder import HISTOGRAM, SCORES, SHEET, TRANSFER, TRANSFER_PLOT, check_folder
@@ -79,7 +80,7 @@ def transfer_run(folder, *, bits=None, device: str = "cpu") -> dict:
         raise ValueError(f"transfer_run: bits must be at least two, to compare, got {bits}")
     batches = [batch for batch, _ in zip(data.still_batches(options.batch_size), range(_ANGLE_BATCHES), strict=False)]
     angles = gradient_angles(model, batches, bits)
-    shared = {name: matrix.tolist() for name, matrix in angles.items() if ".by_bits." not in name}  # others: 90 degrees
+    shared = {name: matrix.tolist() for name, matrix in angles.items() if norm_of(name) is None}  # others: 90 degrees
     facts = {"bits": list(bits), "angles": shared,
              "probe": linear_probe(model, data, bits).tolist()}
     save_json(folder / TRANSFER, facts)

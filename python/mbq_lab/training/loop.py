@@ -81,7 +81,8 @@ class Training:
         self._restore()
         self._prepare_scales()
         self.stepper = stepper_of(options, model, self.bits, self.optimizer, soft_targets=self.soft_targets,
-                                  penalty=self.recipe.penalty, bank=self.recipe.bank())
+                                  penalty=self.recipe.penalty, bank=self.recipe.bank(),
+                                  configuration=self._configuration if options.schedule == "each" else None)
         images = options.batch_size // distributed.world_size()
         self._step = GraphedStep(self.stepper, images) if options.cuda_graph else self.stepper
 
@@ -156,6 +157,9 @@ class Training:
 
     def _steps_done(self) -> int:
         return self._first_steps[self.state.epoch] + self.state.batch
+
+    def _configuration(self, bits: int):
+        return self.recipe.configuration(self._steps_done(), self.state.epoch, bits)
 
     def _take_step(self, batches, step: int):
         try:

@@ -1,5 +1,6 @@
 """Recipe: the places where a training method changes the plain loop."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,14 @@ class Recipe:
         """Return a scalar to add to the loss of a step at `bits` bits, differentiable; None for nothing. The losses
         that the metrics show are without it."""
         return None
+
+    def configuration(self, step: int, epoch: int, bits: int) -> contextlib.AbstractContextManager:
+        """Return a context for the step at `bits` bits of batch `step` of the training, in which layers may have
+        bit-widths of their own; all are at `bits` after it. Not called with schedule 'accumulate'.
+
+        A pure function of its arguments and of what the recipe keeps in `state`.
+        """
+        return contextlib.nullcontext()
 
     def end_epoch(self, epoch: int) -> dict:
         """Called once after the last step of an epoch, by every process; what it returns goes into the metrics."""

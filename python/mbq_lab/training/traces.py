@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from mbq_train import distributed
+from mbq_train._errors import first_line
 from mbq_train.checkpoint import CheckpointError, load_json
 from mbq_train.files import save_json
+from mbq_train.quantize.batch_norm import norm_of
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.sensitivity import Trace, hessian_traces
 
@@ -38,6 +40,17 @@ def float_traces(model: nn.Module, data: Data, options: Options, *, folder: Path
     if path is not None and distributed.rank() == 0:
         save_json(path, {"made_from": made_from, "layers": {name: vars(trace) for name, trace in traces.items()}})
     return traces
+
+
+def check_traces(model: nn.Module, data: Data, needed: str) -> None:
+    """Measure traces of a few images. Raises ValueError, `needed` says what must be then, for a network that cannot be
+    differentiated twice."""
+    batch = next(data.test_batches(min(4, data.test_size)))
+    try:
+        hessian_traces(model, [(batch.images, batch.labels)], probes=2)
+    except Exception as error:  # whatever such a network raises
+        raise ValueError(f"train: {needed} for a network whose traces cannot be measured, got "
+                         f"{type(model).__name__} ({first_line(error)})") from error
 
 
 def _shared(traces: dict[str, Trace], device) -> dict[str, Trace]:
@@ -70,8 +83,7 @@ def _digest(model: nn.Module) -> str:
     """Return the SHA-256 of the state of the network's 32-bit path."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        other_norm = ".by_bits." in name and f".by_bits.{FLOAT}." not in name
-        if "_quantizer." not in name and not other_norm:
+        if "_quantizer." not in name and norm_of(name) in (None, str(FLOAT)):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What one forward with an example shows: the order in which layers are called, and which read the network's input."""
+"""What one forward with an example shows: the order in which layers are called, and what their inputs come from."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -16,16 +16,31 @@ from .behaviour import difference
 class ExampleCalls:
     """Of one forward: order, the names of the layers it calls, by their first call; first, those of them that read the
     network's input, or the one called first where that could not be `followed` to any; differences, for every subclass
-    that was compared, how it differs from its base, or None."""
+    that was compared, how it differs from its base, or None; reached, for every layer and norm, the layers from whose
+    outputs its last input comes, also through others, the one called last first; where that could not be followed, all
+    that were called before."""
 
     order: list[str] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
     followed: bool = False
     differences: dict[str, str | None] = field(default_factory=dict)
+    reached: dict[str, list[str]] = field(default_factory=dict)
 
 
-def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dict[str, type]) -> ExampleCalls:
-    """Return what the calls of `layers` in one forward of `model` show.
+def registered(model: nn.Module, layers, norms) -> ExampleCalls:
+    """Return what calls in the order of registration would show, where no example tells the true one."""
+    calls, made = ExampleCalls(list(layers), list(layers)[:1]), []
+    for name, _ in model.named_modules():
+        if name in layers or name in norms:
+            calls.reached[name] = made[::-1]
+        if name in layers:
+            made.append(name)
+    return calls
+
+
+def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dict[str, type],
+             norms: dict[str, nn.Module]) -> ExampleCalls:
+    """Return what the calls of `layers` and `norms` in one forward of `model` show.
 
     A layer reads the network's input when its own input comes from a tensor in `example` and from no other layer's
     output. The forward runs in eval mode without gradients; modes and random numbers are afterwards as before.
@@ -35,6 +50,7 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
         layers: modules in it, by name.
         example: a tensor, a tuple of arguments, or a dict of keyword arguments - what `model` is called with.
         bases: the class to compare each of these layers with, at every call.
+        norms: modules that are no layers and of which `reached` is asked, by name.
 
     Raises:
         TypeError: example is none of these. ValueError: the forward fails; its error is the cause.
@@ -45,9 +61,9 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
     weights = [parameter for layer in inside for parameter in layer.parameters(recurse=False)
                if id(parameter) not in elsewhere]  # what is used by hand is a layer's output too; no tied embedding
     try:
-        calls = _watch(model, layers, example, bases, _Origins(arguments("convert", example), weights))
+        calls = _watch(model, layers, example, bases, norms, _Origins(arguments("convert", example), weights))
     except ValueError:  # of the model, or of an operation that cannot be followed
-        calls = _watch(model, layers, example, bases, None)
+        calls = _watch(model, layers, example, bases, norms, None)
     calls.followed = bool(calls.first)
     calls.first = calls.first or calls.order[:1]
     return calls
@@ -56,19 +72,23 @@ def calls_of(model: nn.Module, layers: dict[str, nn.Module], example, bases: dic
 def call_order(model: nn.Module, layers: dict[str, nn.Module], example) -> list[str]:
     """Return the names of those `layers` that one forward of `model` calls, in the order of their first call; arguments
     and errors as for `calls_of`."""
-    return _watch(model, layers, example, {}, None).order
+    return _watch(model, layers, example, {}, {}, None).order
 
 
-def _watch(model, layers, example, bases, origins) -> ExampleCalls:
-    calls, seen, comparing = ExampleCalls(), set(), False
+def _watch(model, layers, example, bases, norms, origins) -> ExampleCalls:
+    calls, made, seen, comparing = ExampleCalls(), [], set(), False  # made: the calls of layers that have returned
 
     def before(name, layer, args, kwargs):
         nonlocal comparing
         if comparing:
             return
+        origin = _ANYTHING if origins is None else origins.of((args, kwargs))
+        calls.reached[name] = _latest_first(made, origin)
+        if name in norms:
+            return
         if name not in calls.order:
             calls.order.append(name)
-        if origins is not None and name not in calls.first and origins.reads_input((args, kwargs)):
+        if origin == _INPUT and name not in calls.first:
             calls.first.append(name)
         if name in bases:
             call, comparing = (name, *_shapes((args, kwargs))), True
@@ -79,14 +99,17 @@ def _watch(model, layers, example, bases, origins) -> ExampleCalls:
             seen.add(call)
             calls.differences[name] = calls.differences.get(name) or found
 
-    def after(out):
-        if origins is not None and not comparing:
-            origins.of_layers |= _storages(out)
+    def after(name, out):
+        if comparing:
+            return
+        if origins is not None:
+            origins.add(out, _CALLS << len(made))
+        made.append(name)
 
-    hooks = []
-    for name, layer in layers.items():
-        hooks += [layer.register_forward_pre_hook(lambda *call, name=name: before(name, *call), with_kwargs=True),
-                  layer.register_forward_hook(lambda layer, args, out: after(out))]
+    hooks = [module.register_forward_pre_hook(lambda *call, name=name: before(name, *call), with_kwargs=True)
+             for name, module in {**layers, **norms}.items()]
+    hooks += [layer.register_forward_hook(lambda layer, args, out, name=name: after(name, out))
+              for name, layer in layers.items()]
     try:
         try_example("convert", model, example, origins)
     finally:
@@ -95,29 +118,41 @@ def _watch(model, layers, example, bases, origins) -> ExampleCalls:
     return calls
 
 
+# What a value comes from: a mask of the network's input, of weights of layers that are used by hand, and from _CALLS on
+# of the calls of layers in their order.
+_INPUT, _BY_HAND, _CALLS, _ANYTHING = 1, 2, 4, -1
+
+
 class _Origins(TorchDispatchMode):
-    """Inside the block: the memory that holds what was computed from `inputs`, and what from `weights` or the outputs
-    of layers."""
+    """Inside the block: the origin of what is in memory, by storage."""
 
     def __init__(self, inputs, weights):
         super().__init__()
-        self.of_input, self.of_layers = _storages(inputs), _storages(weights)
+        self.origins = dict.fromkeys(_storages(inputs), _INPUT)
+        self.add(weights, _BY_HAND)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         name = str(function).split(".")[1]
         of_shape = name.startswith("new_") or name.endswith("_like")  # and of no value
-        read, written = set() if of_shape else _storages((args, kwargs)), _storages(out)
-        for marked in (self.of_input, self.of_layers):
-            if read & marked:
-                marked |= written
-            else:
-                marked -= written - read  # memory that was something else before
+        origin = 0 if of_shape else self.of((args, kwargs))
+        self.origins |= dict.fromkeys(_storages(out), origin)  # whatever the memory was before
         return out
 
-    def reads_input(self, values) -> bool:
-        read = _storages(values)
-        return bool(read & self.of_input) and not read & self.of_layers
+    def of(self, values) -> int:
+        origin = 0
+        for storage in _storages(values):
+            origin |= self.origins.get(storage, 0)
+        return origin
+
+    def add(self, values, origin: int) -> None:
+        self.origins |= {storage: self.origins.get(storage, 0) | origin for storage in _storages(values)}
+
+
+def _latest_first(made: list[str], origin: int) -> list[str]:
+    """Return the layers of the calls `made` that `origin` holds, the one called last first."""
+    held = [name for place, name in enumerate(made) if origin & _CALLS << place]
+    return [*dict.fromkeys(reversed(held))]
 
 
 def _shapes(values) -> list:

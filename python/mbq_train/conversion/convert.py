@@ -8,7 +8,7 @@ from ..quantize.bits import check_bit_widths
 from ..quantize.learned import Learned
 from ..quantize.scales import initialise
 from ..quantize.specs import ActivationSpec, WeightSpec, check_spec
-from .call_order import ExampleCalls, arguments, calls_of
+from .call_order import ExampleCalls, arguments, calls_of, registered
 from .plan import Conversion, Entry, check_unconverted
 from .rules import Decision, apply_rules, keep_in_float
 from .supported import (
@@ -23,8 +23,9 @@ from .supported import (
     quant_types,
     why_unsupported,
 )
+from .transitions import transition_of
 
-_BATCH_NORM = {"per_bit": True, "shared": False}
+BATCH_NORM_MODES = ("per_bit", "transitional", "shared")
 
 
 def convert(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = Learned(),
@@ -71,7 +72,9 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
             Learned(signed=True)}, {'weights': RoundClamp(), 'activations': Float()}. Without an example a subclass that
             inherits its forward is quantized where a rule gives its very name or type; one that computes something
             else is never. (match, 'float') keeps one BatchNorm for all bit-widths where match fits no layer.
-        batch_norm: 'per_bit' gives each bit-width its own BatchNorm, of any subclass; 'shared' leaves BatchNorm alone.
+        batch_norm: 'per_bit' gives each bit-width its own BatchNorm, of any subclass; 'transitional' each pair of
+            bit-widths, of the layer it normalises and of the layer before that [see TransitionalBatchNorm]; 'shared'
+            leaves BatchNorm alone.
         keep_float: names of layers to leave unquantized; 'last' stands for the last layer, 'first' for every layer
             that reads the network's input and no other layer's output, as query, key and value after an embedding do
             (without an example the first that is registered), also where a layer has such a name. Huang et al., 2025,
@@ -84,7 +87,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
         run; a model that is a bare layer, converted already, wrapped (torch.compile, torch.jit, data parallel) or lazy.
     """
     bits = check_bit_widths("convert", bits)
-    per_bit = look_up("convert", _BATCH_NORM, batch_norm, argument="batch_norm")
+    look_up("convert", dict.fromkeys(BATCH_NORM_MODES), batch_norm, argument="batch_norm")
     check_spec("weights", weights, WeightSpec)
     weights.check(bits)
     if activations is not None:
@@ -98,13 +101,15 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
     norms = {name: module for name, module in modules.items() if name not in layers and name
              and (isinstance(module, BATCH_NORMS) or has_running_statistics(module))}
     specs = {"weights": weights, "activations": weights.activations() if activations is None else activations}
-    decisions, order = _first_decisions(model, layers, obstacles, example, specs, keep_float)
-    decisions |= {name: _of_norm(norm, obstacles.get(name), per_bit) for name, norm in norms.items()}
+    decisions, calls, order = _first_decisions(model, layers, norms, obstacles, example, specs, keep_float)
+    decisions |= {name: _of_norm(norm, obstacles.get(name), batch_norm != "shared") for name, norm in norms.items()}
     others = {name: (module, why_unsupported(module)) for name, module in modules.items()
               if name and name not in layers and own_parameters(module)}
     apply_rules(decisions, layers, norms, rules, others)
     for name in layers:
         decisions[name].specs["weights"].check(bits)
+    if batch_norm == "transitional":
+        _find_transitions(decisions, norms, calls)
     decisions |= {name: Decision("float", why_unsupported(module)) for name, module in modules.items()
                   if name not in decisions and own_parameters(module)}
     return Conversion(model, bits, tuple(_entry(name, modules[name], decisions[name], owners) for name in modules
@@ -134,21 +139,21 @@ def _tie(module, owners) -> str | None:
     return None
 
 
-def _first_decisions(model, layers, obstacles, example, specs: dict, keep_float) -> tuple[dict[str, Decision], str]:
-    """Return what is done with `layers` before the rules, and how the first and the last of them were found."""
+def _first_decisions(model, layers, norms, obstacles, example, specs: dict,
+                     keep_float) -> tuple[dict[str, Decision], ExampleCalls, str]:
+    """Return what is done with `layers` before the rules, their calls, and how the first and the last were found."""
     bases = {name: base_type(layer) for name, layer in layers.items()
              if type(layer) not in quant_types() and name not in obstacles}
     if example is None:
-        names, order = list(layers), "by order of registration (no example given)"
-        calls = ExampleCalls(names, names[:1])
+        calls, order = registered(model, layers, norms), "by order of registration (no example given)"
     else:
-        calls, order = calls_of(model, layers, example, bases), "as called with the example"
+        calls, order = calls_of(model, layers, example, bases, norms), "as called with the example"
     decisions = {name: _of_layer(name, layer, obstacles.get(name), calls, dict(specs), example is None)
                  for name, layer in layers.items()}
     why_first = f"{order}: it reads the network's input" if calls.followed else order
     keep_in_float(decisions, keep_float, {"first": dict.fromkeys(calls.first, why_first),
                                           "last": dict.fromkeys(calls.order[-1:], order)})
-    return decisions, order
+    return decisions, calls, order
 
 
 def _of_layer(name: str, layer, why: str | None, calls: ExampleCalls, specs: dict, untried: bool) -> Decision:
@@ -182,10 +187,25 @@ def _of_norm(norm, why: str | None, per_bit: bool) -> Decision:
     return Decision("per_bit", "") if per_bit else Decision("float", "batch_norm='shared'")
 
 
+def _find_transitions(decisions: dict[str, Decision], norms, calls: ExampleCalls) -> None:
+    """Decide 'transitional' for the norms of their own for every bit-width that a quantized layer reaches."""
+    layers = {name for name, decision in decisions.items() if name not in norms and decision.action == "quantize"}
+    for name in norms:
+        if decisions[name].action != "per_bit":
+            continue
+        if (transition := transition_of(name, calls, layers)) is None:
+            decisions[name].why = "no quantized layer before it"
+        else:
+            previous, layer = transition
+            decisions[name].decide("transitional", f"of {layer}, " + (f"after {previous}" if previous else
+                                                                      "with no quantized layer before"))
+            decisions[name].specs["transition"] = transition
+
+
 def _entry(name: str, module, decision: Decision, owners) -> Entry:
     parameters = own_parameters(module)
     ties = {other for parameter in parameters for other in owners[id(parameter)]} - {name}
     why = f"{decision.why}; shares Parameters with {', '.join(sorted(ties))}" if ties else decision.why
     count = sum({id(parameter): parameter.numel() for parameter in parameters}.values())
-    specs = decision.specs if decision.action == "quantize" else {}
+    specs = decision.specs if decision.action in ("quantize", "transitional") else {}
     return Entry(name, type(module).__name__, count, decision.action, why, module=module, left=decision.left, **specs)

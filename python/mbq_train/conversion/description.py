@@ -5,31 +5,33 @@ from torch import nn
 from ..quantize.attention import QuantMultiheadAttention
 from ..quantize.batch_norm import BATCH_NORMS, BitBatchNorm
 from ..quantize.bits import bit_states, check_bit_widths
-from ..quantize.layers import Specs, weight_layers
+from ..quantize.layers import Specs
 from ..quantize.specs import ActivationSpec, WeightSpec, spec_from_json
+from ..quantize.transitional_batch_norm import TransitionalBatchNorm
 from .plan import Conversion, Entry, check_unconverted
 from .supported import base_type, check_model, obstacle
+from .transitions import Transition, converted_layers, names_of
 
 
 def describe(model: nn.Module) -> dict | None:
     """Return what `convert` made of `model`, as a JSON object.
 
     {"bits": [bit-widths from high to low], "layers": {name: {"weights": spec, "activations": spec}}, "batch_norms":
-    [names of those of which every bit-width has its own]}. None for a float network, for one whose parts were converted
-    by several calls, and for one that was deployed.
+    [names of those of which every bit-width has its own], "transitions": {name of one for pairs of bit-widths: [name of
+    the layer before or None, name of the layer]}}. None for a float network, for one whose parts were converted by
+    several calls, for one that was deployed, and where a layer is gone that a TransitionalBatchNorm goes by.
     """
-    states = list(bit_states(model))
-    layers = {name: layer.specs for name, layer in weight_layers(model).items()}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantMultiheadAttention):
-            layers[name] = module.q_proj.specs
-            layers = {other: specs for other, specs in layers.items() if not other.startswith(f"{name}.")}
-    norms = [name for name, module in model.named_modules() if isinstance(module, BitBatchNorm)]
+    states, layers = list(bit_states(model)), converted_layers(model)
     if len(states) != 1 or not layers:
         return None
-    return {"bits": list(states[0].trained), "batch_norms": norms, "layers": {
-        name: {"weights": specs.weights.to_json(), "activations": specs.activations.to_json()}
-        for name, specs in layers.items()}}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, BitBatchNorm)}
+    try:
+        transitions = {name: list(names_of(norm, layers)) for name, norm in norms.items()
+                       if isinstance(norm, TransitionalBatchNorm)}
+    except KeyError:
+        return None
+    return {"bits": list(states[0].trained), "batch_norms": [name for name in norms if name not in transitions],
+            "transitions": transitions, "layers": {name: _specs(layer) for name, layer in layers.items()}}
 
 
 def described_conversion(model: nn.Module, description: dict) -> Conversion:
@@ -40,9 +42,9 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
     """
     check_model(model)
     check_unconverted(model)
-    bits, specs, norms = _read(description)
+    bits, specs, norms, transitions = _read(description)
     modules, entries = dict(model.named_modules()), []
-    for name in (*specs, *norms):
+    for name in (*specs, *norms, *transitions):
         module = modules.get(name)
         fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
         why = obstacle(module) if fits else None
@@ -50,13 +52,20 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
             what = "layer to convert" if name in specs else "BatchNorm"
             got = "none" if module is None else type(module).__name__ + (f": {why}" if why else "")
             raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
-        action, quantized = ("quantize", specs[name]._asdict()) if name in specs else ("per_bit", {})
+        action = "quantize" if name in specs else "transitional" if name in transitions else "per_bit"
+        quantized = specs[name]._asdict() if name in specs else {"transition": transitions.get(name)}
         entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))
     return Conversion(model, bits, tuple(entries), "as described")
 
 
-def _read(description: dict) -> tuple[tuple[int, ...], dict[str, Specs], tuple[str, ...]]:
-    """Return bit-widths, specs by layer and names of norms. Raises ValueError for what `describe` never returns."""
+def _specs(layer: nn.Module) -> dict:
+    specs = (layer.q_proj if isinstance(layer, QuantMultiheadAttention) else layer).specs
+    return {"weights": specs.weights.to_json(), "activations": specs.activations.to_json()}
+
+
+def _read(description: dict) -> tuple[tuple[int, ...], dict[str, Specs], tuple[str, ...], dict[str, Transition]]:
+    """Return bit-widths, specs by layer, names of norms and transitions by norm. Raises ValueError for what `describe`
+    never returns."""
     try:
         bits = check_bit_widths("described_conversion", description["bits"])
         specs = {name: Specs(spec_from_json(layer["weights"], WeightSpec),
@@ -66,7 +75,13 @@ def _read(description: dict) -> tuple[tuple[int, ...], dict[str, Specs], tuple[s
             weights.check_use("weights")
             activations.check_use("activations")
             weights.check(bits)
-        return bits, specs, tuple(dict.fromkeys(description["batch_norms"]))
+        transitions = {name: (previous, layer) for name, (previous, layer) in
+                       description.get("transitions", {}).items()}  # versions before had none
+        norms = tuple(name for name in dict.fromkeys(description["batch_norms"]) if name not in transitions)
+        for previous, layer in transitions.values():
+            if layer not in specs or previous not in (None, *specs):
+                raise ValueError(f"transitions must name layers, got {previous!r} and {layer!r}")
+        return bits, specs, norms, transitions
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"described_conversion: description must be what describe returns, got an error from it "
                          f"({type(error).__name__}: {error})") from error

@@ -11,6 +11,7 @@ from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
 from ..quantize.specs import ActivationSpec, WeightSpec
 from .supported import SUPPORTED, base_type, own_parameters, quant_types, weights
+from .transitions import Transition, transitional
 
 _SHOWN = 3  # entries, in a message
 COLUMNS = ("module", "type", "parameters", "action", "why")
@@ -20,9 +21,10 @@ COLUMNS = ("module", "type", "parameters", "action", "why")
 class Entry:
     """What becomes of one module.
 
-    action: 'quantize', 'per_bit' (a BatchNorm for every bit-width) or 'float'; parameters: how many elements its
-    Parameters have; weights, activations: what quantizes it; left: it stays in float, or shared by all bit-widths,
-    though its type is supported and neither keep_float nor a rule says so.
+    action: 'quantize', 'per_bit' (a BatchNorm for every bit-width), 'transitional' (for every pair of bit-widths) or
+    'float'; parameters: how many elements its Parameters have; weights, activations: what quantizes it; transition: of
+    a transitional BatchNorm, see `transition_of`; left: it stays in float, or shared by all bit-widths, though its type
+    is supported and neither keep_float nor a rule says so.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Entry:
     why: str
     weights: WeightSpec | None = None
     activations: ActivationSpec | None = None
+    transition: Transition | None = None
     module: nn.Module = field(default=None, repr=False)
     left: bool = False
 
@@ -98,6 +101,9 @@ class Conversion:
         self._warn()
         state = BitState(self.bits)
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
+        layers = {entry.name: new[entry.module] for entry in self.entries if entry.action == "quantize"}
+        new |= {entry.module: transitional(new[entry.module], entry.transition, layers) for entry in self.entries
+                if entry.action == "transitional"}
         replace_modules(self.model, new)
         close_fast_paths(self.model)
         return self.model
@@ -126,7 +132,7 @@ def _count(parameters) -> int:
 
 
 def _converted(entry: Entry, state: BitState) -> nn.Module:
-    if entry.action == "per_bit":
+    if entry.action in ("per_bit", "transitional"):
         return BitBatchNorm(entry.module, state)
     quantized = quant_types()[base_type(entry.module)]
     return quantized.from_float(entry.module, state, layer_name=entry.name, weights=entry.weights,

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..conversion.plan import replace_modules
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
+from ..quantize.transitional_batch_norm import TransitionalBatchNorm
 from .stored_weight import LAYOUTS
 from .switched_layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
 
@@ -53,6 +54,9 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
     workspace = Workspace()
     stored = {layer: _STORED[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
     replace_modules(model, stored)
+    for module in model.modules():
+        if isinstance(module, TransitionalBatchNorm):
+            module.follow({layer.weight_quantizer: stored[layer] for layer in layers})
     model = stored.get(model, model)
     _offer_all_bits(model, stored.values())
     return model

@@ -34,7 +34,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
         layer.weight_quantizer = _StoredWeight(codes, bits=quantizer.code_bits(bits))
         layer.weight = None
         layer.input_quantizer = rounded.get(layer.input_quantizer, layer.input_quantizer)
-    replace_modules(model, {module: module.by_bits[str(bits)] for module in model.modules()
+    replace_modules(model, {module: module.in_use() for module in model.modules()
                             if isinstance(module, BitBatchNorm)})
     return model
 

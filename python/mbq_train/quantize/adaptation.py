@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .batch_norm import BitBatchNorm, batch_norms
+from .batch_norm import norms_in_use
 from .bits import in_mode, switch_bits_of
 
 
@@ -11,9 +11,10 @@ from .bits import in_mode, switch_bits_of
 def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
     """Make the running statistics of every BatchNorm that `model` uses at `bits` the plain averages over `batches`.
 
-    In place, by forwards alone; affine maps and all else stay, and so do mode and bit-width. A shared BatchNorm then
-    fits `bits` better and the other bit-widths worse: adapt a copy for each (Kim et al., 2025, arXiv 2510.20673;
-    affine maps frozen by our choice).
+    In place, by forwards alone; affine maps and all else stay, and so do mode and bit-width. Layers with a bit-width of
+    their own keep it, and a TransitionalBatchNorm uses those of their pairs. A shared BatchNorm then fits `bits` better
+    and the other bit-widths worse: adapt a copy for each (Kim et al., 2025, arXiv 2510.20673; affine maps frozen by our
+    choice).
 
     Args:
         model: what `convert` returned, or a float network for 32.
@@ -23,10 +24,9 @@ def adapt_bn(model: nn.Module, bits: int, batches) -> nn.Module:
     Returns model. Raises ValueError for no batches where there is a BatchNorm, and as set_bits; the statistics are as
     before then, and where a forward fails.
     """
-    per_bit = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
-    idle = {norm for module in per_bit for key, of_bits in module.by_bits.items() if key != str(bits)
-            for norm in batch_norms(of_bits)}
-    norms = [norm for norm in batch_norms(model) if norm not in idle]
+    with in_mode(model, training=False):
+        switch_bits_of(model, bits)
+        norms = norms_in_use(model)
     estimate_statistics(model, bits, batches, norms)
     return model
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm, batch_norms
-from .bits import check_bit_widths, code_range, converted_states
+from .bits import check_bit_widths, code_range, converted_states, in_mode, set_bits
 from .quantizer import quantizers
 
 
@@ -18,8 +18,9 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
     A scale means a clipping threshold scale * hi; at a new bit-width it is interpolated linearly in the bit-width
     between the thresholds of its trained neighbours, and kept beyond the outermost; an offset likewise. Weights that
     are rounded twice need nothing: every lower bit-width is in their codes. BatchNorm starts as that of the nearest
-    trained bit-width, and its running statistics become the averages over `batches`. (Our choice; re-estimating
-    BatchNorm for unseen bit-widths follows Kim et al., 2025, arXiv 2510.20673.)
+    trained bit-width, and its running statistics become the averages over `batches`; those of pairs with another
+    bit-width, in a TransitionalBatchNorm, stay as they start. (Our choice; re-estimating BatchNorm for unseen
+    bit-widths follows Kim et al., 2025, arXiv 2510.20673.)
 
     Args:
         model: what `convert` returned, with first values for all scales; left as it is.
@@ -52,13 +53,15 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         for module in model.modules():
             if isinstance(module, BitBatchNorm) and module.bit_state is state:
                 for b in new:
-                    module.by_bits[str(b)] = copy.deepcopy(module.by_bits[str(_nearest(b, trained)[0])])
+                    module.add(b, near=_nearest(b, trained)[0])
         norms = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
         if norms and new and not batches:
             raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
         for b in new:
-            estimate_statistics(model, b, batches,
-                                [norm for module in norms for norm in batch_norms(module.by_bits[str(b)])])
+            with in_mode(model, training=False):
+                set_bits(model, b)
+                in_use = [norm for module in norms for norm in batch_norms(module.in_use())]
+            estimate_statistics(model, b, batches, in_use)
     return model
 
 

@@ -1,6 +1,7 @@
 """BatchNorm with statistics and an affine map of its own for every bit-width."""
 
 import copy
+import re
 
 import torch
 from torch import nn
@@ -29,30 +30,54 @@ class BitBatchNorm(nn.Module):
         bit_state: the model's.
     """
 
+    kept = "by_bits"  # the name of the ModuleDict
+
     def __init__(self, batch_norm: nn.Module, bit_state: BitState):
         super().__init__()
         self.bit_state = bit_state
         self.by_bits = nn.ModuleDict({str(b): copy.deepcopy(batch_norm) for b in bit_state.trained})
         self.by_bits[str(FLOAT)] = batch_norm
         self.training = batch_norm.training
-        self.register_load_state_dict_pre_hook(_read_float_keys)
+        self.register_load_state_dict_pre_hook(read_other_keys)
+
+    def norms(self) -> nn.ModuleDict:
+        """Return the BatchNorms by what each is for."""
+        return getattr(self, self.kept)
+
+    def key(self) -> str:
+        """Return what the BatchNorm in use is kept under."""
+        return str(self.bit_state.bits)
+
+    def in_use(self) -> nn.Module:
+        """Return the BatchNorm that a forward would use now."""
+        return self.norms()[self.key()]
+
+    def add(self, bits: int, near: int) -> None:
+        """Make a BatchNorm for `bits`, as that of `near` is."""
+        self.by_bits[str(bits)] = copy.deepcopy(self.by_bits[str(near)])
+
+    def sources(self, kept: str, keys: list[str]) -> dict[str, str] | None:
+        """Return, for every key, where its values are in the state of a module of another kind, with `keys` in a
+        ModuleDict `kept`; without any it is a BatchNorm. None for a state that does not fit."""
+        return None if keys else dict.fromkeys(self.norms(), "")
 
     def forward(self, *args, **kwargs):
         if not torch.compiler.is_compiling():
-            runs_at(self.bit_state, "BitBatchNorm")
-        return self.by_bits[str(self.bit_state.bits)](*args, **kwargs)
+            runs_at(self.bit_state, type(self).__name__)
+        return self.in_use()(*args, **kwargs)
 
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "by_bits" or "by_bits" not in self.__dict__.get("_modules", ()):
+            if self.kept not in self.__dict__.get("_modules", ()):
                 raise
-            return getattr(self.by_bits[str(self.bit_state.bits)], name)
+            return getattr(self.in_use(), name)
 
     def __repr__(self):
-        inner = repr(self.by_bits[str(FLOAT)]).replace("\n", "\n  ")
-        return f"BitBatchNorm(\n  bits={self.bit_state.bits}, one each for {', '.join(self.by_bits)}\n  {inner}\n)"
+        inner = repr(self.norms()[str(FLOAT)]).replace("\n", "\n  ")
+        each = f"bits={self.key()}, one each for {', '.join(self.norms())}"
+        return f"{type(self).__name__}(\n  {each}\n  {inner}\n)"
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -60,18 +85,43 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [inner for inner in module.modules() if isinstance(inner, BATCH_NORMS)]
 
 
-def _read_float_keys(module: BitBatchNorm, state_dict, prefix: str, *others) -> None:
-    """Give, in the copy that load_state_dict makes, the values of a float BatchNorm to every bit-width."""
-    own, inside = list(module.by_bits), f"{prefix}by_bits."
-    found = dict.fromkeys(key[len(inside):].partition(".")[0] for key in state_dict if key.startswith(inside))
-    if found and found.keys() != set(own):
-        *_, errors = others
-        errors.append(f"BitBatchNorm: bit-widths of {prefix.rstrip('.') or 'the BatchNorm'} must be "
-                      f"{', '.join(own)}, got a state with {', '.join(found)}")
-    if found:
+def norms_in_use(model: nn.Module) -> list[nn.Module]:
+    """Return every BatchNorm that a forward of `model` would use now: of several in one place that one."""
+    idle = {norm for module in model.modules() if isinstance(module, BitBatchNorm)
+            for of_others in module.norms().values() if of_others is not module.in_use()
+            for norm in batch_norms(of_others)}
+    return [norm for norm in batch_norms(model) if norm not in idle]
+
+
+def norm_of(name: str) -> str | None:
+    """Return the key of the BatchNorm that an entry of a state_dict belongs to, as '8', '8,4' or '32'; None for an
+    entry that serves all bit-widths."""
+    found = re.search(r"(?:^|\.)(?:by_bits|by_pair)\.([\d,]+)(?:\.|$)", name)
+    return found and found[1]
+
+
+def read_other_keys(module: BitBatchNorm, state_dict, prefix: str, *others) -> None:
+    """Take, in the copy that load_state_dict makes, the values for every key from where `sources` says."""
+    own, inside = list(module.norms()), f"{prefix}{module.kept}."
+    kept, found = next(((kept, keys) for kept in ("by_bits", "by_pair")
+                        if (keys := _keys_inside(state_dict, f"{prefix}{kept}."))), (module.kept, []))
+    if kept == module.kept and set(found) == set(own):
         return
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        value = state_dict.pop(key)
-        for b in own:  # copies: with assign=True they become the Parameters
-            state_dict[f"{inside}{b}.{key[len(prefix):]}"] = (
+    sources = module.sources(kept, found)
+    if sources is None:
+        *_, errors = others
+        errors.append(f"{type(module).__name__}: bit-widths of {prefix.rstrip('.') or 'the BatchNorm'} must be "
+                      f"{', '.join(own)}, got a state with {', '.join(found)}")
+        return
+    given = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    for key, source in sources.items():
+        for name in [name for name in given if name.startswith(source)]:
+            value = given[name]
+            # Copies: with assign=True they become the Parameters.
+            state_dict[f"{inside}{key}.{name[len(source):]}"] = (
                 value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value))
+
+
+def _keys_inside(state_dict, prefix: str) -> list[str]:
+    """Return what follows `prefix` in the names of a state_dict, up to the next dot."""
+    return [*dict.fromkeys(key[len(prefix):].partition(".")[0] for key in state_dict if key.startswith(prefix))]

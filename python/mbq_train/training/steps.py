@@ -33,16 +33,21 @@ class Stepper:
         compile: by torch.compile.
         soft_targets: of self-distillation, or None for the labels.
         penalty: bit-width -> what is added to its loss, or None.
+        configuration: bit-width -> a context that lasts for the step at it, in which layers may have bit-widths of
+            their own; with 'each' alone.
         bank: a WeightBank, or what takes its place, or None.
     """
 
     def __init__(self, model: nn.Module, bits, optimizer: torch.optim.Optimizer, *, schedule: str = "each",
                  clip_norm: float = 0.0, autocast: bool = False, compile: bool = False,
-                 soft_targets: SoftTargets | None = None, penalty=None, bank=None):
+                 soft_targets: SoftTargets | None = None, penalty=None, bank=None, configuration=None):
         self.model, self.bits, self.optimizer = model, tuple(bits), optimizer
         look_up("Stepper", dict.fromkeys(SCHEDULES), schedule, argument="schedule")
         self.schedule, self.clip_norm, self.autocast, self.compile = schedule, clip_norm, autocast, compile
         self.soft_targets, self.penalty, self.bank = soft_targets, penalty, bank
+        self.configuration = configuration
+        if configuration is not None and schedule != "each":
+            raise ValueError(f"Stepper: schedule must be each with a configuration of layers, got {schedule!r}")
         self.forward = torch.compile(model) if compile else model
 
     def __call__(self, *batches: Batch) -> torch.Tensor:
@@ -53,8 +58,13 @@ class Stepper:
         """
         targets = [self.soft_targets.targets(batch) if self.soft_targets else batch.labels for batch in batches]
         work = list(zip(self.bits, *(one_for_each(values, self.bits) for values in (batches, targets)), strict=True))
-        groups = [work] if self.schedule == "accumulate" else [[part] for part in work]
-        return torch.stack([loss for group in groups for loss in self._step_on(group)])
+        if self.schedule == "accumulate":
+            return torch.stack(self._step_on(work))
+        return torch.stack([loss for part in work for loss in self._step_at(part)])
+
+    def _step_at(self, part) -> list[torch.Tensor]:
+        with contextlib.nullcontext() if self.configuration is None else self.configuration(part[0]):
+            return self._step_on([part])
 
     def _step_on(self, group) -> list[torch.Tensor]:
         """Add the gradients of all (bits, batch, targets) in `group` and step once; their losses."""

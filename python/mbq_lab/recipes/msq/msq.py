@@ -4,13 +4,13 @@ import warnings
 
 import torch
 
-from mbq_train._errors import first_line
+from mbq_train.quantize.batch_norm import norm_of
 from mbq_train.quantize.bits import FLOAT
 from mbq_train.quantize.layer_bits import own_layer_bits, set_layer_bits
-from mbq_train.sensitivity import Trace, hessian_traces, perturbations, sensitivities
+from mbq_train.sensitivity import Trace, perturbations, sensitivities
 
 from ...training.recipe import Recipe
-from ...training.traces import float_traces
+from ...training.traces import check_traces, float_traces
 from .bank import LsbBank
 from .pruner import Pruner
 
@@ -42,12 +42,7 @@ class Msq(Recipe):
     def check(self):
         """Measure traces of a few images."""
         if self.options.hessian:
-            batch = next(self.data.test_batches(min(4, self.data.test_size)))
-            try:
-                hessian_traces(self.model, [(batch.images, batch.labels)], probes=2)
-            except Exception as error:  # whatever a network raises that cannot be differentiated twice
-                raise ValueError("train: hessian must be off for a network whose traces cannot be measured, got it on "
-                                 f"({first_line(error)})") from error
+            check_traces(self.model, self.data, "hessian must be off")
 
     def bank(self) -> LsbBank:
         """Return the bank, once the layers' sensitivities are known."""
@@ -78,7 +73,7 @@ class Msq(Recipe):
         """Return bit-widths and compression at the end."""
         weights = {layer.weight for layer in self.lsb_bank.layers.values()}
         others = sum(parameter.numel() for name, parameter in self.model.named_parameters() if parameter not in weights
-                     and "_quantizer." not in name and f".by_bits.{FLOAT}." not in name)
+                     and "_quantizer." not in name and norm_of(name) != str(FLOAT))
         quantized = sum(self.pruner.parameters.values())
         stored = 32 * quantized / self.pruner.compression
         return {"compression": self.pruner.compression, "target_compression": self.pruner.target,
