@@ -12,7 +12,7 @@ from networks import one_thread  # noqa: F401
 import mbq_store
 from mbq_lab import Options, build_model, evaluate_run, load_quantized, search_run, train_run
 from mbq_train import load_quantized as load_network
-from mbq_train import own_layer_bits
+from mbq_train import own_layer_bits, set_bits
 
 LAYERS = [f"blocks.{block}.{layer}" for block in (1, 2) for layer in ("conv1", "conv2", "shortcut.0")]
 LAYERS = ["blocks.0.conv1", "blocks.0.conv2", *LAYERS]
@@ -46,6 +46,7 @@ def test_the_command_searches_tests_trains_and_exports(run, tmp_path):
     network = load_network(run / "search.safetensors", build_model("resnet8", classes=10, in_channels=1,
                                                                    image_size=(8, 8)))
     assert own_layer_bits(network) == best["bits"]
+    set_bits(network, kept["model_bits"])
     with mbq_store.open(store) as opened:
         assert {name: opened.layer(name).bits for name in opened.layers} == best["bits"]
     images = torch.rand(5, 1, 8, 8)

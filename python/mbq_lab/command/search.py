@@ -59,11 +59,10 @@ def search(
                             fine_tune=fine_tune, latency=latency, device=device, observer=observer, **limits)
     written = [run / name for name in (SEARCH, SEARCH_PLOT, SEARCH_NETWORK)]
     with contextlib.ExitStack() as files:  # both are written or none
-        highest = max(result.uniform)
         if store is not None:
-            export_store(result.network, files.enter_context(atomic_path(store)), bits=highest, layout="packed")
+            export_store(result.network, files.enter_context(atomic_path(store)), bits=result.model_bits, layout="packed")
         if onnx is not None:
-            export_onnx(result.network, files.enter_context(atomic_path(onnx)), bits=highest,
+            export_onnx(result.network, files.enter_context(atomic_path(onnx)), bits=result.model_bits,
                         example=torch.zeros(1, *input_shape(run)))
     written += filter(None, (store, onnx))
     show(as_json, {**result.to_json(), "written": written}, allocation_table(result), search_table(result),

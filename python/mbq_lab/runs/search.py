@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mbq_train import (
@@ -19,6 +18,7 @@ from mbq_train import (
     other_allocations,
     pareto_allocations,
     save_checkpoint,
+    set_bits,
     set_layer_bits,
     trace_costs,
 )
@@ -66,10 +66,12 @@ class SearchResult:
     fine_tuned: float | None
     objective: str
     network: nn.Module  # the network at the best allocation
+    model_bits: int  # its bit-width, of norms that follow no quantized layer: the trained one nearest to the mean
 
     def to_json(self) -> dict:
         """Return all of it but the network as a JSON object."""
-        return {"objective": self.objective, "found": [one.to_json() for one in self.found],
+        return {"objective": self.objective, "model_bits": self.model_bits,
+                "found": [one.to_json() for one in self.found],
                 "uniform": {str(b): one.to_json() for b, one in self.uniform.items()},
                 "pareto": [one.to_json() for one in self.pareto], "fine_tuned": self.fine_tuned}
 
@@ -89,8 +91,7 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
         bits: to choose from [those of the run, or 8, 4 and 2 where it has only one].
         solutions: how many different allocations to measure, the best first.
         sweep: at how many mean bit-widths, between the least and the most, to measure the best allocation.
-        fine_tune: epochs of training at the best allocation, at a tenth of the run's learning rate, from the highest
-            bit-width's BatchNorm where each bit-width has its own.
+        fine_tune: epochs of training at the best allocation, at a tenth of the run's learning rate.
         latency: {layer: {bits: seconds}}, or a JSON file of it.
         device: as for `train_run`.
         limits: mean_bits, max_bytes, max_bit_operations, max_latency and input_bits of `allocate`.
@@ -114,9 +115,9 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
     free = {name: value for name, value in given.items() if name in ("operations", "latency", "input_bits")}
     uniform = {b: measure(allocate(costs, sizes, bits=(b,), **free)) for b in choices}
     pareto = [measure(one) for one in _front(costs, sizes, choices, sweep, free)]
-    set_layer_bits(model, found[0].allocation.bits)
-    fine_tuned = _fine_tuned(model, data, options, fine_tune) if fine_tune else None
-    result = SearchResult(found, uniform, pareto, fine_tuned, objective, model)
+    model_bits = _configure(model, found[0].allocation)
+    fine_tuned = _fine_tuned(model, data, options, model_bits, fine_tune) if fine_tune else None
+    result = SearchResult(found, uniform, pareto, fine_tuned, objective, model, model_bits)
     save_checkpoint(folder / SEARCH_NETWORK, model)
     plot_search(folder / SEARCH_PLOT, result)
     save_json(folder / SEARCH, result.to_json())
@@ -150,11 +151,17 @@ def _latency(latency, layers: list[str]) -> dict[str, dict[int, float]] | None:
                               f"..., got an error ({error})") from error
 
 
-@torch.no_grad()
-def _measured(model: nn.Module, data: Data, allocation: Allocation) -> Found:
+def _configure(model: nn.Module, allocation: Allocation) -> int:
+    """Give layers the bit-widths of `allocation`, and the model the trained one nearest to their mean; return it."""
     set_layer_bits(model, allocation.bits)
-    highest = converted_states("search_run", model)[0].trained[0]
-    return Found(allocation, evaluate(model, data, highest))
+    trained = converted_states("search_run", model)[0].trained
+    nearest = min(trained, key=lambda b: abs(b - allocation.mean_bits))
+    set_bits(model, nearest)
+    return nearest
+
+
+def _measured(model: nn.Module, data: Data, allocation: Allocation) -> Found:
+    return Found(allocation, evaluate(model, data, _configure(model, allocation)))
 
 
 def _front(costs, sizes, bits: tuple[int, ...], points: int, options) -> list[Allocation]:
@@ -165,10 +172,9 @@ def _front(costs, sizes, bits: tuple[int, ...], points: int, options) -> list[Al
     return pareto_allocations(costs, sizes, mean_bits=means, bits=bits, **options)
 
 
-def _fine_tuned(model: nn.Module, data: Data, options: Options, epochs: int) -> float:
+def _fine_tuned(model: nn.Module, data: Data, options: Options, bits: int, epochs: int) -> float:
     """Train `model` as it is, at the bit-widths of its layers; return its test accuracy."""
-    highest = converted_states("search_run", model)[0].trained[0]
     gentle = replace(options, learning_rate=_FINE_TUNING_RATE * options.learning_rate, distill=0.0, compile=False,
                      cuda_graph=False, weight_bank=False)
-    Training(model, data, (highest,), gentle, epochs=epochs).run()
-    return evaluate(model, data, highest)
+    Training(model, data, (bits,), gentle, epochs=epochs).run()
+    return evaluate(model, data, bits)

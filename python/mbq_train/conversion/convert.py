@@ -108,8 +108,7 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
     apply_rules(decisions, layers, norms, rules, others)
     for name in layers:
         decisions[name].specs["weights"].check(bits)
-    if batch_norm == "transitional":
-        _find_transitions(decisions, norms, calls)
+    _find_transitions(decisions, norms, calls, batch_norm == "transitional")
     decisions |= {name: Decision("float", why_unsupported(module)) for name, module in modules.items()
                   if name not in decisions and own_parameters(module)}
     return Conversion(model, bits, tuple(_entry(name, modules[name], decisions[name], owners) for name in modules
@@ -187,19 +186,21 @@ def _of_norm(norm, why: str | None, per_bit: bool) -> Decision:
     return Decision("per_bit", "") if per_bit else Decision("float", "batch_norm='shared'")
 
 
-def _find_transitions(decisions: dict[str, Decision], norms, calls: ExampleCalls) -> None:
-    """Decide 'transitional' for the norms of their own for every bit-width that a quantized layer reaches."""
+def _find_transitions(decisions: dict[str, Decision], norms, calls: ExampleCalls, pairs: bool) -> None:
+    """Note which layers the norms of their own for every bit-width go by, of those that a quantized layer reaches; with
+    `pairs` decide 'transitional' for them."""
     layers = {name for name, decision in decisions.items() if name not in norms and decision.action == "quantize"}
     for name in norms:
         if decisions[name].action != "per_bit":
             continue
         if (transition := transition_of(name, calls, layers)) is None:
-            decisions[name].why = "no quantized layer before it"
-        else:
+            decisions[name].why = "no quantized layer before it" if pairs else ""
+            continue
+        decisions[name].specs["transition"] = transition
+        if pairs:
             previous, layer = transition
             decisions[name].decide("transitional", f"of {layer}, " + (f"after {previous}" if previous else
                                                                       "with no quantized layer before"))
-            decisions[name].specs["transition"] = transition
 
 
 def _entry(name: str, module, decision: Decision, owners) -> Entry:
@@ -207,5 +208,5 @@ def _entry(name: str, module, decision: Decision, owners) -> Entry:
     ties = {other for parameter in parameters for other in owners[id(parameter)]} - {name}
     why = f"{decision.why}; shares Parameters with {', '.join(sorted(ties))}" if ties else decision.why
     count = sum({id(parameter): parameter.numel() for parameter in parameters}.values())
-    specs = decision.specs if decision.action in ("quantize", "transitional") else {}
+    specs = decision.specs if decision.action in ("quantize", "per_bit", "transitional") else {}
     return Entry(name, type(module).__name__, count, decision.action, why, module=module, left=decision.left, **specs)

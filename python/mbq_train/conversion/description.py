@@ -18,19 +18,20 @@ def describe(model: nn.Module) -> dict | None:
 
     {"bits": [bit-widths from high to low], "layers": {name: {"weights": spec, "activations": spec}}, "batch_norms":
     [names of those of which every bit-width has its own], "transitions": {name of one for pairs of bit-widths: [name of
-    the layer before or None, name of the layer]}}. None for a float network, for one whose parts were converted by
-    several calls, for one that was deployed, and where a layer is gone that a TransitionalBatchNorm goes by.
+    the layer before or None, name of the layer], of one for every bit-width: [name of the layer]}}. None for a float
+    network, for one whose parts were converted by several calls, for one that was deployed, and where a layer is gone
+    that a BatchNorm goes by.
     """
     states, layers = list(bit_states(model)), converted_layers(model)
     if len(states) != 1 or not layers:
         return None
     norms = {name: module for name, module in model.named_modules() if isinstance(module, BitBatchNorm)}
     try:
-        transitions = {name: list(names_of(norm, layers)) for name, norm in norms.items()
-                       if isinstance(norm, TransitionalBatchNorm)}
+        transitions = {name: names_of(norm, layers) for name, norm in norms.items() if norm.quantizers}
     except KeyError:
         return None
-    return {"bits": list(states[0].trained), "batch_norms": [name for name in norms if name not in transitions],
+    per_bit = [name for name, norm in norms.items() if not isinstance(norm, TransitionalBatchNorm)]
+    return {"bits": list(states[0].trained), "batch_norms": per_bit,
             "transitions": transitions, "layers": {name: _specs(layer) for name, layer in layers.items()}}
 
 
@@ -44,7 +45,7 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
     check_unconverted(model)
     bits, specs, norms, transitions = _read(description)
     modules, entries = dict(model.named_modules()), []
-    for name in (*specs, *norms, *transitions):
+    for name in dict.fromkeys((*specs, *norms, *transitions)):
         module = modules.get(name)
         fits = base_type(module) is not None if name in specs else isinstance(module, BATCH_NORMS)
         why = obstacle(module) if fits else None
@@ -52,7 +53,7 @@ def described_conversion(model: nn.Module, description: dict) -> Conversion:
             what = "layer to convert" if name in specs else "BatchNorm"
             got = "none" if module is None else type(module).__name__ + (f": {why}" if why else "")
             raise ValueError(f"described_conversion: model must have a {what} at {name!r}, got {got}")
-        action = "quantize" if name in specs else "transitional" if name in transitions else "per_bit"
+        action = "quantize" if name in specs else "per_bit" if name in norms else "transitional"
         quantized = specs[name]._asdict() if name in specs else {"transition": transitions.get(name)}
         entries.append(Entry(name, type(module).__name__, 0, action, "as described", module=module, **quantized))
     return Conversion(model, bits, tuple(entries), "as described")
@@ -75,9 +76,9 @@ def _read(description: dict) -> tuple[tuple[int, ...], dict[str, Specs], tuple[s
             weights.check_use("weights")
             activations.check_use("activations")
             weights.check(bits)
-        transitions = {name: (previous, layer) for name, (previous, layer) in
+        norms = tuple(dict.fromkeys(description["batch_norms"]))
+        transitions = {name: ((None, *names) if name in norms else tuple(names)) for name, names in
                        description.get("transitions", {}).items()}  # versions before had none
-        norms = tuple(name for name in dict.fromkeys(description["batch_norms"]) if name not in transitions)
         for previous, layer in transitions.values():
             if layer not in specs or previous not in (None, *specs):
                 raise ValueError(f"transitions must name layers, got {previous!r} and {layer!r}")

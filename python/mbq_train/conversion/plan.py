@@ -11,7 +11,7 @@ from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import BitState, bit_states
 from ..quantize.specs import ActivationSpec, WeightSpec
 from .supported import SUPPORTED, base_type, own_parameters, quant_types, weights
-from .transitions import Transition, transitional
+from .transitions import Transition, follow_layer, transitional
 
 _SHOWN = 3  # entries, in a message
 COLUMNS = ("module", "type", "parameters", "action", "why")
@@ -23,8 +23,8 @@ class Entry:
 
     action: 'quantize', 'per_bit' (a BatchNorm for every bit-width), 'transitional' (for every pair of bit-widths) or
     'float'; parameters: how many elements its Parameters have; weights, activations: what quantizes it; transition: of
-    a transitional BatchNorm, see `transition_of`; left: it stays in float, or shared by all bit-widths, though its type
-    is supported and neither keep_float nor a rule says so.
+    a BatchNorm of either kind, see `transition_of`; left: it stays in float, or shared by all bit-widths, though its
+    type is supported and neither keep_float nor a rule says so.
     """
 
     name: str
@@ -102,6 +102,9 @@ class Conversion:
         state = BitState(self.bits)
         new = {entry.module: _converted(entry, state) for entry in self.entries if entry.action != "float"}
         layers = {entry.name: new[entry.module] for entry in self.entries if entry.action == "quantize"}
+        for entry in self.entries:
+            if entry.action == "per_bit":
+                follow_layer(new[entry.module], entry.transition, layers)
         new |= {entry.module: transitional(new[entry.module], entry.transition, layers) for entry in self.entries
                 if entry.action == "transitional"}
         replace_modules(self.model, new)

@@ -28,17 +28,22 @@ def transitional(norm: BitBatchNorm, transition: Transition, layers: Mapping[str
     return TransitionalBatchNorm(norm, previous, layer)
 
 
+def follow_layer(norm: BitBatchNorm, transition: Transition | None, layers: Mapping[str, nn.Module]) -> None:
+    """Have `norm` go by the bit-width of the layer in `transition`, unless bit-widths of that are no trained ones."""
+    if transition is not None and (quantizer := bits_from(layers[transition[1]])).sets_inputs:
+        norm.go_by(quantizer)
+
+
 def bits_from(layer: nn.Module) -> BaseWeightQuantizer:
     """Return what says the bit-width of a converted layer's outputs: the weight quantizer, of an attention's last
     projection."""
     return (layer.out_proj if isinstance(layer, QuantMultiheadAttention) else layer).weight_quantizer
 
 
-def names_of(norm: TransitionalBatchNorm, layers: Mapping[str, nn.Module]) -> Transition:
-    """Return the names of the two `layers` that `norm` goes by. Raises KeyError for one that is not among them."""
+def names_of(norm: BitBatchNorm, layers: Mapping[str, nn.Module]) -> list[str | None]:
+    """Return the names of the `layers` that `norm` goes by. Raises KeyError for one that is not among them."""
     names = {None: None} | {bits_from(layer): name for name, layer in layers.items()}
-    previous, layer = (names[quantizer] for quantizer in norm.quantizers)
-    return previous, layer
+    return [names[quantizer] for quantizer in norm.quantizers]
 
 
 def converted_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from ..conversion.plan import replace_modules
+from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
-from ..quantize.transitional_batch_norm import TransitionalBatchNorm
 from .stored_weight import LAYOUTS
 from .switched_layers import SwitchedConv1d, SwitchedConv2d, SwitchedLinear, Workspace
 
@@ -55,7 +55,7 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
     stored = {layer: _STORED[type(layer)].from_quantized(layer, layout=layout, workspace=workspace) for layer in layers}
     replace_modules(model, stored)
     for module in model.modules():
-        if isinstance(module, TransitionalBatchNorm):
+        if isinstance(module, BitBatchNorm):
             module.follow({layer.weight_quantizer: stored[layer] for layer in layers})
     model = stored.get(model, model)
     _offer_all_bits(model, stored.values())

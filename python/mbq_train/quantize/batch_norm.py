@@ -2,11 +2,13 @@
 
 import copy
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from .bits import FLOAT, BitState
+from .bits import FLOAT, MAX_BITS, BitState
+from .own_bits import OwnBits
 from .recomputation import runs_at
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # of BatchNorm1d, 2d, 3d, SyncBatchNorm and everybody's subclasses
@@ -18,8 +20,9 @@ class BitBatchNorm(nn.Module):
     """One BatchNorm per trained bit-width plus the float one; each forward uses that of the bit-width in use.
 
     The activations of a layer have another mean and variance at every bit-width; one set of running statistics fits
-    none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). torch.compile compiles once per
-    bit-width, here as in the quantizers. Attributes that it has not are those of the BatchNorm in use.
+    none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). Where the layer whose outputs are normalised has a
+    bit-width of its own (`set_layer_bits`), it is the BatchNorm of that one. torch.compile compiles once per bit-width,
+    here as in the quantizers. Attributes that it has not are those of the BatchNorm in use.
 
     load_state_dict takes the keys of the BatchNorm as well, for every bit-width; what else has other bit-widths than
     this one is refused.
@@ -38,7 +41,17 @@ class BitBatchNorm(nn.Module):
         self.by_bits = nn.ModuleDict({str(b): copy.deepcopy(batch_norm) for b in bit_state.trained})
         self.by_bits[str(FLOAT)] = batch_norm
         self.training = batch_norm.training
+        self.quantizers = ()
         self.register_load_state_dict_pre_hook(read_other_keys)
+
+    def go_by(self, *quantizers: OwnBits | None) -> None:
+        """Use the BatchNorm of the bit-widths of `quantizers`, the last of them that of the layer whose outputs are
+        normalised; None stands for the model's bit-width."""
+        self.quantizers = quantizers  # a tuple: they are modules of their layers, and not of this one
+
+    def follow(self, new: Mapping[OwnBits, OwnBits]) -> None:
+        """Go by new[part] in the place of each `part` of a layer that has said a bit-width so far."""
+        self.quantizers = tuple(new.get(part, part) for part in self.quantizers)
 
     def norms(self) -> nn.ModuleDict:
         """Return the BatchNorms by what each is for."""
@@ -46,7 +59,10 @@ class BitBatchNorm(nn.Module):
 
     def key(self) -> str:
         """Return what the BatchNorm in use is kept under."""
-        return str(self.bit_state.bits)
+        in_use = self.bit_state.bits
+        if in_use == FLOAT or not self.quantizers:
+            return str(in_use)
+        return ",".join(_text(in_use if quantizer is None else quantizer.bits) for quantizer in self.quantizers)
 
     def in_use(self) -> nn.Module:
         """Return the BatchNorm that a forward would use now."""
@@ -78,6 +94,11 @@ class BitBatchNorm(nn.Module):
         inner = repr(self.norms()[str(FLOAT)]).replace("\n", "\n  ")
         each = f"bits={self.key()}, one each for {', '.join(self.norms())}"
         return f"{type(self).__name__}(\n  {each}\n  {inner}\n)"
+
+
+def _text(bits: int) -> str:
+    """Return a bit-width as text: to torch.compile it is a number that may change until it is compared."""
+    return next(str(b) for b in range(1, MAX_BITS + 1) if b == bits)
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:

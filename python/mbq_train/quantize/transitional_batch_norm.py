@@ -1,14 +1,13 @@
 """BatchNorm with statistics and an affine map of its own for every pair of bit-widths of two layers in a row."""
 
 import copy
-from collections.abc import Mapping
 from itertools import product
 
 import torch
 from torch import nn
 
 from .batch_norm import BitBatchNorm, read_other_keys
-from .bits import FLOAT, MAX_BITS
+from .bits import FLOAT
 from .own_bits import OwnBits
 
 
@@ -39,7 +38,7 @@ class TransitionalBatchNorm(BitBatchNorm):
     def __init__(self, norm: BitBatchNorm, previous: OwnBits | None, layer: OwnBits):
         nn.Module.__init__(self)
         self.bit_state = norm.bit_state
-        self.quantizers = (previous, layer)  # a tuple: they are modules of their layers, and not of this one
+        self.go_by(previous, layer)
         by_bits = norm.by_bits
         self.by_pair = nn.ModuleDict({
             _pair(before, bits): by_bits[str(bits)] if before == bits else copy.deepcopy(by_bits[str(bits)])
@@ -47,12 +46,6 @@ class TransitionalBatchNorm(BitBatchNorm):
         self.by_pair[str(FLOAT)] = by_bits[str(FLOAT)]
         self.training = norm.training
         self.register_load_state_dict_pre_hook(read_other_keys)
-
-    def key(self) -> str:
-        in_use = self.bit_state.bits
-        if in_use == FLOAT:
-            return str(FLOAT)
-        return _pair(*(in_use if quantizer is None else quantizer.bits for quantizer in self.quantizers))
 
     def in_use(self) -> nn.Module:
         key = self.key()
@@ -77,10 +70,6 @@ class TransitionalBatchNorm(BitBatchNorm):
             if bits and before != bits:
                 norm.load_state_dict(self.by_pair[f"{bits},{bits}"].state_dict())
 
-    def follow(self, new: Mapping[OwnBits, OwnBits]) -> None:
-        """Go by new[part] in the place of each `part` of a layer that has said a bit-width so far."""
-        self.quantizers = tuple(new.get(part, part) for part in self.quantizers)
-
     def sources(self, kept: str, keys: list[str]) -> dict[str, str] | None:
         """Return for every pair the place of the layer's bit-width in the state of a BitBatchNorm."""
         if kept == self.kept or not keys:
@@ -99,10 +88,5 @@ def spread_batch_norms(model: nn.Module) -> None:
             module.spread()
 
 
-def _pair(before, bits) -> str:
-    return f"{_text(before)},{_text(bits)}"
-
-
-def _text(bits: int) -> str:
-    """Return a bit-width as text: to torch.compile it is a number that may change until it is compared."""
-    return next(str(b) for b in range(1, MAX_BITS + 1) if b == bits)
+def _pair(before: int, bits: int) -> str:
+    return f"{before},{bits}"
