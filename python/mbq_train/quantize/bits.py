@@ -149,7 +149,7 @@ def converted_states(function: str, model: nn.Module) -> list[BitState]:
 
 def bit_states(model: nn.Module) -> list[BitState]:
     """Return every distinct BitState in `model`: one per call of `convert`, none for a float network."""
-    states = (getattr(module, "bit_state", None) for module in model.modules())
+    states = (vars(module).get("bit_state") for module in model.modules())  # getattr takes thrice the time
     return list({id(state): state for state in states if isinstance(state, BitState)}.values())
 
 

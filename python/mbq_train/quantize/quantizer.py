@@ -188,7 +188,7 @@ def quantizers(model: nn.Module) -> list[Quantizer]:
 
 def weight_quantizer_of(layer: nn.Module) -> BaseWeightQuantizer | None:
     """Return what quantizes the weight of a converted layer; None for any other module."""
-    quantizer = getattr(layer, "weight_quantizer", None)
+    quantizer = layer._modules.get("weight_quantizer")  # getattr takes thrice the time
     return quantizer if isinstance(quantizer, BaseWeightQuantizer) else None
 
 
