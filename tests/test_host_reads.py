@@ -1,0 +1,57 @@
+"""No training step reads a tensor's values: on a GPU the host would wait, each time, for all that is to be done."""
+
+import copy
+
+import pytest
+import torch
+from accelerated_networks import FAMILIES, made, step_of
+from host_reads import HostRead, no_host_reads
+from manifest import ENTRIES, MANIFEST
+from networks import encoder_network, one_thread, small_network  # noqa: F401 - a fixture
+from test_train_saved import WEIGHTS
+from torch import nn
+
+from mbq_kernels._library import ops
+from mbq_train import Float, accelerate, convert, recompute_quantized, set_bits
+
+
+@pytest.mark.parametrize("read", [
+    torch.Tensor.item, torch.Tensor.tolist, bool, float, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero,
+    lambda x: torch.equal(x, x), lambda x: torch.ones(1)[x[None] > 0], lambda x: [0, 1][x.int()],
+    lambda x: torch.where(x[None] > 0)],
+    ids=["item", "tolist", "bool", "float", "cpu", "numpy", "nonzero", "equal", "mask", "index", "where"])
+def test_every_read_is_refused(read):
+    with pytest.raises(HostRead), no_host_reads():
+        read(torch.ones(()))
+
+
+@pytest.mark.parametrize("op", [op for op in ops() if op in MANIFEST])
+def test_ops(op):
+    inputs = MANIFEST[op].data.make("cpu")
+    with no_host_reads():
+        out = MANIFEST[op].call(*inputs)
+        if MANIFEST[op].differentiable:
+            out.sum().backward()
+
+
+def train(model, x, bits):
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    for b in bits:
+        set_bits(model, b)
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activations", [None, Float()], ids=["quantized inputs", "float inputs"])
+@pytest.mark.parametrize("weights", WEIGHTS, ids=repr)
+@pytest.mark.filterwarnings("ignore:.*inputs are negative")
+def test_converted_networks(weights, activations, recompute):
+    for network, x in ((small_network(), torch.rand(4, 1, 8, 8)), (encoder_network(), torch.randn(4, 5, 8))):
+        model = convert(network, (4, 2), example=x, keep_float=(), weights=weights, activations=activations)
+        recompute_quantized(model, recompute)
+        train(model, x, (4, 2))
+        with no_host_reads():
+            train(model, x, (4, 2, 32))
