@@ -9,6 +9,7 @@ sees in a step, and summed. Smallest of turns, one thread, all in one process; t
 
 import argparse
 import copy
+import functools
 import sys
 import time
 import warnings
@@ -80,8 +81,8 @@ def line_of(name: str, rows: int, seconds: float) -> list[str]:
     passes += [pass_of(module, given) for module, given in zip(parts, calls.values(), strict=True)]
     times = smallest(passes, seconds / len(calls))
     quantizers = [sum(times[first:first + len(calls)]) for first in range(0, len(times), len(calls))]
-    steps = smallest([lambda step=step_of(model): step(rows) for model in (original, ours, compiled, plain(rows, DEPTH))],
-                     seconds)
+    models = original, ours, compiled, plain(rows, DEPTH)
+    steps = smallest([functools.partial(step_of(model), rows) for model in models], seconds)
     return [f"{name} ({len(calls)})", *(_cells([1e6 * value for value in quantizers], 0)),
             *_cells([1e3 * value for value in steps], 2)]
 

@@ -1,18 +1,17 @@
 """No training step reads a tensor's values: on a GPU the host would wait, each time, for all that is to be done."""
 
-import copy
-
 import pytest
 import torch
 from accelerated_networks import FAMILIES, made, step_of
-from host_reads import HostRead, no_host_reads
-from manifest import ENTRIES, MANIFEST
+from host_reads import HostRead, as_on_a_gpu, no_host_reads
+from manifest import MANIFEST
 from networks import encoder_network, one_thread, small_network  # noqa: F401 - a fixture
 from test_train_saved import WEIGHTS
-from torch import nn
+from torch.ao.quantization import disable_observer
 
 from mbq_kernels._library import ops
 from mbq_train import Float, accelerate, convert, recompute_quantized, set_bits
+from mbq_train.drop_in.torch_ao.observer import is_on
 
 
 @pytest.mark.parametrize("read", [
@@ -55,3 +54,39 @@ def test_converted_networks(weights, activations, recompute):
         train(model, x, (4, 2))
         with no_host_reads():
             train(model, x, (4, 2, 32))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_accelerated_networks(name):
+    """Observers of torch.ao read extremes themselves: those are off, as in the last part of a training."""
+    model = made(name)
+    assert accelerate(model).replaced
+    step = step_of(model)
+    with as_on_a_gpu():
+        step(), step()
+        model.apply(disable_observer)
+        step()
+    with no_host_reads() as kernels:
+        step()
+    assert len(kernels) >= 4 or name == "torch.ao-fused"  # which is torch's operator on a GPU
+
+
+class Switch(torch.Tensor):
+    """On another device, as far as it says; counts reads."""
+
+    is_cpu, reads = False, 0
+
+    def item(self):
+        Switch.reads += 1
+        return torch.Tensor.item(self)
+
+
+def test_switches_are_read_again_after_writes_alone():
+    switch = torch.ones(1, dtype=torch.uint8).as_subclass(Switch)
+    found = []
+    for value in (None, None, 0, None, 1, 1, None):
+        if value is not None:
+            switch[0] = value
+        found.append((is_on(switch), Switch.reads))
+    assert found == [(True, 1), (True, 1), (False, 2), (False, 2), (True, 3), (True, 4), (True, 4)]
