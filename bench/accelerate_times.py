@@ -32,7 +32,9 @@ HEAD = ("family", "quantizers, us: original", "accelerated", "compiled", "step, 
 
 
 def smallest(calls: list[Callable], seconds: float) -> list[float]:
-    """Return the seconds of the fastest call of each, in turns."""
+    """Return the seconds of the fastest call of each, in turns, after three that compile what must be compiled."""
+    for call in calls * 3:
+        call()
     best, end = [float("inf")] * len(calls), time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end:
         for index, call in enumerate(calls):
@@ -57,14 +59,13 @@ def recorded(model: nn.Module, names: set[str], rows: int) -> dict[str, tuple]:
 
 
 def pass_of(module: nn.Module, given: tuple) -> Callable[[], None]:
-    """Return a forward and backward of `module`, after the first two."""
+    """Return a forward and backward of `module`."""
     leaves = [value for value in (*given, *module.parameters())
               if isinstance(value, torch.Tensor) and value.requires_grad]
 
     def call():
         out = module(*given)
         torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
-    call(), call()
     return call
 
 
