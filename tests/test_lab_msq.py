@@ -24,7 +24,8 @@ from mbq_lab.runs.sensitivity import sensitivity_of_run
 from mbq_lab.training import traces
 from mbq_lab.training.loop import Training
 from mbq_train import RoundClamp, convert
-from mbq_train.quantize.round_clamp import own_layer_bits, round_clamp_layers
+from mbq_train.quantize.layer_bits import own_layer_bits
+from mbq_train.quantize.round_clamp import round_clamp_layers
 from mbq_train.training.divergence import TrainingError
 
 

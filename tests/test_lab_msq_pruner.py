@@ -12,7 +12,8 @@ from mbq_lab.recipes.msq.bank import LsbBank
 from mbq_lab.recipes.msq.pruner import Pruner
 from mbq_lab.training import traces
 from mbq_lab.training.loop import Training
-from mbq_train.quantize.round_clamp import round_clamp_layers, set_layer_bits
+from mbq_train.quantize.layer_bits import set_layer_bits
+from mbq_train.quantize.round_clamp import round_clamp_layers
 from mbq_train.sensitivity import Trace
 
 

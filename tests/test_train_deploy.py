@@ -46,6 +46,7 @@ def test_holds_a_byte_a_weight():
         assert model is stored and not [p for p in stored.parameters() if p.dim() > 0 and p.numel() > 1]
         rest = sum(t.numel() * t.element_size() for q in stored.modules() if hasattr(q, "is_signed")
                    for t in (*q.parameters(), *q.buffers()))
+        rest += sum(layer.layer_bits.nbytes for layer in stored.modules() if hasattr(layer, "weight_shape"))
         held = sum(t.numel() * t.element_size() for t in (*stored.parameters(), *stored.buffers()))
         padding = sum(-torch.Size(layer.weight_shape[1:]).numel() % 8 * layer.weight_shape[0] for layer in
                       stored.modules() if hasattr(layer, "weight_shape") and layout == "planes")

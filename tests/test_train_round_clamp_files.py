@@ -8,7 +8,8 @@ from round_clamp_networks import network, widest
 
 import mbq_store
 from mbq_train import DoubleRounding, RoundClamp, convert, export_onnx, export_store, initialise
-from mbq_train.quantize.round_clamp import FORMS, own_layer_bits, set_layer_bits
+from mbq_train.quantize.layer_bits import own_layer_bits, set_layer_bits
+from mbq_train.quantize.round_clamp import FORMS
 
 
 @pytest.fixture

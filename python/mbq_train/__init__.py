@@ -15,10 +15,11 @@ from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, at_bits, get_bits, set_bits
 from .quantize.double_rounding import DoubleRounding, DoubleRoundingQuantizer
+from .quantize.layer_bits import own_layer_bits, set_layer_bits
 from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .quantize.learned import ActivationQuantizer, Learned, WeightQuantizer
 from .quantize.quantizer import BaseWeightQuantizer, Codes, Quantizer
-from .quantize.round_clamp import RoundClamp, RoundClampQuantizer, own_layer_bits, set_layer_bits
+from .quantize.round_clamp import RoundClamp, RoundClampQuantizer
 from .quantize.saved import recompute_quantized
 from .quantize.scales import clamp_scales, drop_idle_gradients, initialise, scales
 from .quantize.specs import ActivationSpec, Float, WeightSpec

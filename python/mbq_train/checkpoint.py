@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ._packages import required
 from .conversion.description import describe, described_conversion
 from .files import atomic_path
-from .quantize.quantizer import Quantizer
+from .quantize.own_bits import OwnBits
 
 
 class CheckpointError(ValueError):
@@ -119,11 +119,11 @@ def _contents(function: str, path) -> tuple[dict, dict[str, torch.Tensor], dict[
 
 
 def _check_fit(function: str, path, tensors: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """Raise CheckpointError unless `tensors` are those of `model`, without what earlier versions kept, taken out here.
+    """Raise CheckpointError unless `tensors`, those of an earlier version brought up to this one, are those of `model`.
     """
     for prefix, module in model.named_modules():
-        if isinstance(module, Quantizer):
-            module.drop_obsolete(tensors, f"{prefix}." if prefix else "")
+        if isinstance(module, OwnBits):
+            module.update_state(tensors, f"{prefix}." if prefix else "", torch.zeros(()))
     own = model.state_dict()
     for kind, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
         if names:

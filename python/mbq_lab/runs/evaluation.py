@@ -10,7 +10,7 @@ from mbq_train.checkpoint import load_checkpoint
 from mbq_train.quantize.adaptation import adapt_bn
 from mbq_train.quantize.add_bits import add_bits
 from mbq_train.quantize.bits import FLOAT, check_bit_widths
-from mbq_train.quantize.round_clamp import own_layer_bits
+from mbq_train.quantize.layer_bits import own_layer_bits
 
 from ..training.accuracy import evaluate
 from .devices import check_device

@@ -17,8 +17,9 @@ def deploy(model: nn.Module, *, layout: str = "codes") -> nn.Module:
 
     Afterwards `set_bits` chooses among the trained bit-widths and those that `add_bits` adds, before or after; among
     all from 2 to the highest where only weights were quantized and BatchNorm is shared. 32 is an error at the next
-    call. Weights are what they were in training, bit for bit; sums of linear layers are in another order. Activation
-    quantizers, BatchNorm and layers left in float stay as they are. The codes cannot be trained on.
+    call. Layers keep the bit-width that `set_layer_bits` gave, and it can give others afterwards. Weights are what they
+    were in training, bit for bit; sums of linear layers are in another order. Activation quantizers, BatchNorm and
+    layers left in float stay as they are. The codes cannot be trained on.
 
     Args:
         model: what `convert` returned, trained with DoubleRoundingQuantizer.

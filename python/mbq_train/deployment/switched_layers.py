@@ -8,6 +8,7 @@ from torch import nn
 
 from mbq_kernels import switched_linear
 
+from ..quantize.own_bits import OwnBits
 from .stored_weight import dequantize, store_weight
 
 MANY_ROWS = 256  # of an input, from which on a dequantized weight is cheaper than reading the codes for every few rows
@@ -37,14 +38,18 @@ class Workspace:
         return {"memory": None}
 
 
-class _SwitchedLayer(nn.Module):
-    """What the stored layers share: the store, and how it is made from a layer with a DoubleRoundingQuantizer."""
+class _SwitchedLayer(OwnBits):
+    """What the stored layers share: the store, and how it is made from a layer with a DoubleRoundingQuantizer.
+
+    They compute at the bit-width of their BitState, or at their own (`set_layer_bits`).
+    """
 
     kept = ()  # attributes of the trained layer that its forward needs
 
     @classmethod
     def from_quantized(cls, layer: nn.Module, *, layout: str = "codes", workspace: Workspace | None = None):
-        """Return the stored form of `layer`, which computes at the bit-width of the same BitState.
+        """Return the stored form of `layer`, which computes at the bit-width of the same BitState, or at the layer's
+        own.
 
         Args:
             layer: QuantLinear, QuantConv1d or QuantConv2d whose weight quantizer has `stored`, `high_bits` and
@@ -55,11 +60,11 @@ class _SwitchedLayer(nn.Module):
         quantizer = layer.weight_quantizer
         quantizer.check_initialised([quantizer.high_bits])
         weight, scale, *_ = quantizer.stored(layer.weight_by_channel(), quantizer.high_bits)
-        stored = cls()
+        stored = cls(quantizer.bit_state, layer_name=quantizer.layer_name)
         stored.set_weight(weight, scale, layer.bias, high_bits=quantizer.high_bits, rounding=quantizer.rounding,
                           layout=layout)
-        stored.bit_state, stored.input_quantizer = quantizer.bit_state, layer.input_quantizer
-        stored.layer_name, stored.workspace = quantizer.layer_name, workspace or Workspace()
+        stored.layer_bits = quantizer.layer_bits.clone()
+        stored.input_quantizer, stored.workspace = layer.input_quantizer, workspace or Workspace()
         for name in cls.kept:
             setattr(stored, name, getattr(layer, name))
         return stored.train(layer.training)
@@ -80,9 +85,15 @@ class _SwitchedLayer(nn.Module):
             self.scale = scale.to(self.scale.device)
         return self
 
-    def bits(self) -> int:
+    def check_own_bits(self, bits: int) -> None:
+        """Raise ValueError unless the codes hold `bits` bits."""
+        if not 2 <= bits <= self.high_bits:
+            raise ValueError(f"set_layer_bits: bits of {self.layer_name} must be between 2 and {self.high_bits}, which "
+                             f"its codes have, got {bits}")
+
+    def bits_in_use(self) -> int:
         """Return the bit-width in use; ValueError for 32."""
-        bits = self.bit_state.bits
+        bits = self.bit_state.bits if self.bit_state.bits > self.high_bits else self.bits
         if bits > self.high_bits:
             raise ValueError(f"{self.layer_name}: bits must be between 2 and {self.high_bits}, got {bits}: "
                              "a deployed network keeps no other weights than the codes")
@@ -107,7 +118,7 @@ class SwitchedLinear(_SwitchedLayer):
     """
 
     def forward(self, x):
-        x, bits = self.input_quantizer(x), self.bits()
+        x, bits = self.input_quantizer(x), self.bits_in_use()
         if not torch.compiler.is_exporting() and math.prod(x.shape[:-1]) > MANY_ROWS:
             return F.linear(x, self.weight_at(bits, x), None if self.bias is None else self.bias.to(x.dtype))
         return switched_linear(x, self.store, self.scale, self.bias, high_bits=self.high_bits, bits=bits,
@@ -120,7 +131,7 @@ class _SwitchedConv(_SwitchedLayer):
     def forward(self, x):
         x = self.input_quantizer(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self.conv_forward(self, x, self.weight_at(self.bits(), x), bias)
+        return self.conv_forward(self, x, self.weight_at(self.bits_in_use(), x), bias)
 
 
 class SwitchedConv1d(_SwitchedConv):

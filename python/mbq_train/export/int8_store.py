@@ -13,7 +13,8 @@ from .._names import look_up
 from .._packages import required
 from ..checkpoint import check_storable
 from ..quantize.bits import bit_states
-from ..quantize.round_clamp import own_layer_bits
+from ..quantize.layer_bits import own_layer_bits
+from ..quantize.quantizer import BaseWeightQuantizer
 from .quantized_layers import quantized_layers
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
     """Write the codes of every quantized weight of `model`, their scales, and the float rest to `path`.
 
     Layers trained with double rounding are stored at their highest bit-width and can be switched to any lower one; the
-    bit-widths of other quantizers have codes of their own, of which one is stored: that which `set_layer_bits` gave, or
-    `bits`. A weight correction is folded into scale and offset. Codes of round-clamp are signed and have no offset,
-    except at 1 bit, where they are 0 and 1; in its sign-magnitude form a layer of n bits has codes of n + 1.
+    bit-widths of other quantizers have codes of their own, of which one is stored, `bits`. A layer with a bit-width of
+    its own, by `set_layer_bits`, is stored at that one alone, whatever its quantizer. A weight correction is folded
+    into scale and offset. Codes of round-clamp are signed and have no offset, except at 1 bit, where they are 0 and 1;
+    in its sign-magnitude form a layer of n bits has codes of n + 1.
 
     Args:
         model: what `convert` returned, with first values for all scales.
@@ -60,17 +62,21 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
               if not any(name == key or name.startswith(f"{key}.") for key in inside)}
     trained = set.intersection(*(set(state.trained) for state in bit_states(model)))
     if own_layer_bits(model):
-        trained = {layer.weight_quantizer.own_bits or bits for layer in layers.values()}
+        trained = {layer.weight_quantizer.stored_bits(bits) for layer in layers.values()}
     stores.write(path, data, others, rounding=_rounding(layers), trained_bits=sorted(trained, reverse=True),
                     metadata=metadata)
 
 
 def _rounding(layers: dict[str, nn.Module]) -> str:
     """Return that of all layers with double rounding: a store has one."""
-    found = {layer.weight_quantizer.rounding for layer in layers.values() if layer.weight_quantizer.switchable}
+    found = {layer.weight_quantizer.rounding for layer in layers.values() if _switchable(layer.weight_quantizer)}
     if len(found) > 1:
         raise ValueError(f"export_store: model must have one rounding in all layers, got {', '.join(sorted(found))}")
     return found.pop() if found else "half_even"
+
+
+def _switchable(quantizer: BaseWeightQuantizer) -> bool:
+    return quantizer.switchable and not quantizer.own_bits
 
 
 def _layer_data(stores: ModuleType, name: str, layer: nn.Module, bits: int | None,
@@ -80,14 +86,14 @@ def _layer_data(stores: ModuleType, name: str, layer: nn.Module, bits: int | Non
     if bits not in (*trained, quantizer.own_bits) or bits is None:
         raise ValueError(f"export_store: bits must be one of {', '.join(map(str, trained))}, at which {name} was "
                          f"trained, got {bits}")
-    if quantizer.switchable and layout == "packed":
+    if _switchable(quantizer) and layout == "packed":
         raise ValueError(f"export_store: layout must be codes or planes for {name}, which can be switched, got packed; "
                          "mbq switch packs one bit-width of it")
     codes, scale, offset = quantizer.store_codes(layer.weight_by_channel(), bits)
     bits = quantizer.code_bits(bits)
     data = stores.LayerData(name, codes.cpu().contiguous().numpy(), scale.cpu().numpy(),
                             None if offset is None else offset.cpu().numpy(), bits=bits,
-                            signed=codes.dtype == torch.int8, switchable=quantizer.switchable,
+                            signed=codes.dtype == torch.int8, switchable=_switchable(quantizer),
                             module=type(layer).__name__)
     return replace(data, layout=stores.format.compact_layout(data.described(), bits) if layout == "packed" else layout)
 

@@ -26,7 +26,7 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     set_bits(model, bits)
     every, of_inputs = quantizers(model), {layer.input_quantizer for layer in layers}
     for quantizer in every:
-        quantizer.check_initialised([bits])
+        quantizer.check_initialised([quantizer.bits])
     rounded = {quantizer: _RoundedInput(quantizer) for quantizer in every if quantizer in of_inputs}
     for layer in layers:
         quantizer = layer.weight_quantizer

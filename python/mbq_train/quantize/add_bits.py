@@ -47,6 +47,8 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         state.trained = tuple(sorted({*trained, *new}, reverse=True))
         for quantizer, b in added:
             _interpolate(quantizer, b, trained)
+        for quantizer in own:
+            quantizer.look_again()  # at new scales, and at positions among the trained bit-widths that have changed
         for module in model.modules():
             if isinstance(module, BitBatchNorm) and module.bit_state is state:
                 for b in new:

@@ -73,7 +73,7 @@ class AnyPrecisionWeight(BaseWeightQuantizer):
         self.correction = correction
 
     def options(self):
-        return {"bits": self.bit_state.bits, "correction": self.correction}
+        return {"bits": self.bits, "correction": self.correction}
 
     def _quantize(self, weight):
         if self.bit_state.bits == FLOAT:
@@ -107,7 +107,7 @@ class AnyPrecisionActivation(Quantizer):
         self.looked = False  # for negative inputs
 
     def options(self):
-        return {"bits": self.bit_state.bits, "signed": False}
+        return {"bits": self.bits, "signed": False}
 
     def grid(self, bits: int):
         """Raise ValueError: these inputs are not exported."""
@@ -127,7 +127,7 @@ class AnyPrecisionActivation(Quantizer):
         """Return the step between two values at the bit-width in use. It is computed each time, because nothing fills a
         buffer outside the state dict after to_empty() or on the meta device."""
         half = torch.full((), 0.5, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        return _step(half, self.bit_state.bits)
+        return _step(half, self.bits)
 
 
 @dataclass(frozen=True)

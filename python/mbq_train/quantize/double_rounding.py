@@ -70,7 +70,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         return []
 
     def options(self) -> dict:
-        return {**self._common(), "bits": self.bit_state.bits}
+        return {**self._common(), "bits": self.bits}
 
     def current(self) -> tuple[torch.Tensor, ...]:
         """Return (scale in units,), the same at all bit-widths."""
@@ -92,20 +92,27 @@ class DoubleRoundingQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def codes(self, weight: torch.Tensor, bits: int) -> Codes:
-        """Return the codes of the highest bit-width, rounded again to `bits` bits. Raises as WeightQuantizer, and
-        ValueError with a weight correction."""
+        """Return the codes of the highest bit-width, rounded again to `bits` bits, or to the layer's own. Raises as
+        WeightQuantizer, and ValueError with a weight correction."""
         if self.correction:
             raise ValueError(f"export: {self.layer_name} must have no weight correction, which differs between "
                              "bit-widths and codes that are rounded twice do not have, got it on; convert without "
                              "correction, or with Learned() weights")
-        codes, scale, _ = super().codes(weight, self.high_bits)
+        self.check_initialised([self.high_bits])
+        bits = self.bits_at(bits)
+        x, scale, *_ = self.stored(weight, self.high_bits)
+        codes = mbq_kernels.quantize_codes(x, scale, bits=self.high_bits, axis=0)
         if bits < self.high_bits:
             codes = mbq_kernels.switch_bits(codes, from_bits=self.high_bits, to_bits=bits, rounding=self.rounding)
-        return Codes(codes, scale * 2.0 ** (self.high_bits - bits), None)
+        return Codes(codes, scale.float() * 2.0 ** (self.high_bits - bits), None)
 
     def stored_bits(self, bits: int | None) -> int:
-        """Return the highest bit-width, which all others are read from."""
-        return self.high_bits
+        """Return the highest bit-width, which all others are read from, or the layer's own."""
+        return self.own_bits or self.high_bits
+
+    def check_own_bits(self, bits: int) -> None:
+        """Raise ValueError unless the codes hold `bits` bits."""
+        self._check(f"set_layer_bits: {self.layer_name}", (bits,), self.high_bits)
 
     @staticmethod
     def quantize_all(quantizers, weights, bits) -> list:

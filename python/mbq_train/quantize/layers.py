@@ -9,7 +9,7 @@ from torch import nn
 
 from .bits import BitState
 from .learned import Learned
-from .quantizer import weight_quantizer_of
+from .quantizer import Quantizer, weight_quantizer_of
 from .recomputation import runs_at
 from .saved import can_recompute, product
 from .specs import ActivationSpec, WeightSpec
@@ -48,6 +48,9 @@ class _QuantLayer:
         layer.input_quantizer = layer.specs.activations.input_quantizer(bit_state, like=source.weight,
                                                                         layer_name=layer_name)
         layer.weight_quantizer = weights.weight_quantizer(bit_state, layer.weight_by_channel(), layer_name=layer_name)
+        for quantizer in (layer.input_quantizer, layer.weight_quantizer):
+            if isinstance(quantizer, Quantizer):
+                quantizer.layer_bits = quantizer.layer_bits.to(source.weight.device)
         layer.register_load_state_dict_pre_hook(_keep_quantizers)
         return layer.train(source.training)
 

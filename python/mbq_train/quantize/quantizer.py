@@ -8,7 +8,7 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState
-from .flags import captured, version
+from .own_bits import OwnBits
 
 
 class Codes(NamedTuple):
@@ -22,7 +22,7 @@ class Codes(NamedTuple):
     offset: torch.Tensor | None
 
 
-class Quantizer(nn.Module):
+class Quantizer(OwnBits):
     """Quantize a tensor at the bit-width in use; at 32 bits return it as it is.
 
     A subclass names the kernel and its arguments, `current` and `options`, or overrides `_quantize`. Nothing is learned
@@ -32,25 +32,18 @@ class Quantizer(nn.Module):
         bit_state: the model's.
         signed: code range; None: not decided yet.
         layer_name: what error messages call the layer.
-        own_bits: compute at this bit-width, whatever the model's; None: at the model's.
+        own_bits: compute at this bit-width, whatever the model's; None: at the model's, or what `set_layer_bits` gave.
     """
 
     axis: int | None = None
     correction = False  # whether channels get back the mean and deviation that they have in float
     switchable = False  # whether the codes of the highest bit-width are all that lower ones need
     kernel = staticmethod(mbq_kernels.fake_quantize)
-    _watched: str | None = None  # the buffer that Python keeps a copy of
     _obsolete = ("initialised", "is_signed", "scale_units.rows", "scale_floors.rows")  # in states of earlier versions
 
     def __init__(self, bit_state: BitState, *, signed: bool | None, layer_name: str, own_bits: int | None = None):
-        super().__init__()
-        self.bit_state, self.layer_name, self.own_bits = bit_state, layer_name, own_bits
-        self._signed, self._seen = signed, (None, 0)
-        self.register_load_state_dict_pre_hook(_drop_obsolete)
-        self.register_load_state_dict_post_hook(_look_again)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_seen": (None, 0)}  # a copy reads its own flags
+        super().__init__(bit_state, layer_name=layer_name, fixed_bits=own_bits)
+        self._signed = signed
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"  # without a line for each Parameter
@@ -62,14 +55,9 @@ class Quantizer(nn.Module):
         return ", ".join([f"bits={bits}", signs, "per tensor" if self.axis is None else f"axis={self.axis}"])
 
     @property
-    def bits(self) -> int:
-        """Return the bit-width that the quantizer computes at: its own, or the one in use."""
-        return self.own_bits or self.bit_state.bits
-
-    @property
     def signed(self) -> bool | None:
         """Return whether codes are signed; None until the first batch has decided it."""
-        self._look()
+        self.look()
         return self._signed
 
     @property
@@ -83,7 +71,7 @@ class Quantizer(nn.Module):
 
     def kept_at(self, bits: int) -> int:
         """Return the bit-width under which the parameters that serve `bits` are kept."""
-        return self.own_bits or bits
+        return self.fixed_bits or bits
 
     def learned(self) -> list[nn.ParameterDict]:
         """Return what is learned: Parameters by bit-width."""
@@ -116,23 +104,8 @@ class Quantizer(nn.Module):
         """Return the keyword arguments of the kernel that say what is computed."""
         return {"bits": self.bits}
 
-    def _look(self) -> None:
-        """Read the flags again where their tensor was replaced or written to; never while a graph is captured."""
-        if self._watched is None or torch.compiler.is_compiling():
-            return
-        flags, (seen, writes) = self._buffers[self._watched], self._seen
-        if flags is seen and writes == version(flags):
-            return
-        if flags.is_meta or captured(flags):
-            return
-        self._seen = flags, version(flags)
-        self._read()
-
-    def _read(self) -> None:
-        """Read the values that Python keeps of the buffers."""
-
-    def drop_obsolete(self, state: dict, prefix: str) -> None:
-        """Take out of a state, in place, what earlier versions kept in quantizers of this kind."""
+    def update_state(self, state: dict, prefix: str, layer_bits: torch.Tensor) -> None:
+        super().update_state(state, prefix, layer_bits)
         for name in self._obsolete:
             state.pop(prefix + name, None)
 
@@ -142,6 +115,7 @@ class BaseWeightQuantizer(Quantizer):
 
     axis = 0
     rounding: str | None = None  # of the codes, where they are switchable
+    sets_inputs = True  # whether `set_layer_bits` gives the layer's input the bit-width of the weight
 
     def hold(self, values: dict[int, torch.Tensor]) -> None:
         """Have the coming forwards return `values`, {bits: quantized weight}, until `bit_state.held` is emptied."""
@@ -179,11 +153,12 @@ class BaseWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def codes(self, weight: torch.Tensor, bits: int) -> Codes:
-        """Return the codes of `weight` (C, ...) at `bits` bits, with the weight correction folded into the scale and
-        the offset.
+        """Return the codes of `weight` (C, ...) at `bits` bits, or at the layer's own bit-width, with the weight
+        correction folded into the scale and the offset.
 
         Raises RuntimeError where the scale has no value yet, ValueError where no store can hold the codes.
         """
+        bits = self.bits_at(bits)
         self.check_initialised([bits])
         x, scale, offset, signed = self.stored(weight, bits)
         options = {"bits": bits, "signed": signed, "axis": 0 if scale.dim() else None}
@@ -198,12 +173,12 @@ class BaseWeightQuantizer(Quantizer):
         return self.codes(weight, bits)
 
     def stored_bits(self, bits: int | None) -> int | None:
-        """Return the bit-width that a store of `bits` keeps of this layer."""
-        return bits
+        """Return the bit-width that a store of `bits` keeps of this layer: its own where it has one."""
+        return self.own_bits or bits
 
     def code_bits(self, bits: int) -> int:
         """Return the bit-width of the integers that `codes` gives."""
-        return bits
+        return self.bits_at(bits)
 
 
 def quantizers(model: nn.Module) -> list[Quantizer]:
@@ -223,11 +198,3 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
         return None
     return torch.get_autocast_dtype(device)
-
-
-def _look_again(quantizer, incompatible_keys) -> None:
-    quantizer._look()  # now: compiled graphs do not
-
-
-def _drop_obsolete(quantizer, state_dict, prefix, *others) -> None:
-    quantizer.drop_obsolete(state_dict, prefix)

@@ -11,7 +11,6 @@ from torch import nn
 import mbq_kernels
 
 from .bits import FLOAT, BitState, check_bit_widths
-from .flags import one_of_all
 from .quantizer import BaseWeightQuantizer, Codes, autocast_dtype, weight_quantizer_of
 from .saved import remember
 from .specs import WeightSpec, option
@@ -47,31 +46,12 @@ class RoundClampQuantizer(BaseWeightQuantizer):
     """
 
     kernel = staticmethod(round_clamp)
-    _watched = "layer_bits"
+    sets_inputs = False  # the bit-widths are those of weights
 
     def __init__(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str = "layer",
                  normalise: str = "max", form: str = "offset"):
         super().__init__(bit_state, signed=True, layer_name=layer_name)
         self.normalise, self.form = normalise, form
-        # Floating point, because averages of models average their buffers too; 0: none.
-        self.register_buffer("layer_bits", torch.zeros((), device=weight.device))
-
-    @property
-    def own_bits(self) -> int | None:
-        """Return the layer's own bit-width, None where it has none."""
-        self._look()
-        return self._own_bits
-
-    @own_bits.setter
-    def own_bits(self, bits: int | None) -> None:
-        self._own_bits = bits
-
-    def _read(self) -> None:
-        bits, = one_of_all(self.layer_name, self.layer_bits.reshape(1))
-        if bits != int(bits):
-            raise RuntimeError(f"{self.layer_name}: layer_bits must be an integer, got {bits:g}, as of an average over "
-                               "a training that changed it")
-        self._own_bits = int(bits) or None
 
     def add(self, bit_widths) -> list[int]:
         """Return nothing; raise ValueError where the layer has a bit-width of its own."""
@@ -80,10 +60,9 @@ class RoundClampQuantizer(BaseWeightQuantizer):
                              f"{self.own_bits}, got {', '.join(map(str, bit_widths))}")
         return []
 
-    def set_own_bits(self, bits: int) -> None:
-        """Compute at `bits` bits from now on, whatever the model's bit-width; at 32 stay in float."""
-        self.layer_bits.fill_(bits)
-        self._look()  # now: compiled graphs do not
+    def check_own_bits(self, bits: int) -> None:
+        """Raise ValueError unless bits is in 1..8: nothing is kept of a bit-width."""
+        check_bit_widths("set_layer_bits", (bits,))
 
     def normalised(self, weight: torch.Tensor) -> torch.Tensor:
         """Return what is quantized: the weight or its tanh."""
@@ -91,11 +70,7 @@ class RoundClampQuantizer(BaseWeightQuantizer):
 
     def code_bits(self, bits: int) -> int:
         """Return how many bits signed codes at `bits` bits take: one more where the sign is kept apart."""
-        return (self.own_bits or bits) + (self.form == "sign-magnitude")
-
-    def stored_bits(self, bits: int | None) -> int | None:
-        """Return the layer's own bit-width where it has one."""
-        return self.own_bits or bits
+        return self.bits_at(bits) + (self.form == "sign-magnitude")
 
     @torch.no_grad()
     def codes(self, weight: torch.Tensor, bits: int) -> Codes:
@@ -103,7 +78,7 @@ class RoundClampQuantizer(BaseWeightQuantizer):
 
         Raises ValueError at 8 bits in the sign-magnitude form, whose codes, to 255, int8 does not hold.
         """
-        bits = self.stored_bits(bits)
+        bits = self.bits_at(bits)
         if self.code_bits(bits) > 8:
             raise ValueError(f"{self.layer_name}: bits must be at most 7 to store codes of the form 'sign-magnitude', "
                              f"because int8 holds no larger ones, got {bits}")
@@ -134,30 +109,6 @@ class RoundClampQuantizer(BaseWeightQuantizer):
 
     def _value(self, weight, *, bits: int, dtype: torch.dtype) -> torch.Tensor:
         return round_clamp(self.normalised(weight), bits=bits, form=self.form).to(dtype)
-
-
-def set_layer_bits(model: nn.Module, bits: dict[str, int]) -> None:
-    """Give layers of `model` a weight bit-width of their own, whatever `set_bits` says; at 32 bits they stay in float.
-
-    Args:
-        model: what `convert` returned with RoundClamp weights, or a module that contains it.
-        bits: 1..8, by the name of the layer in `model`.
-
-    Raises TypeError, ValueError for a name that is no such layer and a bit-width out of range; nothing is changed then.
-    """
-    layers = round_clamp_layers(model)
-    for name, b in bits.items():
-        if name not in layers:
-            raise ValueError(f"set_layer_bits: bits must name layers with a RoundClampQuantizer, got {name!r}")
-        check_bit_widths("set_layer_bits", (b,))
-    for name, b in bits.items():
-        layers[name].weight_quantizer.set_own_bits(b)
-
-
-def own_layer_bits(model: nn.Module) -> dict[str, int]:
-    """Return what `set_layer_bits` has given to layers of `model`, by their names."""
-    own = {name: layer.weight_quantizer.own_bits for name, layer in round_clamp_layers(model).items()}
-    return {name: bits for name, bits in own.items() if bits}
 
 
 def round_clamp_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -8,7 +8,7 @@ from torch import nn
 from .. import distributed
 from .bits import FLOAT, BitState, code_range
 from .data_parallel import averaged
-from .flags import captured, one_of_all, version
+from .flags import captured, one_of_all
 from .quantizer import Quantizer, autocast_dtype
 from .units import STEPS_OF_FIRST, Rows, least_scale
 
@@ -19,12 +19,9 @@ class ScaledQuantizer(Quantizer):
     The scales are Parameters from construction, so that an optimizer built at any time sees them; they are NaN until
     the first training batch at their bit-width, of all processes where there are several, gives them their values in
     place. A scale is `scales[b] * scale_units[b]`, at least `scale_floors[b]`: see `units`.
-
-    What a copy, an average or load_state_dict writes to the buffers counts from the next forward on: the flags are
-    read from `initialised` whenever its tensor was replaced or written to.
     """
 
-    _watched = "initialised"
+    _watched = {**Quantizer._watched, "initialised": "_read"}
     _obsolete = ()
 
     def __init__(self, bit_state: BitState, shape, *, signed: bool | None, layer_name: str, like: torch.Tensor,
@@ -52,7 +49,7 @@ class ScaledQuantizer(Quantizer):
     @property
     def missing(self) -> set[int]:
         """Return the bit-widths whose scales have no first values yet."""
-        self._look()
+        self.look()
         return self._missing
 
     def kept(self) -> list[int]:
@@ -72,7 +69,7 @@ class ScaledQuantizer(Quantizer):
 
     def add(self, bit_widths) -> list[int]:
         """Make parameters for more bit-widths, which the caller must fill; return the bit-widths that have got some."""
-        if self.own_bits:
+        if self.fixed_bits:
             return []
         for parameters in self.learned():
             for b in bit_widths:
@@ -86,7 +83,7 @@ class ScaledQuantizer(Quantizer):
     def _quantize(self, x):
         if self.bit_state.bits == FLOAT:
             return x
-        self._look()
+        self.look()
         if self._missing or self._spoiled:
             self._initialise(x.detach())
         return self.kernel(x, *self.current(), **self.options(), grad_factor=self._grad_factor(x),
@@ -117,8 +114,8 @@ class ScaledQuantizer(Quantizer):
         if torch.compiler.is_compiling() and len(self.scales) > 1:
             rows = tensors.rows if isinstance(tensors, Rows) else torch.stack(
                 [tensors[str(b)] for b in self.bit_state.trained])
-            return rows[self.bit_state.index]
-        return tensors[str(self.kept_at(self.bit_state.bits))]
+            return rows[self.index]
+        return tensors[str(self.kept_at(self.bits))]
 
     def _grad_factor(self, x) -> float | None:
         return None  # the kernel's own: 1 / sqrt(N hi)
@@ -154,7 +151,7 @@ class ScaledQuantizer(Quantizer):
     @torch.compiler.disable
     @torch.no_grad()
     def _initialise(self, x) -> None:
-        bits = self.kept_at(self.bit_state.bits)
+        bits = self.kept_at(self.bits)
         if bits not in self._missing | self._spoiled:
             return
         if not captured(x):
@@ -176,7 +173,7 @@ class ScaledQuantizer(Quantizer):
         self.start(bits, scale, offset)
         self.initialised[self.kept().index(bits)] = 1
         self._missing.discard(bits)
-        self._seen = self.initialised, version(self.initialised)
+        self.saw("initialised")
 
     @torch.no_grad()
     def start(self, bits: int, scale: torch.Tensor, offset: torch.Tensor | None = None) -> None:

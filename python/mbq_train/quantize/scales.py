@@ -8,6 +8,7 @@ from torch import nn
 
 from .batch_norm import batch_norms
 from .bits import in_mode, same_random_numbers, set_bits
+from .layer_bits import without_layer_bits
 from .quantizer import quantizers
 
 
@@ -38,7 +39,7 @@ def drop_idle_gradients(model: nn.Module, used: Iterable[int]) -> None:
     A compiled model gives them zeros, and an optimizer with momentum would move them. Call it before the step.
     """
     for quantizer in quantizers(model):
-        kept = {str(quantizer.kept_at(b)) for b in used}
+        kept = {str(quantizer.kept_at(quantizer.bits_at(b))) for b in used}
         for parameters in quantizer.learned():
             for bits, parameter in parameters.items():
                 if bits not in kept:
@@ -60,7 +61,7 @@ def initialise(model: nn.Module, *batch: Any, **named: Any) -> None:
     others = [buffer for buffer in model.buffers() if id(buffer) not in own]
     before = [buffer.clone() for buffer in others]
     try:
-        with same_random_numbers(model), in_mode(model, training=True):
+        with same_random_numbers(model), in_mode(model, training=True), without_layer_bits(model):
             for bits in sorted(missing, reverse=True):
                 set_bits(model, bits)
                 _forward(model, batch, named)

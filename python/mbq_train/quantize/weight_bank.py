@@ -42,11 +42,12 @@ class WeightBank:
     def fill(self) -> None:
         """Quantize every weight at every bit-width, for the forwards that follow.
 
-        Layers whose scales have no first values yet are left to quantize for themselves when they are called.
+        Layers whose scales have no first values yet, or that have a bit-width of their own, are left to quantize for
+        themselves when they are called.
         """
         for every in self.groups:
             group = {quantizer: layer.weight_by_channel() for quantizer, layer in every.items()
-                     if not quantizer.missing}
+                     if not quantizer.missing and not quantizer.own_bits}
             if not group:
                 continue
             outs = next(iter(group)).quantize_all(list(group), list(group.values()), self.bits)

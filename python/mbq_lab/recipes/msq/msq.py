@@ -6,7 +6,7 @@ import torch
 
 from mbq_train._errors import first_line
 from mbq_train.quantize.bits import FLOAT
-from mbq_train.quantize.round_clamp import own_layer_bits, set_layer_bits
+from mbq_train.quantize.layer_bits import own_layer_bits, set_layer_bits
 from mbq_train.sensitivity import Trace, hessian_traces, perturbations, sensitivities
 
 from ...training.recipe import Recipe
