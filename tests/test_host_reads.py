@@ -10,8 +10,9 @@ from test_train_saved import WEIGHTS
 from torch.ao.quantization import disable_observer
 
 from mbq_kernels._library import ops
-from mbq_train import Float, accelerate, convert, recompute_quantized, set_bits
+from mbq_train import Float, accelerate, convert, recompute_quantized, set_bits, set_layer_bits
 from mbq_train.drop_in.torch_ao.observer import is_on
+from mbq_train.quantize.layers import weight_layers
 
 
 @pytest.mark.parametrize("read", [
@@ -51,6 +52,7 @@ def test_converted_networks(weights, activations, recompute):
     for network, x in ((small_network(), torch.rand(4, 1, 8, 8)), (encoder_network(), torch.randn(4, 5, 8))):
         model = convert(network, (4, 2), example=x, keep_float=(), weights=weights, activations=activations)
         recompute_quantized(model, recompute)
+        set_layer_bits(model, {next(iter(weight_layers(model))): 2})
         train(model, x, (4, 2))
         with no_host_reads():
             train(model, x, (4, 2, 32))
