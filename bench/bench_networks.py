@@ -21,6 +21,7 @@ from harness import wanted
 from rivals import BREVITAS, COMPILED, EAGER
 from step_rows import Way, measure_steps
 from targets import UNQUANTIZED
+from torch import nn
 
 from mbq_lab.models import Decoder, build_model
 from mbq_lab.models.vision_transformer import VisionTransformer
@@ -52,7 +53,7 @@ SIZES = {  # small, default, full
 }
 
 
-def network(name: str, size: Size) -> torch.nn.Module:
+def network(name: str, size: Size) -> nn.Module:
     """Return the float network, of the same weights in every call."""
     torch.manual_seed(0)
     images = dict(classes=1000, in_channels=3, image_size=(size.side, size.side))
@@ -72,7 +73,7 @@ def batch_of(name: str, size: Size, device: str) -> tuple[torch.Tensor, torch.Te
     return torch.randn(shape, **make), torch.randint(1000, shape[:1], **make)
 
 
-def step_of(model: torch.nn.Module, inputs: torch.Tensor, target: torch.Tensor) -> Callable:
+def step_of(model: nn.Module, inputs: torch.Tensor, target: torch.Tensor) -> Callable:
     """Return a step of SGD, which gives the loss."""
     with torch.no_grad():
         model.eval()(inputs[:1])  # what a library makes at its first call belongs to the optimizer too
@@ -88,25 +89,30 @@ def step_of(model: torch.nn.Module, inputs: torch.Tensor, target: torch.Tensor) 
     return step
 
 
-def ways_of(name: str, size: Size, inputs, target) -> dict[str, Way]:
-    """Return ours, no quantization, everybody else's on the layers of ours, and those again after accelerate."""
+def networks_of(make: Callable[[], nn.Module], inputs, **options) -> dict[str, Callable[[], nn.Module]]:
+    """Return how to make ours, `make()` itself, everybody else's on the layers of ours, and those again after
+    accelerate; options: convert's."""
     def ours():
         with warnings.catch_warnings():  # of layers that stay in float
             warnings.simplefilter("ignore")
-            return convert(network(name, size).to(inputs.device), (BITS,), example=inputs)
+            return convert(make(), (BITS,), example=inputs, **options)
 
     layers = rivals.quantized_layers(ours())
-    ways = {OURS: Way(lambda: step_of(ours(), inputs, target)),
-            UNQUANTIZED: Way(lambda: step_of(network(name, size).to(inputs.device), inputs, target))}
+    found = {OURS: ours, UNQUANTIZED: make}
     for rival, quantize in OTHERS.items():
-        ways[rival] = Way(lambda quantize=quantize: step_of(
-            quantize(network(name, size).to(inputs.device), layers), inputs, target),
-            differs="" if rival in (EAGER, COMPILED) else "another quantizer")
+        found[rival] = lambda quantize=quantize: quantize(make(), layers)
     for mine, rival in ACCELERATED.items():
-        ways[mine] = Way(lambda rival=rival: step_of(
-            rivals.accelerated(OTHERS[rival], network(name, size).to(inputs.device), layers), inputs, target))
-    return {way: value for way, value in ways.items()
+        found[mine] = lambda rival=rival: rivals.accelerated(OTHERS[rival], make(), layers)
+    return {way: value for way, value in found.items()
             if wanted(way) and wanted(ACCELERATED.get(way, way)) or way == UNQUANTIZED}
+
+
+def ways_of(name: str, size: Size, inputs, target) -> dict[str, Way]:
+    """Return the ways to take the step: networks_of, on the device of inputs."""
+    networks = networks_of(lambda: network(name, size).to(inputs.device), inputs)
+    same = (OURS, UNQUANTIZED, EAGER, COMPILED, *ACCELERATED)
+    return {way: Way(lambda make=make: step_of(make(), inputs, target),
+                     differs="" if way in same else "another quantizer") for way, make in networks.items()}
 
 
 def checked(name: str, losses: dict) -> str:

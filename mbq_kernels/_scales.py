@@ -27,6 +27,25 @@ def factors_of(op: str, grad_factor, channels: int):
     return grad_factor, None
 
 
+def outside(grad_factor, *parameters) -> tuple:
+    """Return (what the operator multiplies gradients by, the parameters, whose gradients are multiplied by the rest).
+
+    In a graph of torch.compile that is all of it: the operator takes a number, and would have a factor that comes from
+    sizes be one, so that every size of x had a graph of its own.
+    """
+    if grad_factor is None or not torch.compiler.is_compiling() or grad_factor == 1.0:
+        return grad_factor, *parameters
+    return 1.0, *(_multiplied(parameter, grad_factor) for parameter in parameters)
+
+
+def _multiplied(parameter: torch.Tensor | None, factor):
+    """Return the parameter exactly, with its gradient multiplied by factor."""
+    if parameter is None or not parameter.is_floating_point():
+        return parameter
+    product = parameter * factor
+    return parameter.detach() + (product - product.detach())
+
+
 def matched(op: str, names: tuple[str, str], given, scale, shift):
     """Return a scale and a shift that are checked, one that was `given` as a number in the shape of the other."""
     if scale.numel() != shift.numel():

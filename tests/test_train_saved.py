@@ -98,39 +98,3 @@ def test_refuses_what_is_no_flag():
         recompute_quantized(converted()[0], 1)
     with pytest.raises(ValueError, match="recompute_quantized: model must hold layers made by convert"):
         recompute_quantized(nn.Linear(2, 2), True)
-
-
-def saved_bytes(out, model):
-    """Return the bytes of the storages that the graph of `out` keeps beside those of the model."""
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    nodes, seen, found = [out.grad_fn], set(), {}
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [function for function, _ in node.next_functions]
-        tensors = list(getattr(node, "saved_tensors", ()))
-        for name in dir(node):
-            if name.startswith("_raw_saved"):
-                packed = getattr(getattr(node, name), "data", None)
-                if type(packed).__name__ != "_Again":
-                    tensors.append(getattr(packed, "_tensor", getattr(node, name.removeprefix("_raw"), None)))
-        for tensor in tensors:
-            if isinstance(tensor, torch.Tensor):
-                found[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-    return sum(size for storage, size in found.items() if storage not in own)
-
-
-@pytest.mark.parametrize("make, shape, kept, again", [
-    (lambda: nn.Linear(256, 256), (512, 256), 1310720, 524288),  # x, x_hat, w_hat; x
-    (lambda: nn.Conv2d(32, 32, 3), (4, 32, 16, 16), 299008, 131072),
-], ids=["linear", "conv"])
-def test_saved_bytes(make, shape, kept, again):
-    x = torch.randn(shape)
-    model = convert(nn.Sequential(make()), (4,), example=x, keep_float=())
-    found = []
-    for on in (False, True):
-        recompute_quantized(model, on)
-        found.append(saved_bytes(model(x.clone().requires_grad_()), model))
-    assert found == [kept, again] and again <= 0.65 * kept

@@ -5,7 +5,7 @@ import torch
 from .. import _checks as check
 from .._library import define
 from .._per_channel import filled
-from .._scales import factor_of, grouped, matched
+from .._scales import factor_of, grouped, matched, outside
 from ..reference.quant_math import bounds, default_grad_factor
 from ._affine import FakeQuantizeAffine, affine_form
 from ._function import BackwardFunction, apply
@@ -140,6 +140,7 @@ def fake_quantize(x, scale, offset=None, *, bits, signed=True, narrow=False, axi
         _check_narrow(bits, signed, offset, scale_unit, scale_floor, out_dtype not in (None, x.dtype))
         out = _narrow(rows, scale, bits, axis, grad_factor)
     else:
+        grad_factor, scale, offset = outside(grad_factor, scale, offset)
         options = (bits, signed, axis, grad_factor, out_dtype)
         out = apply(FakeQuantize, rows, scale, offset, scale_unit, scale_floor, options)
     return out if group_size is None else out.reshape(x.shape)
@@ -159,5 +160,6 @@ def _narrow(x, scale, bits, axis, grad_factor):
     hi = 2 ** (bits - 1) - 1
     if grad_factor is None:
         grad_factor = default_grad_factor(x.numel() // max(scale.numel(), 1), hi)
+    grad_factor, scale = outside(grad_factor, scale)
     options = (-hi, hi, axis, grad_factor, affine_form(divide=True, by_position=True))
     return apply(FakeQuantizeAffine, x, scale, torch.zeros_like(scale), options)

@@ -4,7 +4,7 @@ import torch
 
 from .. import _checks as check
 from .._per_channel import filled
-from .._scales import factor_of, grouped, matched
+from .._scales import factor_of, grouped, matched, outside
 from ._affine import NAME, FakeQuantizeAffine, affine_form, check_range
 from ._function import apply
 
@@ -83,7 +83,7 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     check_range(NAME, quant_min, quant_max)
     if grad_factor is None:
         raise TypeError(f"{NAME}: grad_factor must be a number, got None")
-    factor = float(factor_of(NAME, grad_factor, x, quant_max))
+    factor = factor_of(NAME, grad_factor, x, quant_max)
     form = _form(quotient, zero_point_form, mask, grad_product)
     rows = x
     if group_size is not None:
@@ -95,7 +95,8 @@ def fake_quantize_affine(x, scale, zero_point, *, quant_min, quant_max, axis=Non
     zero_point = _zero_point(zero_point, rows, axis, quant_min, quant_max)
     scale, zero_point = matched(NAME, ("scale", "zero_point"), given, scale, zero_point)
     axis = None if scale.numel() == 1 else axis
-    out = apply(FakeQuantizeAffine, rows, scale, zero_point, (quant_min, quant_max, axis, factor, form))
+    factor, scale, zero_point = outside(factor, scale, zero_point)
+    out = apply(FakeQuantizeAffine, rows, scale, zero_point, (quant_min, quant_max, axis, float(factor), form))
     return out if group_size is None else out.reshape(x.shape)
 
 

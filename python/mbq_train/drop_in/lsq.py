@@ -79,7 +79,7 @@ def _forward(module, x):
     if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32 or not is_set(
             module, plan.settings):
         return original_forward(module, x)
-    if plan.ready and module.training and not is_ready(module):
+    if plan.ready and module.training and (torch.compiler.is_compiling() or not is_ready(module)):
         return original_forward(module, x)
     try:
         return plan.form(x, scale)

@@ -186,5 +186,7 @@ def _supported(module: nn.Module, plan: Plan, x: torch.Tensor) -> bool:
     taken = [tensor for part, tensor in ((plan.weight_scaled, weight), (plan.input_scaled, x)) if part is not None]
     if weight.dtype != torch.float32 or not any(worthwhile(tensor, FEWEST) for tensor in taken):
         return False
-    return is_set(module, plan.settings) and (not (plan.ready and module.training) or is_ready(module))
+    if plan.ready and module.training and (torch.compiler.is_compiling() or not is_ready(module)):
+        return False
+    return is_set(module, plan.settings)
 

@@ -8,6 +8,7 @@ from .arithmetic import quantize_affine, worthwhile
 from .observer import is_on, keep, observe
 
 
+@torch.compiler.disable  # as torch does not trace the originals
 def fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Observe X, and fake-quantize it with the scale and zero point that this gives, as far as both are enabled."""
     if not worthwhile(X):

@@ -10,6 +10,7 @@ from .observer import channel_extremes, is_on
 FEWEST = 12288  # elements: torch's operator, which still runs, has a fixed cost of its own
 
 
+@torch.compiler.disable  # as torch does not trace the originals
 def fused_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Observe X by its extremes and fake-quantize it.
 

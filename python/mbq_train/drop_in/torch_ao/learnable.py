@@ -13,6 +13,7 @@ _CHANNELS = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
 
 
+@torch.compiler.disable  # as torch does not trace the originals
 def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Take scale and zero point from the observer or keep scale above eps, and fake-quantize X with them."""
     if not _supports(module, X):
@@ -22,10 +23,11 @@ def learnable_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
         module.scale.data.copy_(scale)
         module.zero_point.data.copy_(zero_point)
     else:
-        module.scale.data.clamp_(min=module.eps.item())
+        module.scale.data.clamp_(min=module.eps)  # by a number a GPU would have to be asked for
     return _quantized(module, X) if is_on(module.fake_quant_enabled) else X
 
 
+@torch.compiler.disable  # as torch does not trace the originals
 def pt2e_fake_quantize(module: nn.Module, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the original's name
     """Take scale and zero point from the observer, or make them on the first call, and fake-quantize X with them."""
     if not _supports(module, X):

@@ -13,11 +13,13 @@ import sys
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _PER_TENSOR = ("MinMaxObserver", "MovingAverageMinMaxObserver")
 _PER_CHANNEL = ("PerChannelMinMaxObserver", "MovingAveragePerChannelMinMaxObserver")
 _PACKAGES = ("torch.ao.quantization.observer", "torchao.quantization.pt2e.observer")
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+_switches = WeakTensorKeyDictionary()  # of tensors on GPUs: how often they were written to, and whether they are on
 
 
 def observe(observer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[float, int]:
@@ -47,8 +49,15 @@ def keep(buffer: torch.Tensor, value: torch.Tensor | float) -> None:
 
 
 def is_on(switch: torch.Tensor) -> bool:
-    """Return what `switch[0] == 1` says, in a quarter of the time."""
-    return switch.item() == 1
+    """Return what `switch[0] == 1` says. A GPU is asked again after writes alone, because that waits for all that it
+    has to do."""
+    if switch.is_cpu or torch.compiler.is_compiling() or switch.is_inference():
+        return switch.item() == 1
+    writes, on = _switches.get(switch, (None, False))
+    if writes != switch._version:
+        on = switch.item() == 1
+        _switches[switch] = switch._version, on
+    return on
 
 
 def channel_extremes(x: torch.Tensor, axis: int) -> torch.Tensor:
