@@ -66,6 +66,16 @@ def test_a_supernet_in_a_loop_of_ones_own():
     assert names["step"] == 8 and not mbq_train.own_layer_bits(names["model"])
 
 
+def test_bit_widths_of_layers_within_limits():
+    (code,) = (text for language, text in blocks("Which layer gets which bit-width: `allocate`") if language == "python")
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
+    model = mbq_train.convert(small_network(), (8, 4, 2), example=batches[0][0])
+    names = {**vars(mbq_train), "model": model, "images": batches[0][0], "batches": batches}
+    exec(code, names)
+    assert mbq_train.own_layer_bits(model) == names["found"].bits and names["found"].mean_bits <= 4
+
+
 def test_replace_slow_fake_quantization(capsys):
     (language, text), = blocks("Replace slow fake-quantization in a model you have")
     names = {}

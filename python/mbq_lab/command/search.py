@@ -60,7 +60,8 @@ def search(
     written = [run / name for name in (SEARCH, SEARCH_PLOT, SEARCH_NETWORK)]
     with contextlib.ExitStack() as files:  # both are written or none
         if store is not None:
-            export_store(result.network, files.enter_context(atomic_path(store)), bits=result.model_bits, layout="packed")
+            export_store(result.network, files.enter_context(atomic_path(store)), bits=result.model_bits,
+                         layout="packed")
         if onnx is not None:
             export_onnx(result.network, files.enter_context(atomic_path(onnx)), bits=result.model_bits,
                         example=torch.zeros(1, *input_shape(run)))
