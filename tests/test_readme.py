@@ -67,7 +67,7 @@ def test_a_supernet_in_a_loop_of_ones_own():
 
 
 def test_bit_widths_of_layers_within_limits():
-    (code,) = (text for language, text in blocks("Which layer gets which bit-width: `allocate`") if language == "python")
+    code, = (text for language, text in blocks("Which layer gets which bit-width: `allocate`") if language == "python")
     torch.manual_seed(0)
     batches = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
     model = mbq_train.convert(small_network(), (8, 4, 2), example=batches[0][0])
