@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import mbq_kernels
-from mbq_train import WeightBank, at_bits, convert, initialise, set_bits
+from mbq_train import WeightBank, at_bits, convert, initialise, set_bits, set_layer_bits
 
 BITS = (8, 2)
 
@@ -41,7 +42,7 @@ RUNS = {
 }
 
 
-def gradients(run, *, bank=False, first_values=True, **options):
+def gradients(run, *, bank=False, first_values=True, own=MappingProxyType({}), **options):
     """Gradients by name of the summed losses of both bit-widths, whose backward comes when both forwards are over."""
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     model = convert(network(), BITS, **specs(**options))
@@ -53,6 +54,7 @@ def gradients(run, *, bank=False, first_values=True, **options):
     loss = 0
     for bits in BITS:
         set_bits(model, bits)
+        set_layer_bits(model, own.get(bits, {}))
         loss = loss + run(model, x.clone().requires_grad_()).square().mean()
     loss.backward()
     if bank:
@@ -83,6 +85,20 @@ def test_gradients_are_those_without_checkpoints(name, quantizer, bank):
     options = {"quantizer": quantizer, "bank": bank}
     expected, got = gradients(plainly(name), **options), gradients(RUNS[name], **options)
     assert expected.keys() == got.keys()
+    for parameter, grad in expected.items():
+        torch.testing.assert_close(got[parameter], grad, rtol=1e-5, atol=1e-8)
+
+
+OWN = {8: {"3": 2}, 2: {"3": None, "5": 8}}  # for the forwards of each bit-width; the last is in use in backward
+
+
+@pytest.mark.parametrize("quantizer", ["learned", "double-rounding", "round-clamp"])
+@pytest.mark.parametrize("name", RUNS)
+def test_layers_run_again_at_bit_widths_of_their_own(name, quantizer):
+    expected, got = (gradients(run, quantizer=quantizer, own=OWN) for run in (plainly(name), RUNS[name]))
+    others = gradients(plainly(name), quantizer=quantizer)
+    assert expected.keys() == got.keys() and any(not torch.equal(expected[part], others[part]) for part in others
+                                                 if part in expected)
     for parameter, grad in expected.items():
         torch.testing.assert_close(got[parameter], grad, rtol=1e-5, atol=1e-8)
 

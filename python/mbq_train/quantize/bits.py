@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+import weakref
 from itertools import pairwise
 
 import torch
@@ -25,12 +26,14 @@ class BitState:
 
     bits: the bit-width in use; index: its position in `trained` (0 at 32 bits); held: the quantized weights that a
     bank has made ready for the coming forwards, {WeightQuantizer: {bits: tensor}}; changed: whether the bit-width was
-    ever changed; thread: the thread that selected it last; recompute: see `recompute_quantized`.
+    ever changed; thread: the thread that selected it last; recompute: see `recompute_quantized`; own: the parts with a
+    bit-width of their own that `set_own_bits` gave, {OwnBits: bits}.
     """
 
     def __new__(cls, *args):
         state = super().__new__(cls)  # copies and unpickled states too: they do not call __init__
         state.held, state.changed, state.thread, state.recompute = {}, False, threading.get_ident(), False
+        state.own = weakref.WeakKeyDictionary()
         follow_recomputation(state)
         follow_wrappers()
         return state
@@ -53,11 +56,14 @@ class BitState:
 
     def snapshot(self) -> tuple:
         """Return what decides a forward, for `restore`."""
-        return self.bits, self.index, self.held
+        return self.bits, self.index, self.held, dict(self.own)
 
     def restore(self, snapshot: tuple) -> None:
         """Put back what `snapshot` returned."""
-        self.bits, self.index, self.held = snapshot
+        self.bits, self.index, self.held, own = snapshot
+        if own or self.own:
+            for part in {*own, *self.own}:
+                part.keep_own_bits(own.get(part, 0))
 
 
 class set_bits:

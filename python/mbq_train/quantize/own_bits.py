@@ -23,8 +23,12 @@ class OwnBits(Watching):
         self.bit_state, self.layer_name, self.fixed_bits = bit_state, layer_name, fixed_bits
         # Floating point, because averages of models average their buffers too.
         self.register_buffer("layer_bits", torch.zeros(()))
-        self._keep_own_bits(0)
+        self.keep_own_bits(0)
         self.register_load_state_dict_pre_hook(_read_earlier_versions)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.keep_own_bits(self._layer_bits)  # a copy of the BitState knows none of its parts
 
     @property
     def own_bits(self) -> int | None:
@@ -49,8 +53,9 @@ class OwnBits(Watching):
     def set_own_bits(self, bits: int | None) -> None:
         """Compute at `bits` bits from now on, whatever the model's bit-width; at 32 stay in float. None: at the
         model's again. Without a synchronisation of the device."""
+        self.bit_state.changed |= bool(bits or self._layer_bits)
         self.layer_bits.fill_(bits or 0)
-        self._keep_own_bits(bits or 0)
+        self.keep_own_bits(bits or 0)
         self.saw("layer_bits")
 
     def check_own_bits(self, bits: int) -> None:
@@ -63,8 +68,13 @@ class OwnBits(Watching):
         """Make of a state of an earlier version one of this version, in place; most had no `layer_bits`."""
         state.setdefault(f"{prefix}layer_bits", layer_bits)
 
-    def _keep_own_bits(self, bits: int) -> None:
+    def keep_own_bits(self, bits: int) -> None:
+        """Compute at `bits` bits, 0 for the model's, without a word of it in `layer_bits`."""
         trained = self.bit_state.trained
+        if bits:
+            self.bit_state.own[self] = bits
+        else:
+            self.bit_state.own.pop(self, None)
         self._layer_bits, self._layer_index = bits, trained.index(bits) if bits in trained else 0
 
     def _read_own_bits(self) -> None:
@@ -72,7 +82,7 @@ class OwnBits(Watching):
         if bits != int(bits):
             raise RuntimeError(f"{self.layer_name}: layer_bits must be an integer, got {bits:g}, as of an average over "
                                "a training that changed it")
-        self._keep_own_bits(int(bits))
+        self.keep_own_bits(int(bits))
 
 
 def _read_earlier_versions(module: OwnBits, state_dict, prefix: str, *others) -> None:

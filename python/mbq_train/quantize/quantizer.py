@@ -140,7 +140,7 @@ class BaseWeightQuantizer(Quantizer):
     def at(self, weight: torch.Tensor, bits: int) -> torch.Tensor:
         """Return `weight` at one of the trained bit-widths, whatever is in use."""
         state, before = self.bit_state, self.bit_state.snapshot()
-        state.restore((bits, state.trained.index(bits), {}))
+        state.restore((bits, state.trained.index(bits), {}, before[-1]))
         try:
             return self(weight)
         finally:
