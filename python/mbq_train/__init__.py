@@ -8,6 +8,7 @@ from .allocation import (
     multiply_accumulates,
     other_allocations,
     pareto_allocations,
+    tied_layers,
     trace_costs,
 )
 from .batches import Batch
@@ -52,5 +53,5 @@ __all__ = [
     "hessian_costs", "hessian_traces", "initialise", "load_checkpoint", "load_quantized", "loss_costs",
     "multiply_accumulates", "other_allocations", "own_layer_bits", "parameter_groups", "pareto_allocations",
     "perturbations", "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales",
-    "score_images", "sensitivities", "set_bits", "set_layer_bits", "trace_costs",
+    "score_images", "sensitivities", "set_bits", "set_layer_bits", "tied_layers", "trace_costs",
 ]
