@@ -8,6 +8,7 @@ from .allocation import (
     multiply_accumulates,
     other_allocations,
     pareto_allocations,
+    tied_layers,
     trace_costs,
 )
 from .batches import Batch
@@ -56,5 +57,5 @@ __all__ = [
     "load_checkpoint", "load_quantized", "loss_costs", "make_transitional", "multiply_accumulates", "other_allocations",
     "own_layer_bits", "parameter_groups", "pareto_allocations", "perturbations", "plan_conversion",
     "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales", "score_images", "sensitivities",
-    "set_bits", "set_layer_bits", "spread_batch_norms", "trace_costs",
+    "set_bits", "set_layer_bits", "spread_batch_norms", "tied_layers", "trace_costs",
 ]

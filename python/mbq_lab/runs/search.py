@@ -20,6 +20,7 @@ from mbq_train import (
     save_checkpoint,
     set_bits,
     set_layer_bits,
+    tied_layers,
     trace_costs,
 )
 from mbq_train._names import look_up
@@ -108,11 +109,11 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
     costs = _costs(objective, choices, model, data, options, folder, observer)
     sizes = {name: layer.weight.numel() for name, layer in weight_layers(model).items()}
     given = {**limits, "operations": multiply_accumulates(model, example_images(data, 1)),
-             "latency": _latency(latency, list(sizes))}
+             "latency": _latency(latency, list(sizes)), "tied": tied_layers(model)}
     measure = functools.partial(_measured, model, data)
     found = [measure(one) for one in (other_allocations(costs, sizes, count=solutions, **given) if solutions > 1 else
                                       [allocate(costs, sizes, **given)])]
-    free = {name: value for name, value in given.items() if name in ("operations", "latency", "input_bits")}
+    free = {name: value for name, value in given.items() if name in ("operations", "latency", "input_bits", "tied")}
     uniform = {b: measure(allocate(costs, sizes, bits=(b,), **free)) for b in choices}
     pareto = [measure(one) for one in _front(costs, sizes, choices, sweep, free)]
     model_bits = _configure(model, found[0].allocation)
@@ -136,7 +137,9 @@ def _costs(objective: str, bits: tuple[int, ...], model: nn.Module, data: Data, 
         return loss_costs(model, [(batch.images, batch.labels) for batch, _ in
                                   zip(batches, range(_LOSS_BATCHES), strict=False)], bits)
     traces = float_traces(model, data, options, folder=folder, on_probe=observer.probe)
-    return trace_costs(traces, bits) if objective == "trace" else hessian_costs(model, traces, bits)
+    if objective == "trace":
+        return trace_costs(traces, bits, tied=tied_layers(model))
+    return hessian_costs(model, traces, bits)
 
 
 def _latency(latency, layers: list[str]) -> dict[str, dict[int, float]] | None:

@@ -3,6 +3,7 @@
 from .allocate import Allocation, allocate, other_allocations, pareto_allocations
 from .costs import hessian_costs, loss_costs, trace_costs
 from .operations import multiply_accumulates
+from .tied import tied_layers
 
 __all__ = ["Allocation", "allocate", "hessian_costs", "loss_costs", "multiply_accumulates", "other_allocations",
-           "pareto_allocations", "trace_costs"]
+           "pareto_allocations", "tied_layers", "trace_costs"]

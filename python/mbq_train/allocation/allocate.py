@@ -1,11 +1,14 @@
 """allocate: the bit-widths of layers with the least cost within limits, by integer linear programming."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from .limits import Limit, check_feasible, check_number, limits_of
+from .limits import Limit, check_count, check_feasible, check_mapping, check_number, check_table, limits_of
 from .solver import solve
+from .tied import leaders_of, summed
 
 Costs = Mapping[str, Mapping[int, float]]
 
@@ -32,7 +35,7 @@ def allocate(costs: Costs, sizes: Mapping[str, int], *, bits: Iterable[int] | No
              mean_bits: float | None = None, max_bytes: float | None = None,
              operations: Mapping[str, float] | None = None, input_bits: int | None = None,
              max_bit_operations: float | None = None, latency: Costs | None = None, max_latency: float | None = None,
-             forced: Mapping[str, int] | None = None) -> Allocation:
+             forced: Mapping[str, int] | None = None, tied: Iterable[Iterable[str]] = ()) -> Allocation:
     """Return the bit-widths of layers whose costs add up to the least, within all limits that are given.
 
     One variable of 0 or 1 for every layer and bit-width, solved by scipy.optimize.milp (HiGHS); the same arguments give
@@ -50,26 +53,37 @@ def allocate(costs: Costs, sizes: Mapping[str, int], *, bits: Iterable[int] | No
         latency: {layer: {bits: seconds}}, as measured.
         max_latency: at most so many seconds in all.
         forced: layers that have this bit-width whatever it costs.
+        tied: groups of layers that share one weight, of `tied_layers`: a group has one bit-width, its costs, operations
+            and latencies add up, and the weight counts once.
 
     Raises:
         ValueError: no layers; layers that one mapping has and another lacks; a cost that is no finite number; sizes
-        below 1; bits repeated, ascending, or without a cost; a limit without what it is computed from; limits that
-        nothing meets, with the nearest that something does. TypeError: a value that is no number. ImportError: scipy is
-        not installed.
+        below 1; tied or forced layers that are none; bits repeated, ascending, or without a cost; a limit without what
+        it is computed from; limits that nothing meets, with the nearest that something does. TypeError: a value that is
+        no number, a table that is no mapping. ImportError: scipy is not installed.
 
     Reference: Dong et al., "HAWQ-V2", 2019, arXiv 1911.03852; Yao et al., "HAWQ-V3", 2021, arXiv 2011.10680; Huang et
     al., 2025, arXiv 2502.01199, which prints minimise for its sum of traces times bits: that would starve sensitive
     layers.
     """
     choices = _choices(costs, sizes, bits)
-    limits = limits_of(sizes, choices, mean_bits=mean_bits, max_bytes=max_bytes, operations=operations,
-                       input_bits=input_bits, max_bit_operations=max_bit_operations, latency=latency,
-                       max_latency=max_latency)
-    open_choices = _forced(choices, forced or {})
+    leaders = leaders_of("allocate", costs.keys(), tied)
+    sizes = {layer: size if leaders[layer] == layer else 0 for layer, size in sizes.items()}
+    limits = [limit.together(leaders) for limit in
+              limits_of(sizes, choices, mean_bits=mean_bits, max_bytes=max_bytes, operations=operations,
+                        input_bits=input_bits, max_bit_operations=max_bit_operations, latency=latency,
+                        max_latency=max_latency)]
+    open_choices = _forced(choices, forced or {}, leaders)
     check_feasible(limits, open_choices)
-    found = solve({layer: {b: costs[layer][b] for b in of_layer} for layer, of_layer in open_choices.items()},
+    together = summed({layer: {b: costs[layer][b] for b in choices[layer]} for layer in costs}, leaders)
+    found = solve({layer: {b: together[layer][b] for b in of_layer} for layer, of_layer in open_choices.items()},
                   [limit for limit in limits if limit.most is not None])
-    return _allocation(found, costs, sizes, limits, choices)
+    totals = {limit.name: limit.total(found) for limit in limits}
+    stored = sum(sizes[layer] * b for layer, b in found.items())
+    return Allocation({layer: found[leaders[layer]] for layer in costs},
+                      math.fsum(together[layer][b] for layer, b in found.items()), stored / sum(sizes.values()),
+                      stored / 8, totals.get("max_bit_operations"), totals.get("max_latency"),
+                      _binding(found, limits, choices))
 
 
 def other_allocations(costs: Costs, sizes: Mapping[str, int], *, count: int, **options: Any) -> list[Allocation]:
@@ -119,44 +133,54 @@ def pareto_allocations(costs: Costs, sizes: Mapping[str, int], *, mean_bits: Ite
 
 def _choices(costs: Costs, sizes: Mapping[str, int], bits: Iterable[int] | None) -> dict[str, tuple[int, ...]]:
     """Return the bit-widths that each layer can have, from high to low, once costs and sizes are right."""
+    check_table("costs", costs)
+    check_mapping("sizes", sizes)
     if not costs:
         raise ValueError("allocate: costs must name layers, got none")
-    for layer in costs.keys() ^ sizes.keys():
+    for layer in sorted(costs.keys() ^ sizes.keys()):
         raise ValueError(f"allocate: costs and sizes must name the same layers, got {layer} in one alone")
-    shared = set.intersection(*(set(of_layer) for of_layer in costs.values()))
-    wanted = tuple(sorted(shared, reverse=True)) if bits is None else tuple(bits)
-    if not wanted or any(low >= high for high, low in zip(wanted, wanted[1:], strict=False)):
-        raise ValueError(f"allocate: bits must go from high to low without repeats, got {wanted}")
+    wanted = _bit_widths(costs, bits)
     for layer, of_layer in costs.items():
         for b in wanted:
             if b not in of_layer:
                 raise ValueError(f"allocate: costs must have {b} bits for every layer, got none for {layer}")
             check_number(f"costs of {layer} at {b} bits", of_layer[b])
-        check_number(f"sizes of {layer}", sizes[layer], least=1)
+        check_count(f"sizes of {layer}", sizes[layer])
     return dict.fromkeys(costs, wanted)
 
 
-def _forced(choices: dict[str, tuple[int, ...]], forced: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _bit_widths(costs: Costs, bits: Iterable[int] | None) -> tuple[int, ...]:
+    if bits is None:
+        bits = sorted(set.intersection(*(set(of_layer) for of_layer in costs.values())), reverse=True)
+        if not bits:
+            raise ValueError("allocate: costs must have one bit-width that all layers share, got none")
+    if isinstance(bits, str) or not isinstance(bits, Iterable):
+        raise TypeError(f"allocate: bits must be a sequence of integers, got {bits!r}")
+    wanted = tuple(bits)
+    for b in wanted:
+        check_count("bits", b)
+    if not wanted or any(low >= high for high, low in pairwise(wanted)):
+        raise ValueError(f"allocate: bits must go from high to low without repeats, got {wanted}")
+    return wanted
+
+
+def _forced(choices: dict[str, tuple[int, ...]], forced: Mapping[str, int],
+            leaders: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the bit-widths that each leader can have."""
+    check_mapping("forced", forced)
+    found = {layer: of_layer for layer, of_layer in choices.items() if leaders[layer] == layer}
     for layer, b in forced.items():
         if layer not in choices or b not in choices[layer]:
             raise ValueError(f"allocate: forced must give layers one of their bit-widths, got {b!r} for {layer!r}")
-    return choices | {layer: (b,) for layer, b in forced.items()}
+        if b not in found[leaders[layer]]:
+            raise ValueError(f"allocate: forced must give tied layers one bit-width, got {b} for {layer!r} and "
+                             f"{found[leaders[layer]][0]} for another")
+        found[leaders[layer]] = (b,)
+    return found
 
 
-def _allocation(bits: dict[str, int], costs: Costs, sizes: Mapping[str, int], limits: list[Limit],
-                choices: dict[str, tuple[int, ...]]) -> Allocation:
-    """Return what `bits` come to, and which limits bind."""
-    totals = {limit.name: limit.total(bits) for limit in limits}
-    binding = []
-    for limit in limits:
-        for layer, b in bits.items():
-            higher = [other for other in choices[layer] if other > b]
-            if limit.most is not None and higher and limit.total(bits | {layer: min(higher)}) > limit.most:
-                binding.append(limit.name)
-                break
-    elements = sum(sizes.values())
-    stored = sum(sizes[layer] * b for layer, b in bits.items())
-    return Allocation(bits, sum(costs[layer][b] for layer, b in bits.items()), stored / elements, stored / 8,
-                      totals.get("max_bit_operations"), totals.get("max_latency"), tuple(binding))
-
-
+def _binding(bits: dict[str, int], limits: list[Limit], choices: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the limits that forbid the next higher bit-width of some layer."""
+    higher = {layer: min((other for other in choices[layer] if other > b), default=None) for layer, b in bits.items()}
+    return tuple(limit.name for limit in limits
+                 if any(b is not None and not limit.allows(bits | {layer: b}) for layer, b in higher.items()))

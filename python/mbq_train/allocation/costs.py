@@ -13,11 +13,12 @@ from ..quantize.bits import FLOAT, bit_states, check_bit_widths, converted_state
 from ..quantize.layer_bits import own_layer_bits, set_layer_bits
 from ..quantize.layers import weight_layers
 from ..sensitivity import Trace, perturbations, sensitivities
+from .tied import leaders_of, tied_layers
 
 
 def hessian_costs(model: nn.Module, traces: Mapping[str, Trace], bits: Iterable[int]) -> dict[str, dict[int, float]]:
     """Return {layer: {bits: t ||Q(W) - W||^2}}, t the mean trace of the layer's Hessian: how much the loss grows, to
-    second order, when the layer is quantized.
+    second order, when the layer is quantized. Layers that share a weight share its cost: each has an equal part.
 
     Args:
         model: what `convert` returned, with first values for all scales; left as it was.
@@ -30,18 +31,19 @@ def hessian_costs(model: nn.Module, traces: Mapping[str, Trace], bits: Iterable[
     Reference: Dong et al., "HAWQ-V2", 2019, arXiv 1911.03852, eq. 10.
     """
     layers = _checked("hessian_costs", model, traces)
-    costs = {name: {} for name in layers}
+    costs, parts = {name: {} for name in layers}, _parts(layers, tied_layers(model))
     with _layers_free(model):
         for b in check_bit_widths("hessian_costs", bits):
             set_layer_bits(model, dict.fromkeys(layers, b))
             for name, cost in sensitivities(traces, perturbations(model)).items():
-                costs[name][b] = cost
+                costs[name][b] = cost / parts[name]
     return costs
 
 
-def trace_costs(traces: Mapping[str, Trace], bits: Iterable[int]) -> dict[str, dict[int, float]]:
+def trace_costs(traces: Mapping[str, Trace], bits: Iterable[int], *,
+                tied: Iterable[Iterable[str]] = ()) -> dict[str, dict[int, float]]:
     """Return {layer: {bits: -t bits}}, t the mean trace of the layer's Hessian: the least sum gives the most bits to
-    the layers whose loss bends most.
+    the layers whose loss bends most. Layers in one group of `tied`, of `tied_layers`, have an equal part each.
 
     Warns of negative traces, which count as 0. Raises ValueError for no traces, a trace that is NaN, and bits as
     `convert`.
@@ -50,14 +52,15 @@ def trace_costs(traces: Mapping[str, Trace], bits: Iterable[int]) -> dict[str, d
     """
     bits = check_bit_widths("trace_costs", bits)
     _check_traces("trace_costs", traces)
-    return {name: {b: -trace.mean * b for b in bits} for name, trace in traces.items()}
+    parts = _parts(traces, tied)
+    return {name: {b: -trace.mean * b / parts[name] for b in bits} for name, trace in traces.items()}
 
 
 @torch.no_grad()
 def loss_costs(model: nn.Module, batches: Iterable, bits: Iterable[int], *,
                loss: Callable = F.cross_entropy) -> dict[str, dict[int, float]]:
     """Return {layer: {bits: how much the mean loss grows}} where that layer alone is at `bits`, all others at the
-    highest of them.
+    highest of them. Layers that share a weight go together, and each has an equal part.
 
     One pass over the batches for each layer and bit-width, in eval mode; the model is left as it was.
 
@@ -77,14 +80,28 @@ def loss_costs(model: nn.Module, batches: Iterable, bits: Iterable[int], *,
     with _layers_free(model), in_mode(model, training=False):
         set_layer_bits(model, dict.fromkeys(layers, bits[0]))
         base = _mean_loss(model, batches, loss)
-        costs = {}
-        for name in layers:
-            costs[name] = {bits[0]: 0.0}
+        costs = {name: {bits[0]: 0.0} for name in layers}
+        for group in _groups(layers, tied_layers(model)):
             for b in bits[1:]:
-                set_layer_bits(model, {name: b})
-                costs[name][b] = _mean_loss(model, batches, loss) - base
-            set_layer_bits(model, {name: bits[0]})
+                set_layer_bits(model, dict.fromkeys(group, b))
+                more = _mean_loss(model, batches, loss) - base
+                for name in group:
+                    costs[name][b] = more / len(group)
+            set_layer_bits(model, dict.fromkeys(group, bits[0]))
     return costs
+
+
+def _groups(layers: Iterable[str], tied: Iterable[Iterable[str]]) -> list[tuple[str, ...]]:
+    """Return all of `layers`, those that share a weight in one group."""
+    layers, groups = list(layers), {}
+    for layer, leader in leaders_of("trace_costs", layers, tied).items():
+        groups.setdefault(leader, []).append(layer)
+    return [tuple(group) for group in groups.values()]
+
+
+def _parts(layers: Iterable[str], tied: Iterable[Iterable[str]]) -> dict[str, int]:
+    """Return among how many layers the weight of each is shared."""
+    return {layer: len(group) for group in _groups(layers, tied) for layer in group}
 
 
 def _mean_loss(model: nn.Module, batches: list, loss: Callable) -> float:

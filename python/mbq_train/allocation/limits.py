@@ -3,7 +3,11 @@
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .tied import summed
+
+_ROUNDING = 1e-12  # of a limit that was computed as a sum in another order
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,14 @@ class Limit:
     def total(self, bits: Mapping[str, int]) -> float:
         """Return what layers at `bits` take together."""
         return math.fsum(self.takes[layer][b] for layer, b in bits.items())
+
+    def allows(self, bits: Mapping[str, int]) -> bool:
+        """Return whether layers at `bits` are within the limit, up to the rounding of a sum."""
+        return self.most is None or self.total(bits) <= self.most * (1 + _ROUNDING)
+
+    def together(self, leaders: Mapping[str, str]) -> "Limit":
+        """Return the limit of groups of tied layers, by the first of each."""
+        return replace(self, takes=summed(self.takes, leaders))
 
     def least(self, choices: Mapping[str, tuple[int, ...]]) -> float:
         """Return the least that layers can take together."""
@@ -35,7 +47,8 @@ def limits_of(sizes: Mapping[str, int], choices: Mapping[str, tuple[int, ...]], 
             if most is not None:
                 raise ValueError(f"allocate: {name} must come with {source}, got {most} alone")
             continue
-        for layer in known.keys() ^ choices.keys():
+        check_mapping(source, known)
+        for layer in sorted(known.keys() ^ choices.keys()):
             where = "costs" if layer in known else source
             raise ValueError(f"allocate: {source} must name the layers of costs, got {layer}, which is not in {where}")
         limits.append(_limit(name, most, choices, _bit_operations(operations, input_bits) if source == "operations"
@@ -47,9 +60,31 @@ def check_feasible(limits: list[Limit], choices: Mapping[str, tuple[int, ...]]) 
     """Raise ValueError, with the nearest value that can be had, where a limit alone is too low."""
     for limit in limits:
         least = limit.least(choices)
-        if limit.most is not None and least > limit.most:
+        if limit.most is not None and least > limit.most * (1 + _ROUNDING):
             raise ValueError(f"allocate: {limit.name} must be at least {least:.10g}, the least that these layers can "
                              f"have, got {limit.most:.10g}, {least - limit.most:.4g} too few")
+
+
+def check_mapping(name: str, value) -> None:
+    """Raise TypeError for what is no mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"allocate: {name} must be a mapping by layer, got {type(value).__name__}")
+
+
+def check_table(name: str, value) -> None:
+    """Raise TypeError for what is not {layer: {bits: number}}."""
+    check_mapping(name, value)
+    for layer, of_layer in value.items():
+        if not isinstance(of_layer, Mapping):
+            raise TypeError(f"allocate: {name} must be {{layer: {{bits: number}}}}, got {type(of_layer).__name__} for "
+                            f"{layer}")
+
+
+def check_count(name: str, value) -> None:
+    """Raise TypeError for what is no integer, ValueError for one below 1."""
+    check_number(name, value, least=1)
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"allocate: {name} must be an integer, got {value!r}")
 
 
 def check_number(name: str, value, *, least: float = -math.inf) -> None:
@@ -69,12 +104,16 @@ def _limit(name: str, most, choices, takes) -> Limit:
 
 
 def _bit_operations(operations: Mapping[str, float], input_bits: int | None):
+    if input_bits is not None:
+        check_count("input_bits", input_bits)
     for layer, count in operations.items():
         check_number(f"operations of {layer}", count, least=0)
     return lambda layer, b: operations[layer] * b * (b if input_bits is None else input_bits)
 
 
 def _latency(latency: Mapping[str, Mapping[int, float]]):
+    check_table("latency", latency)
+
     def takes(layer: str, b: int) -> float:
         if b not in latency[layer]:
             raise ValueError(f"allocate: latency must have {b} bits for every layer, got none for {layer}")
