@@ -1,8 +1,8 @@
 """Tables and pictures of measured rows, and what GPUs are predicted to take at best.
 
     python bench/report.py RESULTS.json... --out DIR      report.md and pictures for every results file
-    python bench/report.py RESULTS.json... --into FILE    the table of every op on GPUs, which measured the results,
-                                                          between its marks in a Markdown file
+    python bench/report.py RESULTS.json... --into FILE    the table of the device that measured the results, between its
+                                                          marks in a Markdown file: of CPU_CASES, or of every op on GPUs
 """
 
 import argparse
@@ -11,13 +11,19 @@ from pathlib import Path
 
 import predicted
 from rows import OURS
-from targets import FLOAT_STEPS, UNQUANTIZED
+from targets import FLOAT_STEPS, UNQUANTIZED, first_match
 
 HEAD = ("candidate", "ms p50 [p20, p80]", "GB/s", "of copy", "time / ours", "agreement")
 GLANCE = ("case", "ours, ms", "of copy", "fastest rival", "its time / ours")
 NOT_RIVALS = ("copy", *OURS, FLOAT_STEPS, UNQUANTIZED)
 LOSS = "WE LOSE"
-MARK = "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->"
+MARKS = {"cuda": "<!-- written by python bench/report.py bench/results/h*.json --into FILE -->",
+         "cpu": "<!-- written by python bench/report.py bench/results/epyc-2-cores.json --into FILE -->"}
+CPU_CASES = ("fake_quantize-*-64Mi-*", "fake_quantize-*-4096x4096-*", "fake_quantize-*-512x512x3x3-*",
+             "fake_quantize-axis1-*", "fake_quantize-*-groups*", "fake_quantize-*-4x4-*", "fake_quantize_*",
+             "double_round-*", "*lsb*-4096x4096-*", "round_clamp*-4096x4096-*", "*lsb_foreach-*", "*-64Mi",
+             "*el2n-65536x1000-*", "correct_weight_bias-*", "sample_grad_norm_[elb][mai][bty]*", "store-*-4096x16384-*",
+             "switched_linear-*", "training_step*")
 
 
 def cases_of(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -111,6 +117,22 @@ def _losses(rows: list[dict]) -> str:
     return table(("case", "faster than ours", "timer", "time / ours", "what differs"), lines) if lines else "None."
 
 
+def cpu_table(results: list[dict]) -> str:
+    """Return ours and, in times of ours, torch.compile and all other rivals in CPU_CASES of one result."""
+    lines = []
+    for (case, timer), rows in cases_of(results[0]["rows"]).items():
+        ours = next((row for row in rows if row.get("ratio_to_ours") == 1.0), None)
+        if ours is None or timer != "wall clock" or first_match(case, CPU_CASES) is None:
+            continue
+        rivals = {row["candidate"]: row["ratio_to_ours"] for row in rows if is_rival(row) and "ratio_to_ours" in row}
+        compiled = [ratio for name, ratio in rivals.items() if name.startswith("torch.compile")]
+        others = [f"{name} {ratio:.3g}" for name, ratio in rivals.items() if not name.startswith("torch.compile")]
+        share = ours.get("copy_fraction")
+        lines.append([case, f"{ours['ms_p50']:.3g}", "" if share is None else f"{share:.2f}",
+                      f"{min(compiled):.2f}" if compiled else "", ", ".join(others)])
+    return table(("case", "ms", "of a copy", "torch.compile", "others"), lines)
+
+
 def gpu_table(results: list[dict]) -> str:
     """Return the largest case of everything an op launches, and what was measured: predicted and measured times."""
     measured = {}
@@ -141,12 +163,12 @@ def _time(milliseconds: float, share: float | None) -> str:
     return f"{milliseconds:.4f}" + ("" if share is None else f" ({share:.2f})")
 
 
-def replaced(text: str, new: str) -> str:
-    """Return a Markdown text with `new` between its marks."""
-    before, begin, rest = text.partition(MARK)
+def replaced(text: str, new: str, device: str = "cuda") -> str:
+    """Return a Markdown text with `new` between the marks of a device's table."""
+    before, begin, rest = text.partition(MARKS[device])
     _, end, after = rest.partition("<!-- end -->")
     if not begin or not end:
-        raise ValueError("report.py: the file must have the two marks of the GPU table")
+        raise ValueError("report.py: the file must have the two marks of the table")
     return f"{before}{begin}\n\n{new}\n\n{end}{after}"
 
 
@@ -175,7 +197,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [json.loads(source.read_text()) for source in arguments.results]
     if arguments.into:
-        arguments.into.write_text(replaced(arguments.into.read_text(), gpu_table(results)))
+        device = results[0]["machine"]["device"]
+        new = cpu_table(results) if device == "cpu" else gpu_table(results)
+        arguments.into.write_text(replaced(arguments.into.read_text(), new, device))
         return
     write(arguments.results, results, arguments.out)
 

@@ -118,13 +118,15 @@ def test_the_slower_of_memory_and_instructions_is_predicted(monkeypatch):
     assert found.share == pytest.approx(20 / found.seconds / (8 / (4.7e-6 + 2**26 * 8 / 2e12)))
 
 
-def test_the_table_of_every_op_on_gpus_is_what_the_report_writes():
+@pytest.mark.parametrize("device, results", [("cuda", "h*.json"), ("cpu", "epyc-2-cores.json")])
+def test_the_tables_of_benchmarks_are_what_the_report_writes(device, results):
     import report
 
     pages = [path for path in (BENCH.parent / "README.md", *BENCH.parent.glob("docs/*.md"))
-             if report.MARK in path.read_text()]
-    assert pages, "no page has the marks of the GPU table"
-    results = [json.loads(path.read_text()) for path in sorted((BENCH / "results").glob("h*.json"))]
+             if report.MARKS[device] in path.read_text()]
+    assert pages, "no page has the marks of the table"
+    measured = [json.loads(path.read_text()) for path in sorted((BENCH / "results").glob(results))]
+    table = {"cuda": report.gpu_table, "cpu": report.cpu_table}[device](measured)
     for page in pages:
-        assert page.read_text() == report.replaced(page.read_text(), report.gpu_table(results)), (
-            f"python bench/report.py bench/results/h*.json --into {page.name}")
+        assert page.read_text() == report.replaced(page.read_text(), table, device), (
+            f"python bench/report.py bench/results/{results} --into {page.name}")

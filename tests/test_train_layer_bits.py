@@ -1,18 +1,15 @@
-"""set_layer_bits: every kind of layer computes, trains, and is kept and exported at a bit-width of its own."""
+"""set_layer_bits: every kind of layer computes, trains and is kept at a bit-width of its own."""
 
 import copy
-import io
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from compiled_networks import gradients
+from layer_bits_networks import BITS, KINDS, MIXED, network, parts
 from networks import one_thread, small_network, tiny_model  # noqa: F401
-from onnx_files import run, weights_of
 from torch.optim.swa_utils import AveragedModel
 
-import mbq_store
 from mbq_train import (
     AnyPrecision,
     DoubleRounding,
@@ -24,10 +21,7 @@ from mbq_train import (
     add_bits,
     at_bits,
     convert,
-    deploy,
     drop_idle_gradients,
-    export_onnx,
-    export_store,
     get_bits,
     initialise,
     load_checkpoint,
@@ -39,22 +33,10 @@ from mbq_train import (
 )
 from mbq_train.batches import Batch
 
-BITS = (8, 6, 4, 2)
-KINDS = {"learned": Learned(), "corrected": Learned(correction=True), "double-rounding": DoubleRounding(),
-         "any-precision": AnyPrecision()}
-STORABLE = {"learned": KINDS["learned"], "double-rounding": KINDS["double-rounding"], "round-clamp": RoundClamp()}
-MIXED = {"3": 4, "7": 2}
-
 
 @pytest.fixture
 def images():
     return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def network(images, weights=KINDS["learned"], bits=BITS, **options):
-    model = convert(small_network(), bits, weights=weights, batch_norm="shared", **options)
-    initialise(model, images)
-    return model.eval()
 
 
 def backward(model, out):
@@ -63,12 +45,6 @@ def backward(model, out):
     out.square().sum().backward()
     drop_idle_gradients(model, [get_bits(model)])
     return gradients(model)
-
-
-def parts(model, name, x):
-    """The quantized weight and the quantized input `x` of a layer."""
-    layer = model.get_submodule(name)
-    return layer.quantized_weight().detach(), layer.input_quantizer(x).detach()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,63 +201,6 @@ def test_compiled_graphs_follow(images, kind):
         found = backward(model, out)
         for name in wanted:
             torch.testing.assert_close(found[name], wanted[name])
-
-
-@pytest.mark.parametrize("kind", STORABLE)
-def test_stores_keep_each_layer_at_its_bit_width(images, kind, tmp_path):
-    model = network(images, STORABLE[kind])
-    set_layer_bits(model, MIXED)
-    export_store(model, tmp_path / "store", layout="packed")
-    with mbq_store.open(tmp_path / "store") as store:
-        assert store.trained_bits == (4, 2)
-        for name, own in MIXED.items():
-            assert store.layer(name).bits == own and not store.layer(name).switchable
-            assert np.array_equal(store.dequantize(name), parts(model, name, images)[0].numpy())
-
-
-def test_a_store_has_layers_that_can_be_switched_beside_one_that_cannot(images, tmp_path):
-    model = network(images, DoubleRounding())
-    set_layer_bits(model, {"3": 4})
-    export_store(model, tmp_path / "store")
-    with mbq_store.open(tmp_path / "store") as store:
-        assert {name: (layer.bits, layer.switchable) for name, layer in
-                ((name, store.layer(name)) for name in store.layers)} == {"3": (4, False), "7": (8, True)}
-        for bits in BITS:
-            set_bits(model, bits)
-            assert np.array_equal(store.dequantize("7", bits), parts(model, "7", images)[0].numpy())
-        assert np.array_equal(store.dequantize("3"), parts(model, "3", images)[0].numpy())
-
-
-@pytest.mark.parametrize("kind", STORABLE)
-def test_onnx_files_compute_the_configuration(images, kind, tmp_path):
-    model = network(images, STORABLE[kind])
-    set_layer_bits(model, MIXED)
-    export_onnx(model, tmp_path / "file.onnx", bits=8, example=images)
-    set_bits(model, 8)
-    want = model(images).detach()
-    got, = run(tmp_path / "file.onnx", images, optimised=True)
-    torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5 * float(want.abs().max()))
-    for name, (weight, _) in weights_of(tmp_path / "file.onnx").items():
-        assert np.array_equal(weight, parts(model, name, images)[0].numpy())
-
-
-def test_deployed_layers_keep_their_bit_width_and_take_others(images):
-    model = network(images, DoubleRounding())
-    set_layer_bits(model, MIXED)
-    stored = deploy(copy.deepcopy(model))
-    assert own_layer_bits(stored) == MIXED
-    for configuration in ({}, {"3": 2, "7": 6}, {"3": None}):
-        for each in (model, stored):
-            set_layer_bits(each, configuration)
-            set_bits(each, 8)
-        torch.testing.assert_close(stored(images), model(images), rtol=1e-4, atol=1e-5)
-    again, file = deploy(network(images, DoubleRounding())), io.BytesIO()
-    torch.save(stored.state_dict(), file)
-    file.seek(0)
-    again.load_state_dict(torch.load(file))
-    assert own_layer_bits(again) == {"7": 6} and torch.equal(again(images), stored(images))
-    with pytest.raises(ValueError, match="set_layer_bits: bits of 3 must be between 2 and 8, which its codes have"):
-        set_layer_bits(stored, {"3": 1})
 
 
 @pytest.mark.parametrize("bits, error, message", [
