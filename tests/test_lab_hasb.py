@@ -139,6 +139,9 @@ def test_it_starts_from_a_run_of_double_rounding(monkeypatch, tmp_path):
     assert (tmp_path / "next/float.safetensors").read_bytes() == (tmp_path / "first/float.safetensors").read_bytes()
     for other, match in (({"bits": (8, 2)}, r"start_from must hold a run at the same bits, \[8, 2\], got \[8, 4, 2\]"),
                          ({"quantizer": "learned"}, "start_from must hold a run with the same quantizers"),
+                         ({"start_from": str(tmp_path / "next"), "batch_norm": "per_bit"},
+                          "start_from must hold a run whose norms fit, .*: bit-widths of 7 must be 8, 4, 2, 32, got"),
+                         ({"start_from": str(tmp_path / "wrong")}, "start_from must be another folder"),
                          ({"start_from": str(tmp_path / "none")}, "path must be a file")):
         with pytest.raises(ValueError, match=match):
             train_run(replace(options, **other), tmp_path / "wrong")

@@ -8,7 +8,7 @@ import torch
 from networks import one_thread  # noqa: F401
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transitional_networks import BITS, IMAGES, TRANSITIONS, PreActivation, chain, converted, trained
+from transitional_networks import BITS, IMAGES, TRANSITIONS, PreActivation, Residual, chain, converted, trained
 
 from mbq_train import (
     BitBatchNorm,
@@ -22,6 +22,7 @@ from mbq_train import (
     set_layer_bits,
     spread_batch_norms,
 )
+from mbq_train.conversion import call_order
 from mbq_train.conversion.description import describe
 
 
@@ -39,6 +40,15 @@ def test_pairs_are_found_by_what_reaches_the_norm(make):
     model = converted(make)
     assert describe(model)["transitions"] == TRANSITIONS[make]
     assert describe(make_transitional(converted(make, batch_norm="per_bit"), IMAGES)) == describe(model)
+
+
+def test_where_values_cannot_be_followed_the_order_of_calls_counts(monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr(call_order._Origins, "__torch_dispatch__", fails)
+    assert describe(converted(Residual))["transitions"] == TRANSITIONS[Residual] | {
+        "norm_down": ["conv2", "down"]}
 
 
 def test_layers_in_float_are_passed_over():

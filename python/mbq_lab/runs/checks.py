@@ -10,7 +10,6 @@ from mbq_train import distributed
 from mbq_train._errors import first_line
 from mbq_train._packages import required
 from mbq_train.checkpoint import check_state
-from mbq_train.conversion.description import describe
 from mbq_train.conversion.plan import Conversion
 from mbq_train.quantize.bits import same_random_numbers
 
@@ -19,7 +18,7 @@ from ..options import Options
 from ..recipes import recipe_type
 from ..training.recipe import Recipe
 from .networks import example_images, plan_of
-from .start import started
+from .start import start
 
 
 def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
@@ -38,7 +37,7 @@ def check_run(options: Options, data: Data, model: nn.Module) -> Conversion:
     plan = plan_of(options, data, copy.deepcopy(model))
     check_state(plan.apply())
     if options.start_from:
-        started(options.start_from, model, describe(plan.model))
+        start(plan.model, options.start_from, model)
     recipe = recipe_type(options.recipe)(plan.model, data, options.bits, options, options.epochs)
     with same_random_numbers(model):
         _check_outputs(data, model)

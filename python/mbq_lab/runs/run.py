@@ -46,7 +46,7 @@ from .metrics import Metrics
 from .networks import data_and_float_network, made_from, plan_of
 from .observer import Observer
 from .plots import plot_accuracy, plot_curves, plot_layers, plot_scales
-from .start import started
+from .start import start
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def train_run(options: Options, folder, *, data=None, model: nn.Module | None = 
     folder, observer = Path(folder), observer or Observer()
     with processes(device) as device:
         distributed.share_error(lambda: check_free(folder, overwrite))
+        if options.start_from and Path(options.start_from).resolve() == folder.resolve():
+            raise ValueError(f"train: start_from must be another folder than that of the run, got {folder}")
         data = data_given(data, device)
         options = with_given(options, data, model)
         data, model = data_and_float_network(options, device, data=data, model=model)
@@ -169,11 +171,10 @@ class _Run:
 
     def _start(self) -> None:
         """Convert the network, with the values of the run that this one starts from."""
-        before = copy.deepcopy(self.model)
+        network = copy.deepcopy(self.model)
         self._convert()
-        quantized, float_network, self.float_accuracy = started(self.options.start_from, before, self.conversion)
+        float_network, self.float_accuracy = start(self.model, self.options.start_from, network)
         self._save_float(float_network)
-        self.model.load_state_dict(quantized.state_dict())
 
     def _save_float(self, network: nn.Module) -> None:
         if distributed.rank() == 0:

@@ -33,9 +33,9 @@ class Stepper:
         compile: by torch.compile.
         soft_targets: of self-distillation, or None for the labels.
         penalty: bit-width -> what is added to its loss, or None.
+        bank: a WeightBank, or what takes its place, or None.
         configuration: bit-width -> a context that lasts for the step at it, in which layers may have bit-widths of
             their own; with 'each' alone.
-        bank: a WeightBank, or what takes its place, or None.
     """
 
     def __init__(self, model: nn.Module, bits, optimizer: torch.optim.Optimizer, *, schedule: str = "each",
