@@ -104,14 +104,15 @@ class _RoundedInput(nn.Module):
 class _DynamicInput(nn.Module):
     """What fake_quantize_dynamic does to a token, in operators whose every result is rounded by itself.
 
-    1 / scale is a Div, because runtimes may approximate Reciprocal; codes stay floats, which hold them exactly.
+    1 / scale is 2 / scale / 2, the same number: onnxruntime makes x / scale of x * (1 / scale), which has other
+    codes, and approximates Reciprocal. Codes stay floats, which hold them exactly.
     """
 
     def __init__(self, quantizer: DynamicQuantizer):
         super().__init__()
         self.lo, self.hi = token_range(quantizer.bits)
         self.symmetric = quantizer.symmetric
-        self.register_buffer("one", torch.ones(()))
+        self.register_buffer("two", torch.full((), 2.0))
 
     def forward(self, x):
         steps = float(self.hi - self.lo)
@@ -123,7 +124,7 @@ class _DynamicInput(nn.Module):
         scale = scale.clamp(min=torch.finfo(torch.float32).smallest_normal)
         if not self.symmetric:
             zero_point = (self.lo - (least / scale).round()).clamp(self.lo, self.hi)
-        code = ((x * (self.one / scale)).round() + zero_point).clamp(self.lo, self.hi)
+        code = ((x * (self.two / scale * 0.5)).round() + zero_point).clamp(self.lo, self.hi)
         return (code - zero_point) * scale
 
 

@@ -42,9 +42,8 @@ class GroupWeightQuantizer(ScaledQuantizer, BaseWeightQuantizer):
         columns = math.prod(weight.shape[1:])
         if columns % group_size:
             raise ValueError(f"{layer_name}: group_size must divide the {columns} weights of an output channel (weight "
-                             f"of shape {tuple(weight.shape)}), got {group_size}: a rule of convert can give the layer "
-                             "another, {'weights': Learned(group_size=...)}, a scale per channel, {'weights': "
-                             "Learned()}, or leave it 'float'")
+                             f"of shape {tuple(weight.shape)}), got {group_size}; a rule of convert can give the layer "
+                             "a scale per channel, {'weights': Learned()}, groups of another size, or leave it 'float'")
         super().__init__(bit_state, (weight.shape[0], columns // group_size), signed=True, layer_name=layer_name,
                          like=weight)
         self.group_size = group_size
