@@ -188,7 +188,7 @@ def test_a_store_gives_back_the_weights_with_the_correction_folded_in(images, tm
 
 
 def test_what_does_not_fit_is_an_error(images, tmp_path):
-    with pytest.raises(ValueError, match="learn_offset must be left alone unless quantizer is learned, got True"):
+    with pytest.raises(ValueError, match="learn_offset must be left alone unless activation_quantizer is learned, got"):
         specs(quantizer="any-precision", learn_offset=True)
     with pytest.raises(ValueError, match="activations must leave correction of AnyPrecision alone"):
         convert(small_network(), BITS, activations=AnyPrecision(correction=True))

@@ -61,6 +61,8 @@ class Options(SpecOptions):
     quantizer: str = setting("learned", "of weights: a scale for each bit-width, one scale and codes rounded twice, or "
                              "no learned scale (by tanh, by the largest weight)", choices=tuple(spec_types(WeightSpec)),
                              group="quantizers")
+    activation_quantizer: str = setting("auto", "of inputs of layers; auto: as quantizer says, learned or its own",
+                                        choices=("auto", *spec_types(ActivationSpec)), group="quantizers")
     keep_float: tuple[str, ...] = setting(("first", "last"), "layers that stay in float, by name; first: all that "
                                           "read the network's input, last: the one called last", group="network")
     epochs: int = setting(30, "epochs at all bit-widths together", low=1)
@@ -146,7 +148,12 @@ class Options(SpecOptions):
         """Return what quantizes the inputs of layers: activations of 32 bits are float."""
         if self.activation_bits == FLOAT:
             return Float()
-        return self._spec(type(self.weights.activations()), "activations")
+        return self._spec(self._kind_of_activations(), "activations")
+
+    def _kind_of_activations(self) -> type[ActivationSpec]:
+        if self.activation_quantizer == "auto":
+            return type(self.weights.activations())
+        return spec_types(ActivationSpec)[self.activation_quantizer]
 
     def _spec(self, kind: type[Spec], of: str):
         """Return the spec of `kind` with the options that are given here; 0 stands for a default of None."""
@@ -156,13 +163,14 @@ class Options(SpecOptions):
 
     def _check_quantizers(self):
         """Raise ValueError where an option is given of a quantizer that is not used."""
-        used = {"weights": self.quantizer, "activations": self.weights.activations().name}
+        used = {"weights": self.quantizer, "activations": self._kind_of_activations().name}
         for option in fields(SpecOptions):
             owners, value = SPEC_OPTIONS[option.name], getattr(self, option.name)
             if value != option.default and not any(used[each.metadata["of"]] == name for name, each in owners):
-                names = " or ".join(name for name, _ in owners)
-                raise ValueError(f"options: {option.name} must be left alone unless quantizer is {names}, got "
-                                 f"{value!r} with {self.quantizer!r}")
+                names, of = " or ".join(name for name, _ in owners), owners[0][1].metadata["of"]
+                chooses = {"weights": "quantizer", "activations": "activation_quantizer"}[of]
+                raise ValueError(f"options: {option.name} must be left alone unless {chooses} is {names}, got "
+                                 f"{value!r} with {used[of]!r}")
         if self.scale_rates != "constant" and not any(isinstance(spec, (Learned, DoubleRounding)) for spec in
                                                       (self.weights, self.activations)):
             raise ValueError("options: scale_rates must be constant where no quantizer learns scales, got "

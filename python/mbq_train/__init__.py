@@ -27,6 +27,8 @@ from .quantize.attention import QuantMultiheadAttention
 from .quantize.batch_norm import BitBatchNorm
 from .quantize.bits import BitState, at_bits, get_bits, set_bits
 from .quantize.double_rounding import DoubleRounding, DoubleRoundingQuantizer
+from .quantize.dynamic import Dynamic, DynamicQuantizer
+from .quantize.group_weights import GroupWeightQuantizer
 from .quantize.layer_bits import own_layer_bits, set_layer_bits
 from .quantize.layers import QuantConv1d, QuantConv2d, QuantLinear, QuantTransposedLinear
 from .quantize.learned import ActivationQuantizer, Learned, WeightQuantizer
@@ -48,14 +50,14 @@ from .training.steps import Stepper
 __all__ = [
     "ActivationQuantizer", "ActivationSpec", "Allocation", "AnyPrecision", "AnyPrecisionActivation",
     "AnyPrecisionWeight", "BaseWeightQuantizer", "Batch", "BitBatchNorm", "BitRoulette", "BitState", "CheckpointError",
-    "Codes", "Conversion", "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Float", "GradNormScorer",
-    "GradNorms", "Learned", "QuantConv1d", "QuantConv2d", "QuantLinear", "QuantMultiheadAttention",
-    "QuantTransposedLinear", "Quantizer", "RoundClamp", "RoundClampQuantizer", "ScaleRates", "SoftTargets", "Stepper",
-    "Trace", "TrainingError", "TransitionalBatchNorm", "WeightBank", "WeightQuantizer", "WeightSpec", "accelerate",
-    "adapt_bn", "add_bits", "allocate", "at_bits", "clamp_scales", "convert", "deploy", "draw_rows",
-    "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_costs", "hessian_traces", "initialise",
-    "load_checkpoint", "load_quantized", "loss_costs", "make_transitional", "multiply_accumulates", "other_allocations",
-    "own_layer_bits", "parameter_groups", "pareto_allocations", "perturbations", "plan_conversion",
-    "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales", "score_images", "sensitivities",
-    "set_bits", "set_layer_bits", "spread_batch_norms", "tied_layers", "trace_costs",
+    "Codes", "Conversion", "CoresetSampler", "DoubleRounding", "DoubleRoundingQuantizer", "Dynamic", "DynamicQuantizer",
+    "Float", "GradNormScorer", "GradNorms", "GroupWeightQuantizer", "Learned", "QuantConv1d", "QuantConv2d",
+    "QuantLinear", "QuantMultiheadAttention", "QuantTransposedLinear", "Quantizer", "RoundClamp", "RoundClampQuantizer",
+    "ScaleRates", "SoftTargets", "Stepper", "Trace", "TrainingError", "TransitionalBatchNorm", "WeightBank",
+    "WeightQuantizer", "WeightSpec", "accelerate", "adapt_bn", "add_bits", "allocate", "at_bits", "clamp_scales",
+    "convert", "deploy", "draw_rows", "drop_idle_gradients", "export_onnx", "export_store", "get_bits", "hessian_costs",
+    "hessian_traces", "initialise", "load_checkpoint", "load_quantized", "loss_costs", "make_transitional",
+    "multiply_accumulates", "other_allocations", "own_layer_bits", "parameter_groups", "pareto_allocations",
+    "perturbations", "plan_conversion", "recompute_quantized", "redirect", "restore", "save_checkpoint", "scales",
+    "score_images", "sensitivities", "set_bits", "set_layer_bits", "spread_batch_norms", "tied_layers", "trace_costs",
 ]

@@ -58,11 +58,12 @@ def plan_conversion(model: nn.Module, bits=(8, 4, 2), *, weights: WeightSpec = L
             model itself, are quantized. A layer used at several places stays one, Parameters shared by layers stay
             shared.
         bits: different integers in 1..8 from high to low - the bit-widths to train.
-        weights: how weights are quantized, with its options: Learned(), a scale for every bit-width; DoubleRounding(),
-            one scale, and codes of the highest bit-width that are rounded again; AnyPrecision(), no learned scale;
-            RoundClamp(), no scale, and a bit-width for each layer where `set_layer_bits` gives one.
-        activations: how the inputs of layers are quantized: Learned(), AnyPrecision() or Float() [as `weights` says:
-            AnyPrecision() for itself, Learned() for all others].
+        weights: how weights are quantized, with its options: Learned(), a scale for every bit-width, per channel or
+            group; DoubleRounding(), one scale, and codes of the highest bit-width that are rounded again;
+            AnyPrecision(), no learned scale; RoundClamp(), no scale, and a bit-width for each layer where
+            `set_layer_bits` gives one.
+        activations: how the inputs of layers are quantized: Learned(), AnyPrecision(), Dynamic(), the range of each
+            token, or Float() [as `weights` says: AnyPrecision() for itself, Learned() for all others].
         example: a tensor, tuple of arguments or dict of keyword arguments to call the model with, once, in eval mode:
             finds the order in which layers are called, those that are not [None: order of registration], and the
             subclasses that compute what their supported base does there: they are quantized like it.

@@ -47,10 +47,10 @@ def export_store(model: nn.Module, path, *, bits: int | None = None, layout: str
 
     Raises:
         ValueError: an unknown layout or rest; nothing quantized; bits missing or not trained; two roundings; a layout
-        that cannot hold the codes; double rounding with a weight correction; a layer of 8 bits in round-clamp's
-        sign-magnitude form; an entry of the state_dict, as of get_extra_state, that is no dense, real tensor.
-        TypeError: float64 weights. RuntimeError:
-        a scale has no value yet. OSError: the disk is full. ImportError: mbq_store is not installed.
+        that cannot hold the codes; scales of groups; double rounding with a weight correction; a layer of 8 bits in
+        round-clamp's sign-magnitude form; an entry of the state_dict, as of get_extra_state, that is no dense, real
+        tensor. TypeError: float64 weights. RuntimeError: a scale has no value yet. OSError: the disk is full.
+        ImportError: mbq_store is not installed.
     """
     stores = required("export_store", "mbq_store")
     look_up("export_store", dict.fromkeys(REST), rest, argument="rest")

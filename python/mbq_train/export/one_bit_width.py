@@ -8,6 +8,7 @@ from torch import nn
 from ..conversion.plan import replace_modules
 from ..quantize.batch_norm import BitBatchNorm
 from ..quantize.bits import code_range, set_bits
+from ..quantize.dynamic import DynamicQuantizer, token_range
 from ..quantize.quantizer import Codes, Quantizer, quantizers
 from .quantized_layers import quantized_layers
 
@@ -27,7 +28,8 @@ def at_one_bit_width(model: nn.Module, bits: int) -> nn.Module:
     every, of_inputs = quantizers(model), {layer.input_quantizer for layer in layers}
     for quantizer in every:
         quantizer.check_initialised([quantizer.bits])
-    rounded = {quantizer: _RoundedInput(quantizer) for quantizer in every if quantizer in of_inputs}
+    rounded = {quantizer: (_DynamicInput if quantizer.dynamic else _RoundedInput)(quantizer) for quantizer in every
+               if quantizer in of_inputs}
     for layer in layers:
         quantizer = layer.weight_quantizer
         codes = quantizer.codes(layer.weight_by_channel(), bits)
@@ -46,17 +48,22 @@ def packed_codes(frozen: nn.Module) -> set[str]:
 
 
 class _StoredWeight(nn.Module):
-    """x_hat = code * scale + offset, per output channel; `DEQUANTIZE` is an operator that torch cannot fold."""
+    """x_hat = code * scale + offset, per output channel or group; `DEQUANTIZE` is an operator that torch cannot fold.
+
+    Codes with a scale per group are (C, groups, size), and Reshape gives the product the weight's shape.
+    """
 
     def __init__(self, weight: Codes, *, bits: int):
         super().__init__()
-        self.bits = bits
-        self.register_buffer("codes", weight.codes)
+        self.bits, self.shape, groups = bits, weight.codes.shape, weight.scale.dim() > 1
+        self.register_buffer("codes", weight.codes.reshape(*weight.scale.shape, -1) if groups else weight.codes)
+        ones = [1] * (self.codes.dim() - weight.scale.dim())
         for name, values in (("scale", weight.scale), ("offset", weight.offset)):
-            self.register_buffer(name, None if values is None else values.reshape(-1, *[1] * (self.codes.dim() - 1)))
+            self.register_buffer(name, None if values is None else values.reshape(*values.shape, *ones))
 
     def forward(self, _):
         x = _onnx("::".join(DEQUANTIZE), self.codes, self.scale, like=self.codes, dtype=torch.float32)
+        x = x if x.shape == self.shape else x.reshape(self.shape)
         return x if self.offset is None else x + self.offset
 
 
@@ -92,6 +99,33 @@ class _RoundedInput(nn.Module):
     def _sign(self, x):
         """Return x at 1 bit, its sign times the scale: the code 0 that rounding could give does not exist."""
         return torch.where(x / self.scale < 0, -self.scale, self.scale)
+
+
+class _DynamicInput(nn.Module):
+    """What fake_quantize_dynamic does to a token, in operators whose every result is rounded by itself.
+
+    1 / scale is 2 / scale / 2, the same number: onnxruntime makes x / scale of x * (1 / scale), which has other
+    codes, and approximates Reciprocal. Codes stay floats, which hold them exactly.
+    """
+
+    def __init__(self, quantizer: DynamicQuantizer):
+        super().__init__()
+        self.lo, self.hi = token_range(quantizer.bits)
+        self.symmetric = quantizer.symmetric
+        self.register_buffer("two", torch.full((), 2.0))
+
+    def forward(self, x):
+        steps = float(self.hi - self.lo)
+        if self.symmetric:
+            scale, zero_point = x.abs().amax(-1, keepdim=True) / (steps / 2), 0
+        else:
+            least = x.amin(-1, keepdim=True).clamp(max=0)
+            scale = (x.amax(-1, keepdim=True).clamp(min=0) - least) / steps
+        scale = scale.clamp(min=torch.finfo(torch.float32).smallest_normal)
+        if not self.symmetric:
+            zero_point = (self.lo - (least / scale).round()).clamp(self.lo, self.hi)
+        code = ((x * (self.two / scale * 0.5)).round() + zero_point).clamp(self.lo, self.hi)
+        return (code - zero_point) * scale
 
 
 def _onnx(operator: str, *inputs, like: torch.Tensor, dtype: torch.dtype, **attributes) -> torch.Tensor:

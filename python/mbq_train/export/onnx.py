@@ -22,11 +22,13 @@ def export_onnx(model: nn.Module, path, *, bits: int, example, dynamic_batch: bo
                 metadata: dict[str, str] | None = None) -> None:
     """Write `model` at `bits` bits as an ONNX file (opset 21), its quantized weights as integer codes.
 
-    A weight is an initializer of codes, Cast and Mul by a scale per output channel: int8, or int4, two codes a byte, up
-    to 4 bits; code * scale is what training computed with, bit for bit. That of round-clamp has the bit-width of
-    the layer where it has its own, and in the sign-magnitude form a sign beside it. An input is QuantizeLinear to 8
-    bits, Clip to the codes of `bits` bits, Cast and Mul (at 1 signed bit the sign), between Sub and Add for a real
-    offset: training's division and rounding; only NaN has no code. BatchNorm after a float layer is folded into it.
+    A weight is an initializer of codes, Cast and Mul by a scale per output channel, or per group before a Reshape:
+    int8, or int4, two codes a byte, up to 4 bits; code * scale is what training computed with, bit for bit. That of
+    round-clamp has the bit-width of the layer where it has its own, and in the sign-magnitude form a sign beside it. An
+    input is QuantizeLinear to 8 bits, Clip to the codes of `bits` bits, Cast and Mul (at 1 signed bit the sign),
+    between Sub and Add for a real offset: training's division and rounding; only NaN has no code. With Dynamic() it is
+    ReduceMin, ReduceMax, Div, Round, Clip and Mul: training's values too, bit for bit in onnxruntime, of tokens without
+    NaN and infinity. BatchNorm after a float layer is folded into it.
 
     There is no DequantizeLinear: behind one, runtimes with their default settings round biases, activations or float
     weights to 8 bits where training did not (onnxruntime: WeightBiasQuantization, MatMulNBits). Without one the

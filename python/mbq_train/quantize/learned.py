@@ -12,6 +12,7 @@ import mbq_kernels
 from .. import distributed
 from .bits import BitState, check_bit_widths, code_range
 from .data_parallel import averaged
+from .group_weights import GroupWeightQuantizer
 from .quantizer import BaseWeightQuantizer, autocast_dtype
 from .scaled_quantizer import ScaledQuantizer
 from .specs import ActivationSpec, WeightSpec, correction_option, option
@@ -112,14 +113,17 @@ class ActivationQuantizer(ScaledQuantizer):
 
 @dataclass(frozen=True)
 class Learned(WeightSpec, ActivationSpec):
-    """Scales that are trained: of weights one per channel and bit-width, of activations one per bit-width.
+    """Scales that are trained: of weights one per channel or group and bit-width, of activations one per bit-width.
 
     Args:
         correction: of weights - give every channel of a quantized weight its mean and deviation in float, so that one
-            BatchNorm serves all bit-widths (Kim et al., 2025, arXiv 2510.20673).
+            BatchNorm serves all bit-widths (Kim et al., 2025, arXiv 2510.20673); not with group_size.
         bits: of activations - their bit-width, 1..8, whatever that of the weights [the one in use].
         offset: of activations - learn a real offset per bit-width [off: 0 fits what a ReLU gives].
         signed: of activations - the code range [None: as the first batch shows, unsigned with an offset].
+        group_size: of weights - how many that lie side by side in an output channel share a scale, such as 32 or 128;
+            divides their number in every layer that has it [None: one scale per channel]. Stores and `deploy` do not
+            take groups, ONNX files do.
 
     Reference: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153.
     """
@@ -130,6 +134,7 @@ class Learned(WeightSpec, ActivationSpec):
                               of="activations", flag="activation_bits")
     offset: bool = option(False, "learn an offset of the activations", of="activations", flag="learn_offset")
     signed: bool | None = option(None, "code range of the activations", of="activations", flag="")
+    group_size: int | None = option(None, "weights of an output channel that share a scale; 0: all", of="weights")
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,8 +142,22 @@ class Learned(WeightSpec, ActivationSpec):
             raise TypeError(f"Learned: signed must be True, False or None, got {self.signed!r}")
         if self.bits is not None:
             check_bit_widths("Learned", (self.bits,))
+        if self.group_size is not None:
+            self._check_groups()
 
-    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *, layer_name: str) -> WeightQuantizer:
+    def _check_groups(self):
+        if isinstance(self.group_size, bool) or not isinstance(self.group_size, int):
+            raise TypeError(f"Learned: group_size must be an integer or None, got {self.group_size!r}")
+        if self.group_size < 2:
+            raise ValueError(f"Learned: group_size must be at least 2, got {self.group_size}")
+        if self.correction:
+            raise ValueError("Learned: correction must be False with group_size: the corrected kernel has scales per "
+                             "channel alone, got True")
+
+    def weight_quantizer(self, bit_state: BitState, weight: torch.Tensor, *,
+                         layer_name: str) -> WeightQuantizer | GroupWeightQuantizer:
+        if self.group_size is not None:
+            return GroupWeightQuantizer(bit_state, weight, group_size=self.group_size, layer_name=layer_name)
         return WeightQuantizer(bit_state, weight, layer_name=layer_name, correction=self.correction)
 
     def input_quantizer(self, bit_state: BitState, *, like: torch.Tensor, layer_name: str) -> ActivationQuantizer:

@@ -14,7 +14,8 @@ from .own_bits import OwnBits
 class Codes(NamedTuple):
     """A weight as integers: code * scale + offset is what its layer computes with.
 
-    codes: int8 or uint8, in the weight's shape; scale: (C,) float32; offset: (C,) float32 or None.
+    codes: int8 or uint8, in the weight's shape; scale: (C,) float32, or (C, groups) where groups of weights that lie
+    side by side in a channel have one each; offset: (C,) float32 or None.
     """
 
     codes: torch.Tensor
@@ -38,6 +39,7 @@ class Quantizer(OwnBits):
     axis: int | None = None
     correction = False  # whether channels get back the mean and deviation that they have in float
     switchable = False  # whether the codes of the highest bit-width are all that lower ones need
+    dynamic = False  # whether the range is measured in every call
     kernel = staticmethod(mbq_kernels.fake_quantize)
     _obsolete = ("initialised", "is_signed", "scale_units.rows", "scale_floors.rows")  # in states of earlier versions
 

@@ -96,7 +96,7 @@ class ActivationSpec(Spec):
     """What quantizes the inputs of a layer."""
 
     def input_quantizer(self, bit_state: BitState, *, like: torch.Tensor, layer_name: str) -> nn.Module:
-        """Return a module that quantizes inputs; like: a tensor that gives device and dtype."""
+        """Return a module that quantizes inputs; like: the layer's weight, which gives device, dtype and dimensions."""
         raise NotImplementedError(f"{layer_name}: {type(self).__name__} must define input_quantizer, got none")
 
 
