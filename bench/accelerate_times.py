@@ -62,11 +62,8 @@ def pass_of(module: nn.Module, given: tuple) -> Callable[[], None]:
     """Return a forward and backward of `module`."""
     leaves = [value for value in (*given, *module.parameters())
               if isinstance(value, torch.Tensor) and value.requires_grad]
-
-    def call():
-        out = module(*given)
-        torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
-    return call
+    grad = torch.ones_like(module(*given))
+    return lambda: torch.autograd.grad(module(*given), leaves, grad, allow_unused=True)
 
 
 def line_of(name: str, rows: int, seconds: float) -> list[str]:
