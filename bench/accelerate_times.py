@@ -4,7 +4,7 @@
 
 Networks of four linear layers, width x width, on as many rows: every quantized tensor has width^2 elements, and all are
 those of tests/accelerated_networks.py. The forward and backward of every quantizer are timed on the tensors that it
-sees in a step, and summed. Smallest of turns, one thread, all in one process; the original's losses are checked.
+sees in a step, and summed; lsq-layers: with the products in them. Smallest of turns, time of one processor.
 """
 
 import argparse
@@ -32,15 +32,15 @@ HEAD = ("family", "quantizers, us: original", "accelerated", "compiled", "step, 
 
 
 def smallest(calls: list[Callable], seconds: float) -> list[float]:
-    """Return the seconds of the fastest call of each, in turns, after three that compile what must be compiled."""
+    """Return the processor's seconds of the fastest call of each, in turns, after three that compile what is to be."""
     for call in calls * 3:
         call()
     best, end = [float("inf")] * len(calls), time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end:
         for index, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            best[index] = min(best[index], time.perf_counter() - start)
+            best[index] = min(best[index], time.process_time() - start)
     return best
 
 
@@ -62,11 +62,8 @@ def pass_of(module: nn.Module, given: tuple) -> Callable[[], None]:
     """Return a forward and backward of `module`."""
     leaves = [value for value in (*given, *module.parameters())
               if isinstance(value, torch.Tensor) and value.requires_grad]
-
-    def call():
-        out = module(*given)
-        torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
-    return call
+    grad = torch.ones_like(module(*given))
+    return lambda: torch.autograd.grad(module(*given), leaves, grad, allow_unused=True)
 
 
 def line_of(name: str, rows: int, seconds: float) -> list[str]:

@@ -71,3 +71,23 @@ class RoundedFirst(nn.Module):
 
     def forward(self, x):
         return torch.clamp(through(x / self.size), -8, 7) * self.size
+
+
+class OneDimension(nn.Module):
+    """With a scale a channel in one dimension, which it gives those of x, or lets be that of the last axis."""
+
+    def __init__(self, channels, last=False):
+        super().__init__()
+        self.step, self.last = nn.Parameter(torch.full((channels,), 0.17)), last
+
+    def forward(self, x):
+        step = self.step if self.last else self.step.view(-1, *[1] * (x.dim() - 1))
+        return through(torch.clamp(x / step, -8, 7)) * step
+
+
+class OfImages(OneDimension):
+    """The same for weights of convolutions alone."""
+
+    def forward(self, x):
+        step = self.step.view(-1, 1, 1, 1)
+        return through(torch.clamp(x / step, -8, 7)) * step

@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
-from lsq_quantizers import Detached, FirstBatch, RoundedFirst, through
+from lsq_quantizers import Detached, FirstBatch, OfImages, OneDimension, RoundedFirst, through
 from torch import nn
-from twin_training import twenty_losses
+from twin_training import gradients, twenty_losses
 
 from mbq_train import accelerate
 from mbq_train.drop_in.lsq_probes import Form
@@ -25,6 +25,8 @@ FORMS = {
     "narrow": (lambda: Detached(channels=24, narrow=True), Form(-7, 7, factor="tensor", detached=True)),
     "written-first-batch": (lambda: FirstBatch(), Form(0, 15, grad_product=False, factor="tensor")),
     "rounded-first": (lambda: RoundedFirst(), Form(-8, 7, mask="code")),
+    "one-dimension": (lambda: OneDimension(24), Form(-8, 7, axis=0, dims=(2, 3, 4))),
+    "of-images": (lambda: OfImages(24), Form(-8, 7, axis=0, dims=(4,))),
 }
 
 
@@ -55,6 +57,16 @@ def test_forms(name):
     original.eval(), ours.eval()
     x = torch.randn(24, 16, 6, 6)
     assert torch.equal(original(x), ours(x))
+
+
+def test_a_scale_of_the_last_axis():
+    original, ours = OneDimension(40, last=True), OneDimension(40, last=True)
+    accelerate(ours)
+    assert ours.mbq_plan.form == Form(-8, 7, axis=-1, dims=(2, 3))
+    for shape in ((120, 40), (5, 24, 40), (2, 3, 24, 40)):  # the last one is the original's
+        x, grad = torch.randn(shape), torch.randn(shape)
+        for one, other in zip(gradients(original, x, grad)[:2], gradients(ours, x, grad), strict=False):
+            assert torch.equal(one, other)
 
 
 class WithOptions(Detached):

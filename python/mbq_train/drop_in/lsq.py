@@ -4,6 +4,8 @@ A module is known by what it computes, not by its name: it takes one tensor, its
 probes that tell all forms apart its values and gradients are, bit for bit, those of a kernel. Probes run on a copy.
 """
 
+import contextlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from .family import Leave, Replace, Verdict
 from .lsq_copies import copy_of, is_own_leaf, is_ready, is_set, probing, remembered, settings_of
-from .lsq_probes import Form, fit, states_of
+from .lsq_probes import Form, fit, shape_of, states_of, views
 from .replacement import original_forward
 from .torch_ao.arithmetic import worthwhile
 
@@ -58,26 +60,28 @@ def _verdict(module: nn.Module, name: str, scale: nn.Parameter) -> Verdict:
 
 def _prepared(module: nn.Module, scale: torch.Tensor) -> tuple[nn.Module, tuple]:
     """Return a copy of `module` after its first batch, and the buffers which that batch changed."""
-    twin = copy_of(module)
-    before = states_of(twin)
-    twin(torch.linspace(-1, 1, 64 * max(scale.numel(), 1)).reshape(_shape_for(scale)))
+    twin, before = _after_first_batch(module, scale)
     after = states_of(twin)
     buffers = dict(twin.named_buffers())
     return twin, tuple((name, after[name]) for name in after if name in buffers and after[name] != before.get(name))
 
 
-def _shape_for(scale: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of 64 elements a scale, with the dimensions that the scale has."""
-    if scale.numel() == 1:
-        return 8, 8
-    return tuple(size if size != 1 else 64 if axis == scale.dim() - 1 else 1 for axis, size in enumerate(scale.shape))
+def _after_first_batch(module: nn.Module, scale: torch.Tensor) -> tuple[nn.Module, dict[str, object]]:
+    """Return a copy of `module` after its first batch, of a shape that it takes, and what its states were before."""
+    for view in views(scale):
+        twin, shape = copy_of(module), shape_of(view, 512)
+        before = states_of(twin)
+        with contextlib.suppress(RuntimeError, IndexError):  # made for tensors of other dimensions
+            twin(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
+            return twin, before
+    raise LookupError("takes no tensor that its scale fits")
 
 
 def _forward(module, x):
     plan: Plan = module.mbq_plan
     scale = getattr(module, plan.scale)
     if not worthwhile(x, FEWEST) or x.dtype != torch.float32 or scale.dtype != torch.float32 or not is_set(
-            module, plan.settings):
+            module, plan.settings) or not plan.form.fits(x):
         return original_forward(module, x)
     if plan.ready and module.training and (torch.compiler.is_compiling() or not is_ready(module)):
         return original_forward(module, x)

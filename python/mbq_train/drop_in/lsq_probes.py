@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -24,7 +24,8 @@ class Form:
     """The arithmetic of one quantizer, in the words of fake_quantize_affine.
 
     factor: what the gradient of the scale is multiplied by; detached: by (s - s f).detach() + s f in the place of s,
-    which may differ from s in its last bit.
+    which may differ from s in its last bit. axis, dims: of a scale of one dimension, which axis of x its elements go
+    with, and numbers of dimensions of x with which it does so; others have as many dimensions as x.
     """
 
     lowest: int
@@ -34,9 +35,17 @@ class Form:
     grad_product: bool = True
     factor: str = "one"
     detached: bool = False
+    axis: int | None = None
+    dims: tuple[int, ...] = ()
+
+    def fits(self, x: torch.Tensor) -> bool:
+        """Return whether x has a number of dimensions with which the form was found."""
+        return not self.dims or x.dim() in self.dims
 
     def axis_of(self, scale: torch.Tensor) -> int | None:
         """Return the axis that has a scale for each index."""
+        if self.axis is not None:
+            return self.axis
         wide = [axis for axis, size in enumerate(scale.shape) if size != 1]
         return wide[0] if wide else None
 
@@ -64,23 +73,49 @@ def fit(module: nn.Module, name: str) -> Form | str | None:
     scale = getattr(module, name)
     if sum(size != 1 for size in scale.shape) > 1:
         return None
-    limits = _limits(module, scale)
+    if scale.dim() != 1 or scale.numel() == 1:
+        return _fit(module, scale, tuple(scale.shape), None)
+    found = {view: _tried(module, scale, view) for view in views(scale)}
+    forms = {form: [len(view) for view in found if found[view] == form] for form in found.values()
+             if isinstance(form, Form)}
+    if not forms:
+        return next(filter(None, found.values()), None)
+    form = max(forms, key=lambda form: len(forms[form]))
+    return replace(form, dims=tuple(forms[form]))
+
+
+def views(scale: torch.Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes that a scale may have among the dimensions of x: of one dimension it may be that of any."""
+    if scale.dim() != 1 or scale.numel() == 1:
+        return [tuple(scale.shape)]
+    return [(len(scale), *[1] * more) for more in (1, 2, 3)] + [(*[1] * more, len(scale)) for more in (1, 2)]
+
+
+def _tried(module: nn.Module, scale: nn.Parameter, view: tuple[int, ...]) -> Form | str | None:
+    try:
+        return _fit(module, scale, view, 0 if view[0] > 1 else -1)
+    except (RuntimeError, IndexError):  # made for tensors of other dimensions
+        return None
+
+
+def _fit(module: nn.Module, scale: nn.Parameter, view: tuple[int, ...], axis: int | None) -> Form | str | None:
+    limits = _limits(module, scale, view)
     if limits is None or isinstance(limits, str):
         return limits
     for factors, quotient in itertools.product(_SCALES, ("division", "reciprocal")):
-        values = Form(*limits, quotient, *_GRADIENTS[0], *factors[0])
-        if _same_values(module, scale, values):
+        values = Form(*limits, quotient, *_GRADIENTS[0], *factors[0], axis)
+        if _same_values(module, scale, view, values):
             for gradients, factor in itertools.product(_GRADIENTS, factors):
-                form = Form(*limits, quotient, *gradients, *factor)
-                if _same(module, scale, form):
+                form = Form(*limits, quotient, *gradients, *factor, axis)
+                if _same(module, scale, view, form):
                     return form
     return "rounds to steps of its scale, with values or gradients that no kernel has"
 
 
-def _limits(module: nn.Module, scale: torch.Tensor) -> tuple[int, int] | str | None:
+def _limits(module: nn.Module, scale: torch.Tensor, view: tuple[int, ...]) -> tuple[int, int] | str | None:
     """Return the least and the greatest code, from values far outside; None where there are none."""
     _set(module, scale, 0.25)
-    far = torch.full(_shape(scale, 4), 1e6)
+    far = torch.full(shape_of(view, 4), 1e6)
     with torch.no_grad():
         results = [module(far.clone().fill_(value)) for value in (1e6, -1e6, *torch.linspace(-1.9, 1.9, 96).tolist())]
     if not all(isinstance(y, torch.Tensor) and y.shape == far.shape for y in results):
@@ -97,12 +132,12 @@ def _limits(module: nn.Module, scale: torch.Tensor) -> tuple[int, int] | str | N
     return int(low), int(high)
 
 
-def _shape(scale: torch.Tensor, each: int) -> tuple[int, ...]:
-    """Return a shape for x of `each` elements a scale."""
-    if scale.numel() == 1:
+def shape_of(view: tuple[int, ...], each: int) -> tuple[int, ...]:
+    """Return a shape for x of about `each` elements a scale, whose shape among the dimensions of x is `view`."""
+    if math.prod(view) == 1:
         return each, 6
-    last = max(each // 8, 4)
-    return tuple(size if size != 1 else last if axis == scale.dim() - 1 else 2 for axis, size in enumerate(scale.shape))
+    last = max(axis for axis, size in enumerate(view) if size == 1)
+    return tuple(size if size != 1 else max(each // 8, 4) if axis == last else 2 for axis, size in enumerate(view))
 
 
 def _set(module: nn.Module, scale: torch.Tensor, value: float) -> None:
@@ -111,26 +146,26 @@ def _set(module: nn.Module, scale: torch.Tensor, value: float) -> None:
                     value != 0.25 else torch.full_like(scale, value))
 
 
-def _probe(scale: torch.Tensor, form: Form, each: int) -> torch.Tensor:
+def _probe(scale: torch.Tensor, view: tuple[int, ...], form: Form, each: int) -> torch.Tensor:
     """Return x whose elements lie at ties, at both edges and half a step beyond, one ulp around, and anywhere."""
-    shape = _shape(scale, each)
+    shape = shape_of(view, each)
     codes = torch.arange(2 * form.lowest - 2, 2 * form.highest + 3) / 2
     codes = codes[torch.randint(0, len(codes), (math.prod(shape),))].reshape(shape)
     noise = torch.randn(shape).mul(0.3 * (form.highest - form.lowest))
-    x = torch.where(torch.rand(shape) < 0.5, codes, noise) * scale.detach()
+    x = torch.where(torch.rand(shape) < 0.5, codes, noise) * scale.detach().reshape(view)
     kind = torch.randint(0, 3, shape)
     x = torch.where(kind == 1, torch.nextafter(x, torch.full_like(x, 1e9)), x)
     return torch.where(kind == 2, torch.nextafter(x, torch.full_like(x, -1e9)), x)
 
 
-def _same_values(module: nn.Module, scale: nn.Parameter, form: Form) -> bool:
+def _same_values(module: nn.Module, scale: nn.Parameter, view: tuple[int, ...], form: Form) -> bool:
     """Return whether values are those of `form`."""
     module.train()
     with torch.no_grad():
         for number in range(max(48 // scale.numel(), 6)):
             each = 24 + 8 * number
-            scale.copy_(_telling(scale.shape, math.prod(_shape(scale, each)), max(form.highest, 1)))
-            x = _probe(scale, form, each)
+            scale.copy_(_telling(scale.shape, math.prod(shape_of(view, each)), max(form.highest, 1)))
+            x = _probe(scale, view, form, each)
             if not torch.equal(module(x), form(x, scale)):
                 return False
     return True
@@ -145,12 +180,12 @@ def _telling(shape: torch.Size, count: int, highest: int) -> torch.Tensor:
     return pool[torch.randint(0, len(pool), shape)]
 
 
-def _same(module: nn.Module, scale: nn.Parameter, form: Form) -> bool:
+def _same(module: nn.Module, scale: nn.Parameter, view: tuple[int, ...], form: Form) -> bool:
     """Return whether values and gradients of x are those of `form`, in both modes, and that of the scale is near it."""
     for training, (number, value) in itertools.product((True, False), enumerate(_STEPS)):
         module.train(training)
         _set(module, scale, value)
-        x = _probe(scale, form, 200 + 57 * number).requires_grad_()
+        x = _probe(scale, view, form, 200 + 57 * number).requires_grad_()
         results, grad = (module(x), form(x, scale)), torch.randn_like(x)
         gradients = [torch.autograd.grad(result, (x, scale), grad) for result in results]
         if not torch.equal(*results) or not torch.equal(gradients[0][0], gradients[1][0]):
