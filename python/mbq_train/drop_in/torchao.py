@@ -1,7 +1,7 @@
 """The family of torchao: IntxFakeQuantizer, and so FakeQuantizedLinear and FakeQuantizedEmbedding.
 
 torchao's own methods run, so that its configuration is read by itself; replaced are the two kinds of functions in them
-that touch every element, which choose a range and fake-quantize.
+that touch every element, which choose a range and fake-quantize. Where both are one pass of ours, no method runs.
 """
 
 import functools
@@ -16,6 +16,7 @@ from .family import Leave, Replace, Verdict
 from .rebinding import rebound
 from .replacement import original_forward
 from .torch_ao.arithmetic import DTYPES, worthwhile
+from .torchao_dynamic import dynamic
 
 LIBRARY = "torchao"
 FEWEST, FEWEST_HALVES = 16384, 32768  # elements: below, calls of ours take as long as the operations that they save
@@ -43,6 +44,9 @@ def torchao(module: nn.Module) -> Verdict:
 
 
 def _forward(module, x):
+    if (not torch.compiler.is_compiling() and worthwhile(x, 1) and x.is_contiguous() and module.enabled
+            and (x_hat := dynamic(module, x)) is not None):
+        return x_hat
     fewest = FEWEST if x.dtype == torch.float32 else FEWEST_HALVES
     if torch.compiler.is_compiling() or not worthwhile(x, fewest) or not x.is_contiguous() or not _supported(module, x):
         return original_forward(module, x)
