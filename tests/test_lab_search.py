@@ -1,5 +1,6 @@
 """mbq search: bit-widths of a run's layers within limits, tested, trained a little, and exported."""
 
+import ctypes
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from cli import mbq
 from networks import one_thread  # noqa: F401
 
+import mbq_lab.runs.search as searching
 import mbq_store
 from mbq_lab import Options, build_model, evaluate_run, load_quantized, search_run, train_run
 from mbq_train import load_quantized as load_network
@@ -77,6 +79,23 @@ def test_measured_latencies_are_a_limit(run, tmp_path):
     shown = mbq("search", run, "--latency", tmp_path / "latency.json", "--max-latency", 0.03, "--json")
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["found"][0]["latency"] <= 0.03
+
+
+def test_what_compiled_libraries_print_stays_out_of_the_output(run, monkeypatch, capfd):
+    libc, allocate = ctypes.CDLL(None), searching.allocate
+
+    def talking(*args, **options):
+        libc.puts(b"debug")  # as HiGHS does, in a buffer of its own
+        return allocate(*args, **options)
+
+    monkeypatch.setattr(searching, "allocate", talking)
+    assert mbq("search", run, "--mean-bits", 4, "--json").exit_code == 0
+    libc.fflush(None)
+    out, err = capfd.readouterr()
+    assert "debug" not in out and "debug" in err
+    libc.puts(b"after")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "after\n"
 
 
 @pytest.mark.parametrize("options, message", [

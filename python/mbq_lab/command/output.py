@@ -1,7 +1,12 @@
 """What the commands print: one JSON object, or tables whose numbers are never cut, and lines."""
 
+import contextlib
+import ctypes
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -23,6 +28,24 @@ def show(as_json: bool, value: dict, *parts) -> None:
             print_table(part, console)
         elif part:  # a terminal gets whole words, a pipe whole lines
             console.print(part, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def c_stdout_on_stderr() -> Iterator[None]:
+    """Send to stderr what compiled libraries print inside the block: HiGHS writes a line to stdout at times, which
+    would stand in the JSON."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def plain(value):

@@ -44,7 +44,7 @@ def search(
     from ..runs.folder import CONFIG, SEARCH, SEARCH_NETWORK, SEARCH_PLOT, load_options
     from ..runs.networks import input_shape
     from ..runs.search import search_run
-    from .output import show
+    from .output import c_stdout_on_stderr, show
     from .progress import observing
     from .tables import allocation_table, search_table
 
@@ -54,7 +54,7 @@ def search(
     torch.set_num_threads(threads)
     limits = {"mean_bits": mean_bits or None, "max_bytes": max_bytes or None, "max_latency": max_latency or None,
               "max_bit_operations": max_bit_operations or None}
-    with observing(load_options(run / CONFIG)) as observer:
+    with c_stdout_on_stderr(), observing(load_options(run / CONFIG)) as observer:
         result = search_run(run, objective=objective, bits=bits_of(bits), solutions=solutions, sweep=sweep,
                             fine_tune=fine_tune, latency=latency, device=device, observer=observer, **limits)
     written = [run / name for name in (SEARCH, SEARCH_PLOT, SEARCH_NETWORK)]

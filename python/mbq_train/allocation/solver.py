@@ -8,7 +8,7 @@ from .limits import Limit
 
 _SCALE = 1e4  # of the largest cost, because HiGHS is content within 1e-6 of the least sum
 _SPREAD = 10  # how often the least sum may go into the largest cost: together 1e-9 of the least sum
-_OPTIONS = {"mip_rel_gap": 1e-9, "presolve": False}  # HiGHS's presolve writes to stdout at times, and is no faster here
+_OPTIONS = {"mip_rel_gap": 1e-9}
 _TRIES = 50  # at configurations that are over a limit by less than HiGHS can see
 
 Costs = Mapping[str, Mapping[int, float]]
