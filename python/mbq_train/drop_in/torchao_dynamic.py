@@ -1,8 +1,8 @@
 """torchao's fake-quantizers whose range is that of every row or group: range and codes from one pass, on a CPU.
 
 The formulas are those of torchao 0.18, which need not be those of another version: the first call with each
-configuration compares both, to the last bit, on rows of all sizes. Finite x alone: of a row with -infinity torchao makes
-infinities, and we NaN.
+configuration compares both, to the last bit, on rows of all sizes. Finite x alone: of a row with -infinity torchao
+makes infinities, and we NaN.
 """
 
 import sys
