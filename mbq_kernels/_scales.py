@@ -30,12 +30,17 @@ def factors_of(op: str, grad_factor, channels: int):
 def outside(grad_factor, *parameters) -> tuple:
     """Return (what the operator multiplies gradients by, the parameters, whose gradients are multiplied by the rest).
 
-    In a graph of torch.compile that is all of it: the operator takes a number, and would have a factor that comes from
-    sizes be one, so that every size of x had a graph of its own.
+    The rest is 1, but where torch.compile has symbols for sizes and the factor comes from them. The operator takes a
+    number, and so would make one of it, and a graph for every size of x. The product is rounded once more there.
     """
-    if grad_factor is None or not torch.compiler.is_compiling() or grad_factor == 1.0:
+    if grad_factor is None or not torch.compiler.is_compiling() or _is_static(grad_factor):
         return grad_factor, *parameters
     return 1.0, *(_multiplied(parameter, grad_factor) for parameter in parameters)
+
+
+def _is_static(factor) -> bool:
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # which imports sympy
+    return has_static_value(factor)
 
 
 def _multiplied(parameter: torch.Tensor | None, factor):

@@ -8,6 +8,7 @@ from accelerated_networks import FAMILIES, made, step_of
 from networks import one_thread, tiny_model, vision_transformer  # noqa: F401 - a fixture
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import mbq_kernels as mbq
 from mbq_train import accelerate, convert, drop_idle_gradients, set_bits
 
 
@@ -40,6 +41,28 @@ def test_batch_norm_of_every_bit_width_is_a_graph_of_its_own():
     model = convert(tiny_model(), (8, 4), example=torch.rand(4, 1, 8, 8))
     found = graphs_of(model, [(b, n) for n in (4, 4, 7, 5, 9, 4) for b in (8, 4)])
     assert found == [1, 2, 2, 2, 3, 4, *[4] * 6]
+
+
+FACTORS = {
+    "tensor": lambda x, scale: mbq.fake_quantize(x, scale, bits=4, axis=1, grad_factor="tensor"),
+    "narrow": lambda x, scale: mbq.fake_quantize(x, scale, bits=4, axis=1, narrow=True),
+    "affine": lambda x, scale: mbq.fake_quantize_affine(x, scale, scale * 3, quant_min=-8, quant_max=7, axis=1,
+                                                        grad_factor="tensor"),
+}
+
+
+@pytest.mark.parametrize("name", ["affine", pytest.param("tensor", marks=pytest.mark.long),
+                                  pytest.param("narrow", marks=pytest.mark.long)])
+def test_factors_of_sizes_are_symbols(name):
+    """The factor of the gradient of a scale comes from the number of rows."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled, scale = torch.compile(FACTORS[name], backend=counter, fullgraph=True), torch.rand(6).requires_grad_()
+    for rows in (4, 7, 5, 9, 12):
+        x = torch.randn(rows, 6, requires_grad=True)
+        found = [torch.autograd.grad(f(x, scale).square().sum(), (x, scale)) for f in (compiled, FACTORS[name])]
+        assert torch.equal(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-6)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("name", ["lsq-groups", "torch.ao", *(
