@@ -86,6 +86,19 @@ def test_zero_points_that_are_no_codes_tiny_scales_and_static_ranges(name, zero_
                 assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
+def test_tokens_that_are_not_finite():
+    x = torch.randn(4, 64)
+    x[0, 3], x[1, 5], x[2, 6] = float("nan"), float("inf"), -float("inf")
+    original = IntxFakeQuantizer(config_of("token"))
+    ours = copy.deepcopy(original)
+    accelerate(ours)
+    leaves = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    for module, leaf in zip((original, ours), leaves, strict=True):
+        module(leaf).sum().backward()
+    for one, other in ((original(x), ours(x)), (leaves[0].grad, leaves[1].grad), (original.scale, ours.scale)):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["channel", "group32", "group64-asymmetric"])
 def test_learned_ranges(name):
     x = torch.randn(64, 128)
