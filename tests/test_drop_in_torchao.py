@@ -217,9 +217,7 @@ def test_copies_pickles_and_switches():
         assert module(x) is x
 
 
-@pytest.mark.parametrize("more, reason", [
-    (dict(scale_precision=torch.bfloat16), "divides in torch.bfloat16"),
-])
+@pytest.mark.parametrize("more, reason", [(dict(scale_precision=torch.bfloat16), "divides in torch.bfloat16")])
 def test_what_cannot_be_equal_is_left_alone_and_named(more, reason):
     model = nn.Sequential(IntxFakeQuantizer(config_of("group32", **more)))
     with pytest.warns(RuntimeWarning, match=reason):
