@@ -155,7 +155,8 @@ def llama_network():
 
 def specs(**options):
     """Arguments of convert: what the options of quantizers on the command line name, and all others as they are."""
-    flat = {name: options.pop(name) for name in ("quantizer", *SPEC_OPTIONS) if name in options}
+    flat = {name: options.pop(name) for name in ("quantizer", "activation_quantizer", *SPEC_OPTIONS)
+            if name in options}
     flat = {name: value for name, value in flat.items() if value is not None}
     chosen = Options(**flat)
     return {"weights": chosen.weights, "activations": chosen.activations, **options}

@@ -175,7 +175,7 @@ def in_stores(case, model, want, folder):
         wide = case.options.get("form") == "sign-magnitude" and (case.layer_bits == 8 or bits == 8)
         twice = case.quantizer == "double-rounding" and case.corrected
         with told(model, "export_store", expected=wide or twice or uncalled or "extra dict" in case.extras or
-                  case.dtype == torch.float64):
+                  case.dtype == torch.float64 or "group_size" in case.options):
             other = "planes" if case.quantizer == "double-rounding" else "packed"
             export_store(model, folder / "store", bits=bits, layout=other if bits % 2 else "codes")
             layers = quantized_layers("store", model)

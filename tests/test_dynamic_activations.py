@@ -42,16 +42,17 @@ def linear(bits=(8, 4, 2), activations=None, **options):
 
 
 def slow(x, bits, symmetric):
-    """x_hat and which elements are inside, token by token in float32; codes are 0 .. 2^bits - 1."""
-    values, inside, steps = [], [], 2**bits - 1
+    """x_hat and which elements are inside, token by token in float32; codes are 0 .. 2^bits - 1, or -hi .. hi."""
+    values, inside, hi = [], [], 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    lo = -hi if symmetric else 0
     for token in x.reshape(-1, x.shape[-1]):
         least, greatest = token.amin().clamp(max=0), token.amax().clamp(min=0)
-        width = 2 * token.abs().amax() if symmetric else greatest - least
-        scale = (width / steps).clamp(min=torch.finfo(torch.float32).tiny)
-        zero_point = 2.0 ** (bits - 1) if symmetric else (0 - (least / scale).round()).clamp(0, steps)
+        scale = (token.abs().amax() if symmetric else greatest - least) / hi
+        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+        zero_point = 0 if symmetric else (0 - (least / scale).round()).clamp(lo, hi)
         code = (token * (1 / scale)).round() + zero_point
-        values.append((code.clamp(0, steps) - zero_point) * scale)
-        inside.append((code >= 0) & (code <= steps))
+        values.append((code.clamp(lo, hi) - zero_point) * scale)
+        inside.append((code >= lo) & (code <= hi))
     return torch.stack(values).reshape(x.shape), torch.stack(inside).reshape(x.shape)
 
 
@@ -70,9 +71,12 @@ def test_values_and_gradients_are_those_of_a_slow_formula(bits, symmetric):
     want, inside = slow(x.detach(), bits, symmetric)
     assert torch.equal(x_hat, want)
     assert torch.equal(torch.autograd.grad(x_hat, x, grad)[0], torch.where(inside, grad, 0))
-    lo, hi = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    hi = 2 ** (bits - 1) - 1
+    lo = -hi if symmetric else -hi - 1
     assert torch.equal(x_hat, mbq.fake_quantize_dynamic(x, quant_min=lo, quant_max=hi, symmetric=symmetric)[0])
     assert torch.equal(quantizer.eval()(x), x_hat)
+    if symmetric:
+        torch.testing.assert_close(x_hat.abs().amax(-1), x.detach().abs().amax(-1))  # the largest has a code of its own
     assert torch.equal(quantizer(x[1:2, 2:]), x_hat[1:2, 2:])  # no token has an effect on another
 
 

@@ -47,6 +47,16 @@ def test_onnx_in_a_default_session_computes_what_was_trained(case):
     check(case, [in_onnxruntime])
 
 
+@pytest.mark.parametrize("case", [
+    Case("vectors", (Block("linear"), Block("mlp", norm="batch", run="checkpoint"), Block("transposed")), bits=(8, 1),
+         options={"group_size": 2, "activation_quantizer": "dynamic"}),
+    Case("tokens", (Block("attention"), Block("linear", ties=True), Block("encoder", run="reentrant")), width=8,
+         options={"quantizer": "double-rounding", "activation_quantizer": "dynamic", "symmetric": True})],
+    ids=["groups", "double rounding"])
+def test_networks_with_dynamic_ranges_compute_the_same_everywhere(case):
+    check(case)
+
+
 def _other_codes(quantizer, weight, bits):
     codes = quantizer.codes(weight, bits)
     return codes._replace(codes=codes.codes ^ 1)

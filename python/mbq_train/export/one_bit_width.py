@@ -110,7 +110,7 @@ class _DynamicInput(nn.Module):
 
     def __init__(self, quantizer: DynamicQuantizer):
         super().__init__()
-        self.lo, self.hi = token_range(quantizer.bits)
+        self.lo, self.hi = token_range(quantizer.bits, quantizer.symmetric)
         self.symmetric = quantizer.symmetric
         self.register_buffer("two", torch.full((), 2.0))
 

@@ -17,17 +17,22 @@ RANGES = ("token",)
 
 
 def fake_quantize_tokens(x: torch.Tensor, *, bits: int, symmetric: bool, out_dtype: torch.dtype | None = None):
-    """Return mbq_kernels.fake_quantize_dynamic of x with two's complement codes of `bits` bits, in `out_dtype`."""
+    """Return mbq_kernels.fake_quantize_dynamic of x with codes of `bits` bits, in `out_dtype` [x's]."""
     if x.shape[-1] == 0:
         return x if out_dtype is None else x.to(out_dtype)
-    lo, hi = token_range(bits)
+    lo, hi = token_range(bits, symmetric)
     x_hat, *_ = mbq_kernels.fake_quantize_dynamic(x, quant_min=lo, quant_max=hi, symmetric=symmetric)
     return x_hat if out_dtype is None else x_hat.to(out_dtype)
 
 
-def token_range(bits: int) -> tuple[int, int]:
-    """Return lowest and highest code; at 1 bit too they are two neighbours, because a zero point comes on top."""
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+def token_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Return the lowest and the highest code; at 1 bit too they are two neighbours, because a zero point comes on top.
+
+    symmetric: without the lowest code of `bits` bits, so that the scale is max|x| / hi. With it the largest element
+    would lie midway between two codes.
+    """
+    hi = 2 ** (bits - 1) - 1
+    return -hi if symmetric else -hi - 1, hi
 
 
 class DynamicQuantizer(Quantizer):
@@ -39,7 +44,8 @@ class DynamicQuantizer(Quantizer):
 
     Args:
         bit_state: the model's.
-        symmetric: the range lies evenly around 0, from 2 bits on; otherwise it is that of the token, and 0 in it.
+        symmetric: codes -hi to hi, hi = 2^(bits - 1) - 1, and a scale of max|x| / hi, from 2 bits on; otherwise the
+            range of the 2^bits codes is that of the token, and 0 in it.
         own_bits: compute at this bit-width, whatever the model's; None: at the model's, or what `set_layer_bits` gave.
         layer_name: what error messages call the layer.
     """
@@ -79,8 +85,8 @@ class DynamicQuantizer(Quantizer):
 
     def _check(self, name: str, bit_widths) -> None:
         if self.symmetric and 1 in bit_widths:
-            raise ValueError(f"{name}: bits must be at least 2 where the range of inputs is symmetric, because of two "
-                             "codes one is 0 and the other is never rounded to, got 1")
+            raise ValueError(f"{name}: bits must be at least 2 where the range of inputs is symmetric, because 1 bit "
+                             "leaves no code but 0, got 1")
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,8 @@ class Dynamic(ActivationSpec):
     Args:
         per: what has a range of its own: 'token', all elements of the last axis.
         bits: their bit-width, 1..8, whatever that of the weights [None: the one in use].
-        symmetric: the range lies evenly around 0, for bit-widths of 2 and more [off: from min(x, 0) to max(x, 0)].
-
-    Reference: the range and the rounding are those of torchao 0.18's IntxFakeQuantizer per token, bit for bit.
+        symmetric: from -max|x| to max|x| with as many codes on both sides of 0, for bit-widths of 2 and more [off: from
+            min(x, 0) to max(x, 0), bit for bit what torchao 0.18's IntxFakeQuantizer gives per token].
     """
 
     name: ClassVar[str] = "dynamic"
