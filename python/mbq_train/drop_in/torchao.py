@@ -52,8 +52,6 @@ def _forward(module, x):
         return original_forward(module, x)
     original = type(module).mbq_original
     if type(module.config.granularity).__name__ == "PerToken":
-        if _measured_in_one_pass(module, original, x) and (x_hat := _per_token(module, original, x)) is not None:
-            return x_hat
         method = rebound(original._per_token_forward, {
             "choose_qparams_affine": _choose_qparams, "_fake_quantize_per_token": _fake_quantize_per_token})
     else:
@@ -74,37 +72,6 @@ def _supported(module: nn.Module, x: torch.Tensor) -> bool:
     # torchao rounds codes and zero points to half floats, which changes no integer of the range
     bounded = config.is_symmetric or type(config.granularity).__name__ == "PerToken"
     return bounded and (config.is_dynamic or module.zero_point is None or not module.zero_point.is_floating_point())
-
-
-def _measured_in_one_pass(module: nn.Module, original: type, x: torch.Tensor) -> bool:
-    """Return whether fake_quantize_dynamic does all of what torchao's _per_token_forward would."""
-    config, known = module.config, sys.modules["torchao.quantization.qat.fake_quantizer"].IntxFakeQuantizer
-    return (original._per_token_forward is known._per_token_forward and config.is_dynamic
-            and not (config.range_learning or config.is_symmetric) and x.dim() > 0 and x.shape[-1] > 1
-            and torch.float32 in (config.scale_precision, x.dtype) and (config.eps is None or config.eps > 0))
-
-
-def _per_token(module: nn.Module, original: type, x: torch.Tensor) -> torch.Tensor | None:
-    """Do as torchao's _per_token_forward, and keep scale and zero point as it does; None where x is not finite, whose
-    values differ (looked at on the CPU alone)."""
-    config, twice = module.config, x.dtype != torch.float32
-    quant_min, quant_max = original._per_token_forward.__globals__["_DTYPE_TO_QVALUE_BOUNDS"][config.dtype]
-    x_hat, scale, zero_point = mbq_kernels.fake_quantize_dynamic(
-        x, quant_min=quant_min, quant_max=quant_max, eps=config.eps, grad_product=not twice)
-    if x.device.type == "cpu" and not scale.isfinite().all():
-        return None
-    module.scale, module.zero_point = scale, zero_point.to(config.zero_point_precision)
-    if twice and x_hat.requires_grad:
-        _round_gradient_twice(x_hat, module.scale)
-    return x_hat
-
-
-def _round_gradient_twice(x_hat: torch.Tensor, scales: torch.Tensor) -> None:
-    """Have the gradient rounded where it enters the kernel's node, which operations in place on `x_hat`, a view of its
-    result, do not replace."""
-    (node, _), = x_hat.grad_fn.next_functions
-    scales = scales.reshape(-1, 1)
-    node.register_prehook(lambda grads: (_gradient_rounded_twice(scales, grads[0]), *grads[1:]))
 
 
 def _choose_qparams(input, mapping_type, block_size, *args, **kwargs):
