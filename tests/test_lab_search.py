@@ -12,7 +12,8 @@ from networks import one_thread  # noqa: F401
 
 import mbq_lab.runs.search as searching
 import mbq_store
-from mbq_lab import Options, build_model, evaluate_run, load_quantized, search_run, train_run
+from mbq_lab import Options, build_model, evaluate, evaluate_run, load_quantized, search_run, train_run
+from mbq_lab.runs.networks import load_data_and_network
 from mbq_train import load_quantized as load_network
 from mbq_train import own_layer_bits, set_bits
 
@@ -64,6 +65,13 @@ def test_one_bit_width_for_all_layers_is_the_run_at_it(run):
     assert {b: one.accuracy for b, one in result.uniform.items()} == trained
     assert [one.allocation.mean_bits for one in result.uniform.values()] == [8, 4, 2]
     assert own_layer_bits(load_quantized(run)) == {}
+
+
+def test_statistics_of_batch_norm_can_be_those_of_each_configuration(run):
+    result = search_run(run, mean_bits=3, adapt=True)
+    adapted = evaluate_run(run, adapt=True).accuracy
+    assert {b: one.accuracy for b, one in result.uniform.items()} == adapted
+    assert result.found[0].accuracy == evaluate(result.network, load_data_and_network(run)[1], result.model_bits)
 
 
 @pytest.mark.parametrize("objective", ["trace", "loss"])

@@ -29,6 +29,8 @@ def search(
     sweep: Annotated[int, typer.Option(min=0, rich_help_panel=_MORE, help="mean bit-widths to test for "
                                        "search.png")] = 0,
     fine_tune: Annotated[int, typer.Option(min=0, rich_help_panel=_MORE, help="epochs at the best")] = 0,
+    adapt_bn: Annotated[bool, typer.Option("--adapt-bn", rich_help_panel=_MORE, help="estimate BatchNorm's statistics "
+                                           "anew for each")] = False,
     store: Annotated[Path | None, typer.Option(rich_help_panel=_MORE, help="write the best as an int8 store")] = None,
     onnx: Annotated[Path | None, typer.Option(rich_help_panel=_MORE, help="write the best as an ONNX file")] = None,
     threads: Threads = 1,
@@ -56,7 +58,8 @@ def search(
               "max_bit_operations": max_bit_operations or None}
     with c_stdout_on_stderr(), observing(load_options(run / CONFIG)) as observer:
         result = search_run(run, objective=objective, bits=bits_of(bits), solutions=solutions, sweep=sweep,
-                            fine_tune=fine_tune, latency=latency, device=device, observer=observer, **limits)
+                            fine_tune=fine_tune, latency=latency, adapt=adapt_bn, device=device, observer=observer,
+                            **limits)
     written = [run / name for name in (SEARCH, SEARCH_PLOT, SEARCH_NETWORK)]
     with contextlib.ExitStack() as files:  # both are written or none
         if store is not None:

@@ -1,5 +1,6 @@
 """search_run: bit-widths of a run's layers within limits, and what the network reaches with them."""
 
+import copy
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from torch import nn
 from mbq_train import (
     Allocation,
     CheckpointError,
+    adapt_bn,
     allocate,
     hessian_costs,
     loss_costs,
@@ -41,7 +43,7 @@ from .observer import Observer
 from .plots import plot_search
 
 OBJECTIVES = ("hessian", "trace", "loss")
-_LOSS_BATCHES, _FINE_TUNING_RATE = 8, 0.1
+_BATCHES, _FINE_TUNING_RATE = 8, 0.1
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class SearchResult:
 
 
 def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None = None, solutions: int = 1,
-               sweep: int = 0, fine_tune: int = 0, latency=None, device: str = "cpu", observer: Observer | None = None,
-               **limits: float | None) -> SearchResult:
+               sweep: int = 0, fine_tune: int = 0, latency=None, adapt: bool = False, device: str = "cpu",
+               observer: Observer | None = None, **limits: float | None) -> SearchResult:
     """Give the layers of a run's network bit-widths within limits, and measure what it reaches with them.
 
     The run stays as it is. Its folder gets search.json, search.png, and search.safetensors, the network at the best
@@ -94,6 +96,8 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
         sweep: at how many mean bit-widths, between the least and the most, to measure the best allocation.
         fine_tune: epochs of training at the best allocation, at a tenth of the run's learning rate.
         latency: {layer: {bits: seconds}}, or a JSON file of it.
+        adapt: estimate BatchNorm's statistics anew, from 8 training batches, for every configuration before it is
+            measured, because mixed ones have met few batches in training, or none.
         device: as for `train_run`.
         limits: mean_bits, max_bytes, max_bit_operations, max_latency and input_bits of `allocate`.
 
@@ -110,13 +114,16 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
     sizes = {name: layer.weight.numel() for name, layer in weight_layers(model).items()}
     given = {**limits, "operations": multiply_accumulates(model, example_images(data, 1)),
              "latency": _latency(latency, list(sizes)), "tied": tied_layers(model)}
-    measure = functools.partial(_measured, model, data)
+    images = [batch.images for batch in _batches(data, options)] if adapt else []
+    measure = functools.partial(_measured, model, data, images)
     found = [measure(one) for one in (other_allocations(costs, sizes, count=solutions, **given) if solutions > 1 else
                                       [allocate(costs, sizes, **given)])]
     free = {name: value for name, value in given.items() if name in ("operations", "latency", "input_bits", "tied")}
     uniform = {b: measure(allocate(costs, sizes, bits=(b,), **free)) for b in choices}
     pareto = [measure(one) for one in _front(costs, sizes, choices, sweep, free)]
     model_bits = _configure(model, found[0].allocation)
+    if adapt:
+        adapt_bn(model, model_bits, images)
     fine_tuned = _fine_tuned(model, data, options, model_bits, fine_tune) if fine_tune else None
     result = SearchResult(found, uniform, pareto, fine_tuned, objective, model, model_bits)
     save_checkpoint(folder / SEARCH_NETWORK, model)
@@ -133,9 +140,7 @@ def _choices(options: Options, bits) -> tuple[int, ...]:
 def _costs(objective: str, bits: tuple[int, ...], model: nn.Module, data: Data, options: Options, folder: Path,
            observer: Observer) -> dict[str, dict[int, float]]:
     if objective == "loss":
-        batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
-        return loss_costs(model, [(batch.images, batch.labels) for batch, _ in
-                                  zip(batches, range(_LOSS_BATCHES), strict=False)], bits)
+        return loss_costs(model, [(batch.images, batch.labels) for batch in _batches(data, options)], bits)
     traces = float_traces(model, data, options, folder=folder, on_probe=observer.probe)
     if objective == "trace":
         return trace_costs(traces, bits, tied=tied_layers(model))
@@ -163,8 +168,17 @@ def _configure(model: nn.Module, allocation: Allocation) -> int:
     return nearest
 
 
-def _measured(model: nn.Module, data: Data, allocation: Allocation) -> Found:
-    return Found(allocation, evaluate(model, data, _configure(model, allocation)))
+def _measured(model: nn.Module, data: Data, images: list, allocation: Allocation) -> Found:
+    """Return the accuracy at `allocation`, with BatchNorm's statistics over `images` where there are any."""
+    bits = _configure(model, allocation)
+    network = adapt_bn(copy.deepcopy(model), bits, images) if images else model
+    return Found(allocation, evaluate(network, data, bits))
+
+
+def _batches(data: Data, options: Options) -> list:
+    """Return the first training batches of the first epoch."""
+    batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
+    return [batch for batch, _ in zip(batches, range(_BATCHES), strict=False)]
 
 
 def _front(costs, sizes, bits: tuple[int, ...], points: int, options) -> list[Allocation]:
