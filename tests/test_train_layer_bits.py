@@ -21,12 +21,10 @@ from mbq_train import (
     add_bits,
     at_bits,
     convert,
-    deploy,
     drop_idle_gradients,
     get_bits,
     initialise,
     load_checkpoint,
-    load_quantized,
     own_layer_bits,
     parameter_groups,
     save_checkpoint,
@@ -228,19 +226,13 @@ def test_a_float_network_has_no_layers_to_give_bit_widths():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batch_norm_is_that_of_its_layers_bit_width(images, kind, tmp_path):
-    model = convert(small_network(), BITS, weights=KINDS[kind], example=images)
-    save_checkpoint(tmp_path / "file", model)
-    loaded = load_quantized(tmp_path / "file", small_network())
-    deployed = deploy(copy.deepcopy(model)) if kind == "double-rounding" else copy.deepcopy(model)
-    for each in (model, loaded, pickle.loads(pickle.dumps(model)), deployed):
-        set_bits(each, 8)
-        assert [each[1].key(), each[4].key()] == ["8", "8"]
-        set_layer_bits(each, MIXED)
-        assert [each[1].key(), each[4].key()] == ["8", "4"]  # the first follows a layer in float
-        assert torch.isfinite(each(images)).all()
-        set_bits(each, 32)
-        assert each[4].in_use() is each[4].by_bits["32"]
-        set_layer_bits(each, {"3": None})
-        set_bits(each, 2)
-        assert each[4].in_use() is each[4].by_bits["2"]
+def test_a_bank_filled_before_does_not_serve_another_configuration(images, kind):
+    model = network(images, KINDS[kind])
+    set_layer_bits(model, {"3": 2})
+    want = model(images)
+    set_layer_bits(model, {"3": None})
+    bank = WeightBank(model, BITS)
+    bank.fill()
+    set_layer_bits(model, {"3": 2})
+    assert torch.equal(model(images), want)
+    bank.drop()

@@ -74,3 +74,17 @@ def test_deployed_layers_keep_their_bit_width_and_take_others(images):
     assert own_layer_bits(again) == {"7": 6} and torch.equal(again(images), stored(images))
     with pytest.raises(ValueError, match="set_layer_bits: bits of 3 must be between 2 and 8, which its codes have"):
         set_layer_bits(stored, {"3": 1})
+
+
+def test_states_hold_bit_widths_that_layers_can_have_in_inference_mode_too(images):
+    model = network(images)
+    set_layer_bits(model, MIXED)
+    with torch.inference_mode():
+        fresh = copy.deepcopy(network(images))
+        fresh(images)
+        fresh.load_state_dict(model.state_dict())
+        assert own_layer_bits(fresh) == MIXED and torch.equal(fresh(images), model(images))
+    for bad in (5.0, -3.0, float("nan"), 2.5):
+        state = model.state_dict() | {"3.weight_quantizer.layer_bits": torch.tensor(bad)}
+        with pytest.raises(RuntimeError, match="3: layer_bits must be"):
+            network(images).load_state_dict(state)

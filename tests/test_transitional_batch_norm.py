@@ -168,12 +168,11 @@ def test_networks_without_norms_of_their_own_stay_as_they_are():
         make_transitional(shared, "text")
 
 
-def test_untrained_bit_widths_of_layers_are_an_error():
+def test_the_nearest_pair_serves_bit_widths_that_were_not_trained():
     model = converted(weights=RoundClamp())
-    set_layer_bits(model, {"3": 5})
-    with pytest.raises(RuntimeError, match="TransitionalBatchNorm: bit-widths of the layers before it must be trained "
-                                           "ones, of 8, 4, 2, got 8,5"):
-        model(IMAGES)
+    for own, key in ((5, "8,4"), (7, "8,8"), (3, "8,4"), (1, "8,2")):
+        set_layer_bits(model, {"3": own})
+        assert model[4].key() == key and model(IMAGES).isfinite().all()
 
 
 def test_it_shows_itself_and_the_norm_in_use(model):

@@ -91,7 +91,7 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
         folder: of a run.
         objective: 'hessian', HAWQ-V2's cost; 'trace', the paper's sum of traces times bits; 'loss', measured on 8
             training batches with each layer alone at each bit-width.
-        bits: to choose from [those of the run, or 8, 4 and 2 where it has only one].
+        bits: to choose from [those of the run; 8, 4 and 2 with round-clamp and one].
         solutions: how many different allocations to measure, the best first.
         sweep: at how many mean bit-widths, between the least and the most, to measure the best allocation.
         fine_tune: epochs of training at the best allocation, at a tenth of the run's learning rate.
@@ -110,6 +110,9 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
     options, data, model = load_data_and_network(folder, device)
     model = model.to(data.device)
     choices = _choices(options, bits)
+    for b in choices:
+        set_layer_bits(model, dict.fromkeys(weight_layers(model), b))  # errors now, not after the traces
+    set_layer_bits(model, dict.fromkeys(weight_layers(model)))
     costs = _costs(objective, choices, model, data, options, folder, observer)
     sizes = {name: layer.weight.numel() for name, layer in weight_layers(model).items()}
     given = {**limits, "operations": multiply_accumulates(model, example_images(data, 1)),
@@ -134,7 +137,8 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
 
 def _choices(options: Options, bits) -> tuple[int, ...]:
     trained = quantized(options.bits)
-    return tuple(bits) if bits is not None else trained if len(trained) > 1 else (8, 4, 2)
+    free = options.quantizer == "round-clamp" and len(trained) == 1  # which has every bit-width
+    return tuple(bits) if bits is not None else (8, 4, 2) if free else trained
 
 
 def _costs(objective: str, bits: tuple[int, ...], model: nn.Module, data: Data, options: Options, folder: Path,

@@ -92,7 +92,8 @@ def other_allocations(costs: Costs, sizes: Mapping[str, int], *, count: int, **o
 
     options: as of `allocate`. Raises as `allocate`.
     """
-    check_number("count", count, least=1)
+    check_count("count", count)
+    options = _kept(options)
     best = allocate(costs, sizes, **options)
     forced = dict(options.pop("forced", None) or {})
     found = {tuple(best.bits.values()): best}
@@ -116,6 +117,11 @@ def pareto_allocations(costs: Costs, sizes: Mapping[str, int], *, mean_bits: Ite
     options: as of `allocate`, without mean_bits; limits that cannot be met at some of them leave those out. Raises as
     `allocate`, where none can be met.
     """
+    if not isinstance(mean_bits, Iterable):
+        raise TypeError(f"allocate: mean_bits must be a sequence of numbers, got {mean_bits!r}")
+    mean_bits, options = list(mean_bits), _kept(options)
+    for most in mean_bits:
+        check_number("mean_bits", most)
     found, last = [], None
     for most in sorted(mean_bits):
         try:
@@ -129,6 +135,13 @@ def pareto_allocations(costs: Costs, sizes: Mapping[str, int], *, mean_bits: Ite
         if not front or allocation.cost < front[-1].cost:
             front.append(allocation)
     return front
+
+
+def _kept(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options that can be read several times."""
+    once = {name: tuple(map(tuple, value)) if name == "tied" else tuple(value) for name, value in options.items()
+            if name in ("tied", "bits") and isinstance(value, Iterable) and not isinstance(value, str)}
+    return options | once
 
 
 def _choices(costs: Costs, sizes: Mapping[str, int], bits: Iterable[int] | None) -> dict[str, tuple[int, ...]]:

@@ -78,6 +78,8 @@ def loss_costs(model: nn.Module, batches: Iterable, bits: Iterable[int], *,
     converted_states("loss_costs", model)
     layers = weight_layers(model)
     with _layers_free(model), in_mode(model, training=False):
+        if all(bits[0] in state.trained for state in bit_states(model)):
+            set_bits(model, bits[0])  # norms that follow no quantized layer are at the highest too
         set_layer_bits(model, dict.fromkeys(layers, bits[0]))
         base = _mean_loss(model, batches, loss)
         costs = {name: {bits[0]: 0.0} for name in layers}

@@ -8,6 +8,7 @@ from torch import nn
 from .adaptation import estimate_statistics
 from .batch_norm import BitBatchNorm, batch_norms
 from .bits import check_bit_widths, code_range, converted_states, in_mode, set_bits
+from .layer_bits import without_layer_bits
 from .quantizer import quantizers
 
 
@@ -57,11 +58,12 @@ def add_bits(model: nn.Module, bits, batches) -> nn.Module:
         norms = [module for module in model.modules() if isinstance(module, BitBatchNorm)]
         if norms and new and not batches:
             raise ValueError("add_bits: batches must hold images for the statistics of BatchNorm, got none")
-        for b in new:
-            with in_mode(model, training=False):
-                set_bits(model, b)
-                in_use = [norm for module in norms for norm in batch_norms(module.in_use())]
-            estimate_statistics(model, b, batches, in_use)
+        with without_layer_bits(model):  # or the statistics would be those of other bit-widths
+            for b in new:
+                with in_mode(model, training=False):
+                    set_bits(model, b)
+                    in_use = [norm for module in norms for norm in batch_norms(module.in_use())]
+                estimate_statistics(model, b, batches, in_use)
     return model
 
 

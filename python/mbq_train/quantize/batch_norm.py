@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .bits import FLOAT, MAX_BITS, BitState
+from .bits import FLOAT, BitState
 from .own_bits import OwnBits
 from .recomputation import runs_at
 
@@ -21,7 +21,8 @@ class BitBatchNorm(nn.Module):
 
     The activations of a layer have another mean and variance at every bit-width; one set of running statistics fits
     none of them (Huang et al., 2025, arXiv 2502.01199, alg. A.2). Where the layer whose outputs are normalised has a
-    bit-width of its own (`set_layer_bits`), it is the BatchNorm of that one. torch.compile compiles once per bit-width,
+    bit-width of its own (`set_layer_bits`), it is the BatchNorm of that one, or of the nearest that was trained.
+    torch.compile compiles once per bit-width,
     here as in the quantizers. Attributes that it has not are those of the BatchNorm in use.
 
     load_state_dict takes the keys of the BatchNorm as well, for every bit-width; what else has other bit-widths than
@@ -62,7 +63,16 @@ class BitBatchNorm(nn.Module):
         in_use = self.bit_state.bits
         if in_use == FLOAT or not self.quantizers:
             return str(in_use)
-        return ",".join(_text(in_use if quantizer is None else quantizer.bits) for quantizer in self.quantizers)
+        return ",".join(self.text_of(in_use if quantizer is None else quantizer.bits) for quantizer in self.quantizers)
+
+    def text_of(self, bits: int) -> str:
+        """Return the nearest bit-width that there is a BatchNorm of, as text; of two the higher."""
+        known = sorted({int(key.rpartition(",")[-1]) for key in self.norms() if key != str(FLOAT)}, reverse=True)
+        nearest = known[0]
+        for b in known:  # compared one by one: to torch.compile a bit-width is a number that may change until then
+            if abs(b - bits) < abs(nearest - bits):
+                nearest = b
+        return str(nearest)
 
     def in_use(self) -> nn.Module:
         """Return the BatchNorm that a forward would use now."""
@@ -86,7 +96,7 @@ class BitBatchNorm(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if self.kept not in self.__dict__.get("_modules", ()):
+            if name.startswith("__") or self.kept not in self.__dict__.get("_modules", ()):
                 raise
             return getattr(self.in_use(), name)
 
@@ -94,11 +104,6 @@ class BitBatchNorm(nn.Module):
         inner = repr(self.norms()[str(FLOAT)]).replace("\n", "\n  ")
         each = f"bits={self.key()}, one each for {', '.join(self.norms())}"
         return f"{type(self).__name__}(\n  {each}\n  {inner}\n)"
-
-
-def _text(bits: int) -> str:
-    """Return a bit-width as text: to torch.compile it is a number that may change until it is compared."""
-    return next(str(b) for b in range(1, MAX_BITS + 1) if b == bits)
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:

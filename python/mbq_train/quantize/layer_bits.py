@@ -25,6 +25,8 @@ def set_layer_bits(model: nn.Module, bits: Mapping[str, int | None]) -> None:
     Raises TypeError, ValueError for a name that is no such layer and a bit-width that it cannot have; nothing is
     changed then.
     """
+    if not isinstance(bits, Mapping):
+        raise TypeError(f"set_layer_bits: bits must be a mapping by layer, got {type(bits).__name__}")
     layers = {name: _parts(module) for name, module in model.named_modules() if _owner(module) is not None}
     for name, b in bits.items():
         if name not in layers:

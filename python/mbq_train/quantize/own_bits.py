@@ -79,9 +79,15 @@ class OwnBits(Watching):
 
     def _read_own_bits(self) -> None:
         bits, = one_of_all(self.layer_name, self.layer_bits.reshape(1))
-        if bits != int(bits):
+        if not bits.is_integer():
             raise RuntimeError(f"{self.layer_name}: layer_bits must be an integer, got {bits:g}, as of an average over "
                                "a training that changed it")
+        if bits:
+            try:
+                self.check_own_bits(int(bits))
+            except ValueError as error:
+                raise RuntimeError(f"{self.layer_name}: layer_bits must be what set_layer_bits can give, got "
+                                   f"{bits:g} ({error})") from error
         self.keep_own_bits(int(bits))
 
 

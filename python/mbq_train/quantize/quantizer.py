@@ -121,12 +121,14 @@ class BaseWeightQuantizer(Quantizer):
 
     def hold(self, values: dict[int, torch.Tensor]) -> None:
         """Have the coming forwards return `values`, {bits: quantized weight}, until `bit_state.held` is emptied."""
-        self.bit_state.held[self] = values
+        self.bit_state.held[self] = self.own_bits, values
 
     @property
     def held(self) -> dict[int, torch.Tensor]:
-        """Return what a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one."""
-        return self.bit_state.held.get(self, {})
+        """Return what a bank has made ready for the coming forwards, {bits: quantized weight}; empty without one, and
+        where the layer has got another bit-width of its own since."""
+        own, values = self.bit_state.held.get(self, (None, {}))
+        return values if own == self.own_bits else {}
 
     def forward(self, weight):
         if self.bit_state.held and self.bit_state.bits in self.held:

@@ -47,13 +47,6 @@ class TransitionalBatchNorm(BitBatchNorm):
         self.training = norm.training
         self.register_load_state_dict_pre_hook(read_other_keys)
 
-    def in_use(self) -> nn.Module:
-        key = self.key()
-        if key not in self.by_pair:
-            raise RuntimeError("TransitionalBatchNorm: bit-widths of the layers before it must be trained ones, of "
-                               f"{', '.join(map(str, self.bit_state.trained))}, got {key}")
-        return self.by_pair[key]
-
     def add(self, bits: int, near: int) -> None:
         """Make the BatchNorms of all pairs with `bits`, as those with `near` in its place are."""
         known = dict.fromkeys(int(b) for key in self.by_pair for b in key.split(",") if key != str(FLOAT))

@@ -59,6 +59,9 @@ class BitRoulette:
         for name, value, least in (("epochs", epochs, 1), ("uniform_epochs", uniform_epochs, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"BitRoulette: {name} must be an integer of at least {least}, got {value!r}")
+        if uniform_epochs >= epochs:
+            raise ValueError(f"BitRoulette: uniform_epochs must be below epochs, or no layer ever draws, got "
+                             f"{uniform_epochs} of {epochs}")
         if not 0 <= largest <= 1:
             raise ValueError(f"BitRoulette: largest must be in [0, 1], got {largest}")
         self.epochs, self.uniform_epochs, self.largest, self.seed = epochs, uniform_epochs, largest, seed
