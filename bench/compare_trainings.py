@@ -31,13 +31,17 @@ from rich.table import Table  # noqa: E402
 import mbq_store  # noqa: E402
 from mbq_lab import evaluate  # noqa: E402
 from mbq_lab.runs.folder import CONFIG, FLOAT_NETWORK, load_options  # noqa: E402
-from mbq_lab.runs.networks import data_and_float_network, load_data_and_network, plan_of  # noqa: E402
+from mbq_lab.runs.networks import (  # noqa: E402
+    calibration_batches,
+    data_and_float_network,
+    load_data_and_network,
+    plan_of,
+)
 from mbq_train import adapt_bn, export_store, initialise, load_checkpoint  # noqa: E402
 from mbq_train.quantize.bits import quantized  # noqa: E402
 from mbq_train.quantize.layers import weight_layers  # noqa: E402
 
 WAYS = ("trained", "store", "separate", "float, rounded")
-CALIBRATION = 8  # batches
 
 
 def of_run(folder: Path) -> dict[str, dict[int, float]]:
@@ -50,8 +54,7 @@ def of_run(folder: Path) -> dict[str, dict[int, float]]:
         for b in bits:
             found["store"][b] = evaluate(_from_store(load_data_and_network(folder)[2], Path(place) / "store", b),
                                          data, b)
-    images = [batch.images for batch, _ in zip(data.train_batches(options.batch_size, seed=options.seed, epoch=0),
-                                               range(CALIBRATION), strict=False)]
+    images = [batch.images for batch in calibration_batches(options, data)]
     for b in bits:
         _, network = data_and_float_network(options, data.device)
         load_checkpoint(folder / FLOAT_NETWORK, network)

@@ -16,9 +16,7 @@ from ..training.accuracy import evaluate
 from .devices import check_device
 from .folder import CHECKPOINT, CONFIG, FLOAT_NETWORK, load_options, standing
 from .given import data_given
-from .networks import data_and_float_network, load_quantized
-
-_CALIBRATION_BATCHES = 8
+from .networks import calibration_batches, data_and_float_network, load_quantized
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ def evaluate_run(folder, *, data=None, model: nn.Module | None = None, bits=None
     untrained = tuple(b for b in bits if b not in (FLOAT, *options.bits))
     images = []
     if untrained or adapt:
-        batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
-        images = [batch.images for batch, _ in zip(batches, range(_CALIBRATION_BATCHES), strict=False)]
+        images = [batch.images for batch in calibration_batches(options, data)]
     if untrained:
         quantized = add_bits(quantized, untrained, images)
     networks = {b: adapt_bn(copy.deepcopy(quantized), b, images) if adapt else quantized for b in bits}

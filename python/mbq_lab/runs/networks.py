@@ -9,6 +9,7 @@ from torch import nn
 
 import mbq_train
 from mbq_train import distributed
+from mbq_train.batches import Batch
 from mbq_train.checkpoint import CONVERSION, VERSION, CheckpointError, load_checkpoint
 from mbq_train.conversion.convert import plan_conversion
 from mbq_train.conversion.plan import Conversion
@@ -20,6 +21,8 @@ from ..options import Options
 from .devices import check_device
 from .folder import CHECKPOINT, CONFIG, load_options, standing
 from .given import check_given
+
+_CALIBRATION_BATCHES = 8
 
 
 def data_and_float_network(options: Options, device: torch.device, *, data: Data | None = None,
@@ -44,6 +47,12 @@ def data_and_float_network(options: Options, device: torch.device, *, data: Data
 def example_images(data: Data, images: int = 2) -> torch.Tensor:
     """Return a few test images."""
     return next(data.test_batches(min(images, data.test_size))).images
+
+
+def calibration_batches(options: Options, data: Data) -> list[Batch]:
+    """Return the first batches of training images that statistics and losses are estimated from."""
+    batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
+    return [batch for batch, _ in zip(batches, range(_CALIBRATION_BATCHES), strict=False)]
 
 
 def plan_of(options: Options, data: Data, model: nn.Module, bits=None) -> Conversion:

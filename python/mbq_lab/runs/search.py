@@ -38,12 +38,12 @@ from ..training.accuracy import evaluate
 from ..training.loop import Training
 from ..training.traces import float_traces
 from .folder import SEARCH, SEARCH_NETWORK, SEARCH_PLOT
-from .networks import example_images, load_data_and_network
+from .networks import calibration_batches, example_images, load_data_and_network
 from .observer import Observer
 from .plots import plot_search
 
 OBJECTIVES = ("hessian", "trace", "loss")
-_BATCHES, _FINE_TUNING_RATE = 8, 0.1
+_FINE_TUNING_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def search_run(folder, *, objective: str = "hessian", bits: Iterable[int] | None
     sizes = {name: layer.weight.numel() for name, layer in weight_layers(model).items()}
     given = {**limits, "operations": multiply_accumulates(model, example_images(data, 1)),
              "latency": _latency(latency, list(sizes)), "tied": tied_layers(model)}
-    images = [batch.images for batch in _batches(data, options)] if adapt else []
+    images = [batch.images for batch in calibration_batches(options, data)] if adapt else []
     measure = functools.partial(_measured, model, data, images)
     found = [measure(one) for one in (other_allocations(costs, sizes, count=solutions, **given) if solutions > 1 else
                                       [allocate(costs, sizes, **given)])]
@@ -144,7 +144,8 @@ def _choices(options: Options, bits) -> tuple[int, ...]:
 def _costs(objective: str, bits: tuple[int, ...], model: nn.Module, data: Data, options: Options, folder: Path,
            observer: Observer) -> dict[str, dict[int, float]]:
     if objective == "loss":
-        return loss_costs(model, [(batch.images, batch.labels) for batch in _batches(data, options)], bits)
+        batches = [(batch.images, batch.labels) for batch in calibration_batches(options, data)]
+        return loss_costs(model, batches, bits)
     traces = float_traces(model, data, options, folder=folder, on_probe=observer.probe)
     if objective == "trace":
         return trace_costs(traces, bits, tied=tied_layers(model))
@@ -177,12 +178,6 @@ def _measured(model: nn.Module, data: Data, images: list, allocation: Allocation
     bits = _configure(model, allocation)
     network = adapt_bn(copy.deepcopy(model), bits, images) if images else model
     return Found(allocation, evaluate(network, data, bits))
-
-
-def _batches(data: Data, options: Options) -> list:
-    """Return the first training batches of the first epoch."""
-    batches = data.train_batches(options.batch_size, seed=options.seed, epoch=0)
-    return [batch for batch, _ in zip(batches, range(_BATCHES), strict=False)]
 
 
 def _front(costs, sizes, bits: tuple[int, ...], points: int, options) -> list[Allocation]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..quantize.bits import FLOAT, bit_states, check_bit_widths, converted_states, in_mode, set_bits
-from ..quantize.layer_bits import own_layer_bits, set_layer_bits
+from ..quantize.layer_bits import set_layer_bits, without_layer_bits
 from ..quantize.layers import weight_layers
 from ..sensitivity import Trace, perturbations, sensitivities
 from .tied import leaders_of, tied_layers
@@ -119,17 +119,11 @@ def _mean_loss(model: nn.Module, batches: list, loss: Callable) -> float:
 @contextlib.contextmanager
 def _layers_free(model: nn.Module) -> Iterator[None]:
     """Put the bit-widths of layers and of the model back at the end of the block, in which no layer is in float."""
-    own, before = own_layer_bits(model), [(state, state.bits, state.changed) for state in bit_states(model)]
-    try:
-        for state, b, _ in before:
-            if b == FLOAT:
-                set_bits(model, state.trained[0])
+    with in_mode(model, training=model.training), without_layer_bits(model):
+        for state in bit_states(model):
+            if state.bits == FLOAT:
+                state.select(state.trained[0])
         yield
-    finally:
-        set_layer_bits(model, dict.fromkeys(weight_layers(model)) | own)
-        for state, b, changed in before:
-            state.select(b)
-            state.changed = changed
 
 
 def _checked(function: str, model: nn.Module, traces: Mapping[str, Trace]) -> dict[str, nn.Module]:

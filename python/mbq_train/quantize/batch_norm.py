@@ -67,9 +67,8 @@ class BitBatchNorm(nn.Module):
 
     def text_of(self, bits: int) -> str:
         """Return the nearest bit-width that there is a BatchNorm of, as text; of two the higher."""
-        known = sorted({int(key.rpartition(",")[-1]) for key in self.norms() if key != str(FLOAT)}, reverse=True)
-        nearest = known[0]
-        for b in known:  # compared one by one: to torch.compile a bit-width is a number that may change until then
+        nearest = self.bit_state.trained[0]
+        for b in self.bit_state.trained:  # one by one: to torch.compile `bits` is a number that may still change
             if abs(b - bits) < abs(nearest - bits):
                 nearest = b
         return str(nearest)

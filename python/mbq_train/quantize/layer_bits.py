@@ -51,13 +51,14 @@ def own_layer_bits(model: nn.Module) -> dict[str, int]:
 
 @contextlib.contextmanager
 def without_layer_bits(model: nn.Module) -> Iterator[None]:
-    """Have all layers of `model` compute at the model's bit-width inside the block."""
+    """Have all layers of `model` compute at the model's bit-width inside the block, until it gives them others; after
+    it they have those from before it."""
     own = own_layer_bits(model)
     set_layer_bits(model, dict.fromkeys(own))
     try:
         yield
     finally:
-        set_layer_bits(model, own)
+        set_layer_bits(model, dict.fromkeys(own_layer_bits(model)) | own)
 
 
 def _owner(module: nn.Module) -> OwnBits | None:
